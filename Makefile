@@ -1,0 +1,35 @@
+# Every target builds what it needs: `make smoke` and `make test` work on a fresh machine with Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help smoke test lab lint bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+smoke: .venv/installed  ## run the production smoke on this machine: verdict and HTML report
+	$(BIN)/python -m nsa_lib run smoke
+
+test: .venv/tested  ## run the tests
+	$(BIN)/python -m pytest
+
+lab: .venv/installed  ## open JupyterLab on the notebooks; no browser is started, the address with its token is printed
+	$(BIN)/jupyter lab --no-browser --notebook-dir=notebooks
+
+lint: .venv/tested  ## check style, and that the notebooks hold no outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/smoke.ipynb
+
+bench: .venv/tested  ## measure what the promises of speed and cost rest on
+	$(BIN)/python -m tests.bench
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@

@@ -1,0 +1,98 @@
+"""The workbook from a shell: `python -m nsa_lib check | run | report | compare`.
+
+`run` is papermill with the engine that also writes the HTML, and a name for its output; everything it does, papermill
+does alone too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import nbformat
+from papermill.iorw import read_yaml_file
+
+from nsa_lib.config import NOTEBOOKS, ConfigError
+from nsa_lib.environment import PROJECT
+from nsa_lib.plan import plan
+from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
+from nsa_lib.store import compare, open_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m nsa_lib", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("check", "say what a run would do, or why it cannot; starts nothing"),
+        ("run", "execute a notebook and write its report"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("notebook", choices=NOTEBOOKS)
+        command.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+        command.add_argument("-f", "--parameters_file", type=Path, help="flat YAML of parameters")
+    command = commands.add_parser("report", help="write the HTML of an executed notebook")
+    command.add_argument("notebook", type=Path)
+    command = commands.add_parser("compare", help="print what changed from one run to another")
+    command.add_argument("run_a")
+    command.add_argument("run_b")
+    asked = parser.parse_args(arguments)
+    try:
+        return COMMANDS[asked.command](asked)
+    except (ConfigError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _check(asked: argparse.Namespace) -> int:
+    given = {**(read_yaml_file(str(asked.parameters_file)) if asked.parameters_file else {}), **dict(asked.parameters)}
+    # As papermill would inject them, so that an unknown name is found here too.
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    found = plan(asked.notebook, {**given, "In": [injected]})
+    print(parameters_table(found.parameter_rows))
+    print(f"cases: {', '.join(case.case_id for case in found.cases)}")
+    for notice in found.notices:
+        print(notice)
+    return 0
+
+
+def _run(asked: argparse.Namespace) -> int:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    output = PROJECT / "reports" / f"{asked.notebook}-{stamp}.ipynb"
+    output.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "papermill", "--engine", "nsa", "--log-output"]
+    command += [str(PROJECT / "notebooks" / f"{asked.notebook}.ipynb"), str(output)]
+    if asked.parameters_file:
+        command += ["-f", str(asked.parameters_file)]
+    for name, value in asked.parameters:
+        command += ["-p", name, value]
+    status = subprocess.run(command, check=False).returncode
+    found = read_verdict(nbformat.read(output, as_version=4))
+    print(f"\n{found.icon} {found.word}: {found.headline}")
+    for reason in found.reasons:
+        print(f"  - {reason}")
+    print(f"report: {output.with_suffix('.html')}")
+    return status
+
+
+def _report(asked: argparse.Namespace) -> int:
+    path = asked.notebook.with_suffix(".html")
+    html, _ = NsaHTMLExporter().from_filename(str(asked.notebook))
+    path.write_text(html, encoding="utf-8")
+    print(path)
+    return 0
+
+
+def _compare(asked: argparse.Namespace) -> int:
+    changed = compare(open_run(asked.run_a), open_run(asked.run_b))
+    print("nothing differs" if changed.empty else changed.to_string(index=False))
+    return 0
+
+
+COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Native Sparse Attention as one module: three branches over the same queries, mixed by learned gates (Eq. 5).
+
+Letters: B batch, T tokens, H heads, G groups, D head width.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nsa_lib.attention.backends import BACKENDS
+from nsa_lib.attention.compression import CompressionMLP, compress, compressed_probabilities, mean, mix_compressed
+from nsa_lib.attention.rope import apply_rope
+from nsa_lib.attention.selection import block_scores, choose_blocks
+from nsa_lib.attention.sliding import sliding_attention
+from nsa_lib.config import NSAConfig
+
+
+class NSAttention(nn.Module):
+    """Causal attention [B, T, dim] -> [B, T, dim] that reads compressed, selected and recent tokens.
+
+    Parameters: `query`; `key_<branch>` and `value_<branch>` for each branch; `phi_k` and `phi_v` that compress blocks;
+    `branch_gates`, a sigmoid gate for each head and branch; `out`. A branch that is off has no parameters. Without
+    the compressed branch the selected one still ranks blocks by compressed keys; no gradient reaches those, so they
+    are fixed.
+
+    Raises ValueError for an unknown backend.
+    """
+
+    def __init__(self, config: NSAConfig, backend: str = "masked"):
+        super().__init__()
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r}: accepts {', '.join(BACKENDS)}")
+        self.config, self.backend = config, backend
+        c = config
+        self.query = nn.Linear(c.dim, c.heads * c.d_k, bias=False)
+        for branch in c.branches:
+            self.add_module(f"key_{branch}", nn.Linear(c.dim, c.groups * c.d_k, bias=False))
+            self.add_module(f"value_{branch}", nn.Linear(c.dim, c.groups * c.d_v, bias=False))
+        if "cmp" in c.branches:
+            self.phi_k, self.phi_v = self._phi(c.d_k), self._phi(c.d_v)
+        elif "slc" in c.branches:
+            self.key_cmp = nn.Linear(c.dim, c.groups * c.d_k, bias=False).requires_grad_(False)
+            self.phi_k = self._phi(c.d_k)
+            if isinstance(self.phi_k, nn.Module):
+                self.phi_k.requires_grad_(False)
+        self.branch_gates = nn.Linear(c.dim, c.heads * len(c.branches), bias=False)
+        self.out = nn.Linear(c.heads * c.d_v, c.dim, bias=False)
+
+    def _phi(self, width: int):
+        return CompressionMLP(self.config.l, width) if self.config.phi == "mlp" else mean
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the attention's output, projected, [B, T, dim] -> [B, T, dim]."""
+        c, parts = self.config, self._project(x)
+        outputs, p_cmp = {}, None
+        if {"cmp", "slc"} & set(c.branches):
+            p_cmp = self._p_cmp(parts)
+        if "cmp" in c.branches:
+            outputs["cmp"] = mix_compressed(p_cmp, compress(parts["value_cmp"], self.phi_v, l=c.l, d=c.d))
+        if "slc" in c.branches:
+            backend = BACKENDS[self.backend]
+            q, k, v = parts["query"], parts["key_slc"], parts["value_slc"]
+            outputs["slc"] = backend(q, k, v, self._select(p_cmp), l_sel=c.l_sel, scale=c.d_k**-0.5)
+        if "win" in c.branches:
+            outputs["win"] = sliding_attention(parts["query"], parts["key_win"], parts["value_win"], w=c.w)
+        gates = parts["branch_gates"].unbind(dim=-1)
+        mixed = reduce(torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches)))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def select(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the blocks that each query of x selects, [B, T, dim] -> int64 [B, G, T, n_sel]."""
+        return self._select(self._p_cmp(self._project(x)))
+
+    @torch.no_grad()
+    def gates(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branch gates, [B, T, dim] -> [B, H, T, branches], branches in the order of the config."""
+        return self._project(x)["branch_gates"]
+
+    def _select(self, p_cmp: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        scores = block_scores(p_cmp, groups=c.groups, l=c.l, d=c.d, l_sel=c.l_sel)
+        # A NaN among them reaches the output through the queries as well, and so the loss, which training checks.
+        return choose_blocks(scores, l_sel=c.l_sel, n_sel=c.n_sel)
+
+    def _p_cmp(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        c = self.config
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "cmp" in c.branches):
+            k_cmp = compress(parts["key_cmp"], self.phi_k, l=c.l, d=c.d)
+            k_cmp = apply_rope(k_cmp, base=c.rope_base, stride=c.d, offset=c.l - 1)
+            return compressed_probabilities(parts["query"], k_cmp, l=c.l, d=c.d)
+
+    def _project(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return all projections of x by name, heads apart: [B, heads, T, width], the gates [B, H, T, branches].
+
+        One product for all of them, and one rotation for the queries and keys that are rotated at their own positions:
+        a layer of eight small products would wait for their launches.
+        """
+        c = self.config
+        rotated = ["query", *(f"key_{branch}" for branch in ("slc", "win") if branch in c.branches)]
+        others = ["key_cmp"] if hasattr(self, "key_cmp") else []
+        others += [*(f"value_{branch}" for branch in c.branches), "branch_gates"]
+        weights = {name: self.get_submodule(name).weight for name in (*rotated, *others)}
+        turning = sum(len(weights[name]) for name in rotated)
+        widths = [turning, *(len(weights[name]) for name in others)]
+        turned, *rest = F.linear(x, torch.cat(list(weights.values()))).split(widths, dim=-1)
+        turned = apply_rope(turned.unflatten(-1, (-1, c.d_k)).transpose(1, 2), base=c.rope_base)
+        parts = dict(zip(rotated, turned.split([len(weights[name]) // c.d_k for name in rotated], dim=1)))
+        parts |= zip(others, rest)
+        for name in others[:-1]:
+            width = c.d_v if name.startswith("value") else c.d_k
+            parts[name] = parts[name].unflatten(-1, (c.groups, width)).transpose(1, 2)
+        gates = parts["branch_gates"].sigmoid()
+        parts["branch_gates"] = gates.unflatten(-1, (c.heads, len(c.branches))).transpose(1, 2)
+        return parts

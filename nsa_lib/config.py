@@ -1,0 +1,166 @@
+"""What a case is made of: the configurations of attention, model and case, and the names that they accept.
+
+Nothing here imports torch, so that a notebook and a worker can share it. Every refusal is one line that names the
+value and what is accepted instead.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+BACKEND_NAMES = ("masked", "gather", "packed")
+BRANCHES = ("cmp", "slc", "win")
+PHIS = ("mlp", "mean")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+DEVICES = ("cpu", "cuda")
+NOTEBOOKS = ("smoke",)
+
+WARMUP_STEPS = 10
+"""Steps at the start of a case that no trend is read from: caches fill, kernels compile, optimizer state is made."""
+
+TREND_WINDOW = 50
+"""Steps over which the checklist limits growth."""
+
+JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
+"""The fewest steps of a smoke that can be judged."""
+
+
+class ConfigError(ValueError):
+    """A request that cannot be carried out, in one line that names the parameter and what it accepts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NSAConfig:
+    """Sizes of one Native Sparse Attention layer (arXiv 2502.11089), in tokens where nothing else is said.
+
+    Raises ConfigError, naming the two values, for sizes that do not fit each other.
+    """
+
+    dim: int
+    """Width of the model."""
+    heads: int
+    """Query heads."""
+    groups: int
+    """KV heads; each is shared by heads / groups query heads."""
+    d_k: int
+    """Width of a query or key head; even, because RoPE rotates halves."""
+    d_v: int
+    """Width of a value head."""
+    l: int
+    """Compression block."""
+    d: int
+    """Stride of the compression blocks."""
+    l_sel: int
+    """Selection block."""
+    n_sel: int
+    """Selection blocks that a query reads, the three fixed ones included."""
+    w: int
+    """Sliding window, own token included."""
+    phi: str = "mlp"
+    """How a block is compressed: `mlp` or `mean`."""
+    rope_base: float = 10000.0
+    """Base of the rotary frequencies."""
+    branches: tuple[str, ...] = BRANCHES
+    """Branches that are computed."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "branches", tuple(self.branches))
+        for name in ("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
+        self._require(self.heads % self.groups == 0, "heads", "groups", "heads must be a multiple of groups")
+        self._require(self.l % self.d == 0, "l", "d", "l must be a multiple of d")
+        self._require(self.l_sel % self.d == 0, "l_sel", "d", "l_sel must be a multiple of d")
+        self._require(self.l <= self.l_sel, "l", "l_sel", "l must not exceed l_sel")
+        if self.n_sel < 3:
+            raise ConfigError(f"n_sel={self.n_sel}: accepts 3 or more (block 0, the query's own and the one before it)")
+        if self.d_k % 2:
+            raise ConfigError(f"d_k={self.d_k}: accepts an even number (RoPE rotates halves)")
+        _require_choice("phi", self.phi, PHIS)
+        if not self.branches or len(set(self.branches)) < len(self.branches) or not set(self.branches) <= set(BRANCHES):
+            raise ConfigError(f"branches={self.branches}: accepts one or more of {', '.join(BRANCHES)}")
+
+    def _require(self, holds: bool, first: str, second: str, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"{first}={getattr(self, first)}, {second}={getattr(self, second)}: {rule}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A TinyLM: its attention layer, how many of them, and the vocabulary."""
+
+    nsa: NSAConfig
+    """Sizes of the attention; the dense yardstick takes its width and heads from here too."""
+    layers: int
+    """Blocks."""
+    vocab: int
+    """Tokens in the vocabulary."""
+    attention: str = "nsa"
+    """`nsa`, or `dense` for the causal yardstick of the same width."""
+    backend: str = "masked"
+    """Backend of the selected branch."""
+
+    def __post_init__(self):
+        for name in ("layers", "vocab"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
+        _require_choice("attention", self.attention, ("nsa", "dense"))
+        _require_choice("backend", self.backend, BACKEND_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseConfig:
+    """One process of a run: what it trains, for how long, and what it watches."""
+
+    case_id: str
+    """Name of the case in its run: `training`, `anomaly`, `profiler`, `dense`."""
+    model: ModelConfig
+    seq_len: int
+    """Tokens in a sequence."""
+    batch: int
+    """Sequences in a step."""
+    steps: int
+    dtype: str
+    """Of parameters, gradients and the optimizer's state."""
+    grad_checkpointing: bool
+    lr: float
+    seed: int
+    device: str
+    data: str = "synthetic"
+    """`synthetic`, or the path of a text file that is read as bytes."""
+    compile: bool = False
+    """Each layer under torch.compile."""
+    alloc_conf: str = ""
+    """Allocator setting, as in PYTORCH_CUDA_ALLOC_CONF."""
+    detect_anomaly: bool = False
+    """Under autograd's anomaly detection."""
+    profile_operators: bool = False
+    """Under torch.profiler, early and late."""
+
+    def __post_init__(self):
+        for name in ("seq_len", "batch", "steps"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
+        _require_choice("dtype", self.dtype, DTYPES)
+        _require_choice("device", self.device, DEVICES)
+        if self.data != "synthetic" and self.model.vocab < 256:
+            raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
+        if self.compile and self.device == "cpu":
+            raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
+
+    def to_json(self) -> str:
+        """Return the case as JSON text, for `from_json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> CaseConfig:
+        """Return the case that `to_json` wrote. Raises ConfigError or TypeError if it is not one."""
+        case = json.loads(text)
+        nsa = NSAConfig(**case["model"].pop("nsa"))
+        return cls(model=ModelConfig(nsa=nsa, **case.pop("model")), **case)
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: accepts {', '.join(choices)}")

@@ -1,0 +1,310 @@
+"""The gates, plain functions from what a run recorded to PASS, WARN, FAIL or NOT_RUN, and the verdict over them.
+
+Missing data is never a pass: a gate whose case did not end well fails or did not run, whatever its figures say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import pandas as pd
+
+from nsa_lib.config import WARMUP_STEPS
+from nsa_lib.operators import WINDOW_STEPS, operator_growth
+from nsa_lib.trend import judge_trend, steps_to_limit
+
+PASS, WARN, FAIL, NOT_RUN = "PASS", "WARN", "FAIL", "NOT_RUN"
+
+FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
+"""Ends of a case that fail the gate it serves; `unavailable` and `interrupted` only leave it unjudged."""
+
+CHECKLIST_RESERVED_MIB = 70_000
+CHECKLIST_FAIL_MIB = 75_000
+
+SEGMENT_MIB = 20
+"""What the allocator reserves at a time: growth of reserved memory below it is one segment, not a trend."""
+
+LOSS_FALL_PERCENT = 1.0
+"""By how much the loss must fall from the first ten steps to the last ten: more than its noise on a fixed batch."""
+
+SLACK_PERCENT = 30
+"""Allocator slack, (reserved - active) / reserved, from which advice is given."""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What one gate found."""
+
+    name: str
+    required: bool
+    outcome: str
+    measured: float | str | None = None
+    limit: float | str | None = None
+    margin: float | None = None
+    """Of an upper limit, limit - measured in the unit; negative when it is exceeded."""
+    unit: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run recorded, as the gates read it."""
+
+    info: Mapping[str, object]
+    """run.json."""
+    cases: pd.DataFrame
+    """A row a case: its result."""
+    steps: pd.DataFrame
+    """A row a step: its heartbeat."""
+
+    def case(self, case_id: str) -> Mapping[str, object] | None:
+        """Return a case's result, or None if the run has no such case."""
+        rows = self.cases[self.cases["case_id"] == case_id]
+        return None if rows.empty else rows.iloc[0].to_dict()
+
+    def of(self, case_id: str) -> pd.DataFrame:
+        """Return a case's steps in order."""
+        return self.steps[self.steps["case_id"] == case_id].sort_values("step")
+
+    def parameter(self, name: str) -> object:
+        """Return a parameter's effective value."""
+        return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
+
+
+def smoke_gates(run: Evidence) -> list[GateResult]:
+    """Return the gates of the production smoke, in the order of the checklist."""
+    judged = [
+        steps_gate(run),
+        finite_gate(run),
+        anomaly_gate(run),
+        loss_gate(run),
+        route_gate(run),
+        checkpointing_gate(run),
+        *reserved_gates(run),
+        memory_order_gate(run),
+        trend_gate(run, "trend_peak_alloc", "peak_alloc_mib", floor_mib=0),
+        trend_gate(run, "trend_reserved", "peak_reserved_mib", floor_mib=SEGMENT_MIB),
+        operator_gate(run),
+    ]
+    return judged
+
+
+def steps_gate(run: Evidence) -> GateResult:
+    """Judge that the training did all its steps and ended by itself."""
+    training, asked = run.case("training"), run.parameter("steps")
+    gate = GateResult("steps", True, PASS, limit=asked, unit="steps")
+    if training is None:
+        return replace(gate, outcome=NOT_RUN, detail="no training case was recorded")
+    done = len(run.of("training"))
+    gate = replace(gate, measured=done, detail=f"{training['status']} {training['reason']}".strip())
+    if training["status"] != "ok":
+        return replace(gate, outcome=_outcome_of(training))
+    return gate if done == asked else replace(gate, outcome=FAIL, detail=f"ended after {done} of {asked} steps")
+
+
+def finite_gate(run: Evidence) -> GateResult:
+    """Judge that no loss and no gradient norm was NaN or Inf."""
+    gate = GateResult("finite", True, PASS, limit=0, unit="values that are NaN or Inf")
+    training, rows = run.case("training"), run.of("training")
+    if training is not None and training["status"] == "nan":
+        return replace(gate, outcome=FAIL, detail=training["reason"])
+    if rows.empty:
+        return replace(gate, outcome=NOT_RUN, detail="no step was recorded")
+    figures = rows[["loss", "grad_norm"]].astype(float)
+    bad = int((figures.isna() | figures.abs().eq(float("inf"))).to_numpy().sum())
+    gate = replace(gate, measured=bad, outcome=FAIL if bad else PASS)
+    return _unless_cut_short(gate, training)
+
+
+def anomaly_gate(run: Evidence) -> GateResult:
+    """Judge that ten steps under autograd's anomaly detection found nothing."""
+    return _case_gate(run, "anomaly", "switched off by anomaly=False")
+
+
+def _case_gate(run: Evidence, case_id: str, absent: str) -> GateResult:
+    gate, case = GateResult(case_id, True, PASS), run.case(case_id)
+    if case is None:
+        return replace(gate, outcome=NOT_RUN, detail=absent)
+    if case["status"] != "ok":
+        return replace(gate, outcome=_outcome_of(case), detail=f"{case['status']}: {case['reason']}")
+    return replace(gate, detail=f"{int(case['steps_done'])} steps without a finding")
+
+
+def loss_gate(run: Evidence) -> GateResult:
+    """Judge that the loss falls: median of the last ten steps against that of the first ten."""
+    gate = GateResult("loss_falls", True, PASS, limit=LOSS_FALL_PERCENT, unit="% at least")
+    losses = run.of("training")["loss"].astype(float).dropna().tolist()
+    if len(losses) < 20:
+        return replace(gate, outcome=NOT_RUN, detail=f"needs 20 steps, {len(losses)} were recorded")
+    first, last = median(losses[:10]), median(losses[-10:])
+    fall = 100 * (first - last) / first
+    gate = replace(gate, measured=round(fall, 2), detail=f"{first:.3f} to {last:.3f} nats")
+    return _unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
+
+
+def route_gate(run: Evidence) -> GateResult:
+    """Judge that the backend that ran, as the running code named itself, is the one asked for."""
+    asked, training = run.parameter("backend"), run.case("training")
+    gate = GateResult("route", True, PASS, limit=asked)
+    routes = _json(training, "routes")
+    if routes is None:
+        return replace(gate, outcome=NOT_RUN, detail="the case ended before its route was seen")
+    ran = ", ".join(routes) or "none"
+    return replace(gate, measured=ran, outcome=PASS if routes == [asked] else FAIL)
+
+
+def checkpointing_gate(run: Evidence) -> GateResult:
+    """Judge the checklist's prerequisite that gradient checkpointing is on."""
+    on = bool(run.parameter("grad_checkpointing"))
+    required = run.info["profile"] == "checklist"
+    return GateResult("grad_checkpointing", required, PASS if on else FAIL, "on" if on else "off", "on")
+
+
+def reserved_gates(run: Evidence) -> list[GateResult]:
+    """Judge the peak of reserved memory by the run's limit, and by the checklist's where that is another."""
+    own_limit = run.parameter("reserved_limit_mib")
+    own = GateResult("peak_reserved", own_limit is not None, NOT_RUN, limit=own_limit, unit="MiB")
+    on_gpu = run.parameter("device") == "cuda"
+    if own_limit is None:
+        own = replace(own, detail="no peak is known for these sizes; reserved_limit_mib sets a limit")
+    else:
+        own = _reserved_gate(run, own, own_limit * CHECKLIST_FAIL_MIB / CHECKLIST_RESERVED_MIB)
+    if own_limit == CHECKLIST_RESERVED_MIB and on_gpu:
+        return [own]
+    gpu = GateResult("peak_reserved_gpu", on_gpu, NOT_RUN, limit=CHECKLIST_RESERVED_MIB, unit="MiB")
+    if not on_gpu:
+        return [own, replace(gpu, detail="the checklist's limit is judged on a GPU only")]
+    return [own, _reserved_gate(run, gpu, CHECKLIST_FAIL_MIB)]
+
+
+def _reserved_gate(run: Evidence, gate: GateResult, fail_mib: float) -> GateResult:
+    peaks = run.of("training")["peak_reserved_mib"].astype(float).dropna()
+    if peaks.empty:
+        return replace(gate, outcome=NOT_RUN, detail="no step was recorded")
+    peak = float(peaks.max())
+    outcome = PASS if peak <= gate.limit else WARN if peak <= fail_mib else FAIL
+    detail = "" if run.parameter("device") == "cuda" else "simulated"
+    margin = round(gate.limit - peak, 1)
+    gate = replace(gate, outcome=outcome, measured=round(peak, 1), margin=margin, detail=detail)
+    return _unless_cut_short(gate, run.case("training"))
+
+
+def memory_order_gate(run: Evidence) -> GateResult:
+    """Judge that state <= peak allocated <= peak reserved <= device total: a figure in the wrong unit breaks it."""
+    gate = GateResult("memory_order", True, PASS, unit="MiB", limit="state <= allocated <= reserved <= device")
+    training, rows = run.case("training"), run.of("training")
+    state = training and training.get("state_mib")
+    if rows.empty or state is None or pd.isna(state):
+        return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
+    order = [state, rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
+    if run.parameter("device") == "cuda":
+        order.append(training["device_total_mib"])
+    holds = all(low <= high for low, high in zip(order, order[1:]))
+    return replace(gate, outcome=PASS if holds else FAIL, measured=" <= ".join(f"{m:,.1f}" for m in order))
+
+
+def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> GateResult:
+    """Judge that a per-step memory figure does not rise steadily after warm-up (`trend.judge_trend`).
+
+    A retry or OOM of the allocator after warm-up is never a PASS: at the cap, reserved memory falls and hides the leak.
+    """
+    gate = GateResult(name, True, NOT_RUN, limit=10.0, unit="%")
+    rows = run.of("training")
+    trend = judge_trend(rows["step"].tolist(), rows[column].astype(float).tolist(), floor_mib=floor_mib)
+    measured = None if trend.outcome == NOT_RUN else round(100 * trend.growth, 2)
+    gate = replace(gate, outcome=trend.outcome, measured=measured, detail=trend.detail)
+    late = rows[rows["step"] > WARMUP_STEPS][["alloc_retries", "ooms"]].astype(float)
+    pressure = late.max() - late.min() if len(late) else late.max()
+    if gate.outcome == PASS and pressure.gt(0).any():
+        retries = f"the allocator retried {pressure['alloc_retries']:.0f} times: it is at its cap"
+        gate = replace(gate, outcome=WARN, detail=retries)
+    return _unless_cut_short(gate, run.case("training"))
+
+
+def operator_gate(run: Evidence) -> GateResult:
+    """Judge that no operator is called more often late in the run than right after warm-up."""
+    gate = GateResult("operator_growth", True, NOT_RUN, limit=0, unit="operators that grew")
+    if not run.parameter("profiler"):
+        return replace(gate, detail="switched off by profiler=False")
+    case = run.case("profiler") if run.parameter("device") == "cuda" else run.case("training")
+    if case is not None and case["status"] != "ok":
+        return replace(gate, outcome=_outcome_of(case), detail=f"{case['status']}: {case['reason']}")
+    windows = _json(case, "operators")
+    if not windows:
+        return replace(gate, detail="no two windows of steps were counted")
+    early, late = ({op: row["count"] for op, row in windows[when].items()} for when in ("early", "late"))
+    growth = operator_growth(early, late, steps=WINDOW_STEPS)
+    detail = f"{sum(early.values()):,} calls in 3 early steps, {sum(late.values()):,} in 3 late ones"
+    if growth.grown:
+        detail += f"; grew: {', '.join(growth.grown)}"
+    outcome = FAIL if growth.has_grown else PASS
+    return replace(gate, outcome=outcome, measured=len(growth.grown), detail=detail)
+
+
+def _outcome_of(case: Mapping[str, object]) -> str:
+    return FAIL if case["status"] in FAILED_STATUSES else NOT_RUN
+
+
+def _unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) -> GateResult:
+    """Return the gate, but NOT_RUN instead of a pass where the training did not come to its end."""
+    if gate.outcome in (FAIL, NOT_RUN) or (training is not None and training["status"] == "ok"):
+        return gate
+    return replace(gate, outcome=NOT_RUN, detail="the training did not come to its end")
+
+
+def _json(case: Mapping[str, object] | None, field: str) -> object:
+    """Return a field that the frame keeps as JSON text, or None where it is missing."""
+    text = None if case is None else case.get(field)
+    return json.loads(text) if isinstance(text, str) else None
+
+
+def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
+    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that stands in the way."""
+    required = [gate for gate in gates if gate.required]
+    for word, outcome in (("NO-GO", FAIL), ("INCOMPLETE", NOT_RUN)):
+        reasons = [_reason(gate) for gate in required if gate.outcome == outcome]
+        if reasons:
+            return word, reasons
+    if not required:
+        return "INCOMPLETE", ["no gate was judged"]
+    reasons = [_reason(gate) for gate in gates if gate.outcome == WARN]
+    return ("REVIEW", reasons) if reasons else ("GO", [])
+
+
+def _reason(gate: GateResult) -> str:
+    figures = "" if gate.measured is None else f" {gate.measured} (limit {gate.limit}) {gate.unit}".rstrip()
+    return f"{gate.name} {gate.outcome.replace('_', ' ')}{figures}" + (f": {gate.detail}" if gate.detail else "")
+
+
+def advice(run: Evidence) -> list[str]:
+    """Return what a user may want to change; it never decides."""
+    rows, said = run.of("training"), []
+    alloc_conf = str(run.parameter("alloc_conf"))
+    if "expandable_segments:True" in alloc_conf and "max_split_size_mb" in alloc_conf:
+        said.append(
+            "The allocator line combines expandable_segments with max_split_size_mb, which can reserve many times what "
+            "is allocated once blocks above the split size are freed; expandable_segments:True alone does not."
+        )
+    settled = rows[rows["step"] > WARMUP_STEPS]
+    if settled.empty:
+        return said
+    slack = ((settled["reserved_mib"] - settled["active_mib"]) / settled["reserved_mib"]).median()
+    if 100 * slack > SLACK_PERCENT:
+        said.append(f"Allocator slack is {100 * slack:.0f} % of reserved memory (advice from {SLACK_PERCENT} %).")
+    trend = judge_trend(rows["step"].tolist(), rows["peak_reserved_mib"].tolist(), floor_mib=SEGMENT_MIB)
+    if trend.outcome in (WARN, FAIL):
+        left = steps_to_limit(rows["peak_reserved_mib"].iloc[-1], trend.slope_mib_per_step, CHECKLIST_FAIL_MIB)
+        if left is not None:
+            said.append(f"At this slope {CHECKLIST_FAIL_MIB:,} MiB are reached in {left:,.0f} steps: restart before.")
+    dense = run.of("dense")
+    if len(dense) > WARMUP_STEPS:
+        speed = settled["tokens_per_s"].median()
+        yardstick = dense[dense["step"] > WARMUP_STEPS]["tokens_per_s"].median()
+        said.append(
+            f"{speed:,.0f} tokens/s; the same model with dense attention, in this run: {yardstick:,.0f} "
+            f"({speed / yardstick:.2f}x)."
+        )
+    return said

@@ -1,0 +1,167 @@
+"""From a notebook's parameters to the cases of a run; every refusal happens here, before any work."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nsa_lib import environment
+from nsa_lib.allocator import AllocatorSettings
+from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError, ModelConfig, NSAConfig
+from nsa_lib.parameters import PARAMETERS, Value, differences, read_parameters, resolve
+
+ANOMALY_STEPS = 10
+DENSE_STEPS = 30
+PROFILER_STEPS = 53
+"""Long enough for three recorded steps right after warm-up and three that are forty steps later."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, decided before it starts."""
+
+    notebook: str
+    profile: str
+    values: Mapping[str, Value]
+    """Every parameter with its effective value and origin."""
+    custom: tuple[str, ...]
+    """How the run differs from its profile; none for a run that readiness counts."""
+    cases: tuple[CaseConfig, ...]
+    environment: Mapping[str, object]
+    out_dir: Path
+
+    def __getitem__(self, name: str) -> object:
+        """Return a parameter's effective value."""
+        return self.values[name].value
+
+    @property
+    def parameter_rows(self) -> list[dict[str, object]]:
+        """The effective parameters as rows: name, value, origin, the checklist's value, whether they differ."""
+        return [{**vars(value), "differs": value.differs} for value in self.values.values()]
+
+    @property
+    def reproduce(self) -> str:
+        """The command that repeats this run."""
+        given = [value for value in self.values.values() if value.origin == "given" and value.name != "profile"]
+        words = ["papermill", f"notebooks/{self.notebook}.ipynb", "out.ipynb", "--engine", "nsa", "-p", "profile"]
+        words.append(self.profile)
+        for value in given:
+            # -r keeps text as it is: -p would read a tag such as 007 as a number.
+            words += ["-r" if PARAMETERS[value.name].kind is str else "-p", value.name, str(value.value)]
+        return shlex.join(words)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know before the run starts, a sentence each."""
+        said = []
+        if self["steps"] < JUDGED_STEPS:
+            said.append(
+                f"steps={self['steps']}: a smoke needs at least {JUDGED_STEPS} steps to be judged "
+                "(10 of warm-up and the checklist's 50); this run will end INCOMPLETE."
+            )
+        if self.custom:
+            said.append(f"custom: {'; '.join(self.custom)}. The gates are judged, readiness will not count the run.")
+        if self.profile == "laptop":
+            said.append("profile laptop: this run checks the code and the workbook, it clears no GPU.")
+        return said
+
+
+def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
+    """Return the plan of a run.
+
+    Args:
+        notebook: name of the notebook, without suffix.
+        namespace: its globals, parameters and IPython's `In` among them.
+
+    Raises:
+        ConfigError: in one line, for anything that cannot be carried out as asked.
+    """
+    environment.refuse_many_processes()
+    read = read_parameters(namespace, namespace.get("In", ()))
+    facts = environment.torch_facts()
+    profile = _choose_profile(str(read["profile"]), facts)
+    values = resolve(read, profile=profile)
+    _require_device(str(values["device"].value), profile, facts)
+    if values["device"].value == "cpu":
+        AllocatorSettings.parse(str(values["alloc_conf"].value))  # on a CPU it is simulated, so it must be known
+    out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
+    environment.require_room(out_dir)
+    cases = smoke_cases(values)
+    _require_data(cases[0])
+    return Plan(
+        notebook=notebook,
+        profile=profile,
+        values=values,
+        custom=tuple(differences(values, profile=profile)),
+        cases=cases,
+        environment={**facts, **environment.machine_facts(), **environment.provenance()},
+        out_dir=out_dir,
+    )
+
+
+def _choose_profile(asked: str, facts: Mapping[str, object]) -> str:
+    if asked != "auto":
+        return asked
+    if facts["cuda_usable"]:
+        return "checklist"
+    if environment.has_nvidia_device():
+        raise ConfigError(
+            f"profile=auto: this machine has an NVIDIA device that torch cannot use ({facts['cuda_problem']}); "
+            "mend that, or ask for profile=laptop"
+        )
+    return "laptop"
+
+
+def _require_device(device: str, profile: str, facts: Mapping[str, object]) -> None:
+    if device == "cuda" and not facts["cuda_usable"]:
+        asked = "profile=checklist" if profile == "checklist" else "device=cuda"
+        raise ConfigError(f"{asked}: needs a CUDA device ({facts['cuda_problem']}); without one: profile=laptop")
+    if device == "cpu" and profile == "checklist":
+        raise ConfigError("device=cpu: the checklist is judged on a GPU; accepts cuda, or profile=laptop")
+
+
+def _require_data(case: CaseConfig) -> None:
+    if case.data == "synthetic":
+        return
+    path = Path(case.data)
+    if not path.is_file():
+        raise ConfigError(f"data={case.data}: no such file; accepts synthetic or the path of a text file")
+    if path.stat().st_size <= case.seq_len:
+        raise ConfigError(f"data={case.data}: {path.stat().st_size} bytes, a sequence needs {case.seq_len + 1}")
+
+
+def smoke_cases(values: Mapping[str, Value]) -> tuple[CaseConfig, ...]:
+    """Return the cases of a smoke: the training, ten steps of anomaly detection, a profile on a GPU, the yardstick.
+
+    On a CPU the operators are counted by the memory tracker in the training case, so it needs no case of its own.
+    """
+    training = training_case(values)
+    on_gpu = training.device == "cuda"
+    cases = [replace(training, profile_operators=bool(values["profiler"].value) and not on_gpu)]
+    if values["anomaly"].value:
+        cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
+    if values["profiler"].value and on_gpu:
+        cases.append(replace(training, case_id="profiler", steps=PROFILER_STEPS, profile_operators=True))
+    dense = replace(training.model, attention="dense")
+    cases.append(replace(training, case_id="dense", model=dense, steps=DENSE_STEPS))
+    return tuple(cases)
+
+
+def training_case(values: Mapping[str, Value]) -> CaseConfig:
+    """Return the training itself. Raises ConfigError for sizes that do not fit each other."""
+
+    def pick(*names: str) -> dict[str, object]:
+        return {name: values[name].value for name in names}
+
+    sizes = pick("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
+    model = ModelConfig(nsa=NSAConfig(**sizes), **pick("layers", "vocab", "backend"))
+    data = str(values["data"].value)
+    return CaseConfig(
+        case_id="training",
+        model=model,
+        data=data if data == "synthetic" else str(Path(data).expanduser().resolve()),
+        **pick("seq_len", "batch", "steps", "dtype", "grad_checkpointing", "lr", "seed", "device", "compile",
+               "alloc_conf"),
+    )  # fmt: skip

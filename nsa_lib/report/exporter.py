@@ -1,0 +1,130 @@
+"""The nbconvert exporter `nsa_html`: one executed notebook -> one HTML file that needs nothing else.
+
+Plotly's JavaScript comes from the installed plotly and is packed into the file once, if there is a chart. A content
+security policy with a nonce lets only the report's own scripts run: what a notebook shows cannot. The nonce is a hash
+of the cells, so that the same notebook always gives the same bytes. Widgets and JavaScript outputs are left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import gzip
+import hashlib
+import json
+import re
+from html import escape, unescape
+from importlib.resources import files
+
+from nbconvert.exporters import HTMLExporter
+from nbformat import NotebookNode
+from plotly.offline import get_plotlyjs
+from pygments.formatters import HtmlFormatter
+from traitlets import default
+from traitlets.config import Config
+
+from nsa_lib.charts import CONFIG
+from nsa_lib.report.verdict import is_record, is_verdict_error, read_verdict
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+SHOWN_MIMES = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
+"""nbconvert's order of preference without what needs a script of the notebook's own."""
+
+PAPERMILL_MARKER = "papermill-error-cell-tag"
+"""Tag of the cells that papermill adds around an error."""
+
+CODE_STYLES = {"light": "default", "dark": "github-dark"}
+"""Pygments styles."""
+
+
+class NsaHTMLExporter(HTMLExporter):
+    """Export an executed notebook as a self-contained report with the verdict on top."""
+
+    export_from_notebook = "NSA report (HTML)"
+
+    @default("template_name")
+    def _template_name_default(self):
+        return "nsa"
+
+    @default("extra_template_basedirs")
+    def _extra_template_basedirs_default(self):
+        return [str(files("nsa_lib.report") / "template")]
+
+    @default("embed_images")
+    def _embed_images_default(self):
+        return True
+
+    @property
+    def default_config(self):
+        """nbconvert's configuration, with the order of preference among outputs replaced."""
+        config = super().default_config.copy()
+        config.merge(Config({"NbConvertBase": {"display_data_priority": SHOWN_MIMES}}))
+        return config
+
+    def from_notebook_node(self, nb: NotebookNode, resources: dict | None = None, **kwargs) -> tuple[str, dict]:
+        """Return the HTML of `nb` and nbconvert's resources."""
+        nb = _without_papermill_markers(nb)
+        nonce, verdict = _nonce(nb), read_verdict(nb)
+        figures = _replace_outputs(nb)
+        css = {mode: HtmlFormatter(style=style).get_style_defs(".highlight") for mode, style in CODE_STYLES.items()}
+        page = {"verdict": verdict, "nonce": nonce, "code_css": css}
+        html, resources = super().from_notebook_node(nb, {**(resources or {}), "nsa": page}, **kwargs)
+        # Only now: nbconvert parses the page once more, which would take long with 2 MB of script in it.
+        html = html.replace(f"<!--contents {nonce}-->", _contents(html))
+        return html.replace(f"<!--plotly {nonce}-->", _packed_plotly() if figures else ""), resources
+
+
+def _without_papermill_markers(nb: NotebookNode) -> NotebookNode:
+    """Return a copy without the cells that papermill adds after an error, that is, after the engine's report."""
+    nb = copy.deepcopy(nb)
+    nb.cells = [cell for cell in nb.cells if PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
+    return nb
+
+
+def _nonce(nb: NotebookNode) -> str:
+    """Return a nonce that no cell can contain: a hash of all that they hold but metadata, which papermill edits."""
+    held = [[cell.source, cell.get("outputs"), cell.get("attachments")] for cell in nb.cells]
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def _replace_outputs(nb: NotebookNode) -> int:
+    """Turn Plotly outputs into figures and drop the verdict, which the banner shows; return the number of figures."""
+    figures = 0
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs if not (is_record(output) or is_verdict_error(output))]
+        for output in cell.outputs:
+            if PLOTLY_MIME in output.get("data", {}):
+                figures += 1
+                output.data = {"text/html": _figure_html(output.data[PLOTLY_MIME], figures)}
+    return figures
+
+
+def _figure_html(figure: dict, number: int) -> str:
+    """Return a chart as data, drawn by the report's own script."""
+    layout = figure.get("layout", {})
+    meta = layout.get("meta")
+    description = meta.get("description", "") if isinstance(meta, dict) else ""
+    description = description or f"Chart {number}"
+    spec = json.dumps({"data": figure.get("data", []), "layout": layout, "config": CONFIG}, sort_keys=True)
+    spec = spec.replace("<", "\\u003c")
+    return (
+        f'<figure class="nsa-figure"><div class="nsa-chart" role="img" aria-label="{escape(description)}">'
+        "This chart needs JavaScript and a browser of 2023 or later.</div>"
+        f'<script type="application/json">{spec}</script></figure>'
+    )
+
+
+def _contents(html: str) -> str:
+    """Return links to the second-level headings of a page."""
+    headings = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', html, re.DOTALL)
+    texts = [(anchor, escape(unescape(re.sub(r"<[^>]*>", "", text)).strip())) for anchor, text in headings]
+    return "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in texts)
+
+
+def _packed_plotly() -> str:
+    """Return Plotly's JavaScript, gzipped so that a report stays under 3 MB; the report's script unpacks it."""
+    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return f'<script type="text/plain" id="nsa-plotly">{packed}</script>'

@@ -1,0 +1,186 @@
+"""Run folders: from what the worker and the runner left to two frames, a summary, figures; and back, on any machine.
+
+from nsa_lib.store import open_run
+run = open_run("newest")          # or the path of a run folder, also one copied from another machine
+run.steps, run.figures["memory"], run.verdict
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from nsa_lib import charts, gates
+from nsa_lib.environment import PROJECT
+from nsa_lib.runner import write_json
+from nsa_lib.telemetry import HeartbeatReader
+
+SCHEMA = 1
+
+STEP_COLUMNS = (
+    "case_id", "step", "phase", "ts", "loss", "grad_norm", "step_ms", "tokens_per_s", "alloc_mib", "reserved_mib",
+    "active_mib", "peak_alloc_mib", "peak_reserved_mib", "peak_alloc_forward_mib", "peak_alloc_backward_mib",
+    "peak_alloc_optimizer_mib", "alloc_retries", "ooms", "device_allocs", "ops",
+)  # fmt: skip
+CASE_COLUMNS = (
+    "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib", "routes",
+    "operators", "effective", "stderr_tail", "torn_heartbeat",
+)  # fmt: skip
+JSON_COLUMNS = ("routes", "operators", "effective")
+TEXT_COLUMNS = ("status", "reason", "stderr_tail")
+
+
+class Run:
+    """A run folder, read: `.info .cases .steps .verdict .summary .figures`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.info: Mapping[str, object] = _read_json(folder / "run.json")
+
+    @cached_property
+    def cases(self) -> pd.DataFrame:
+        """A row a case: how it ended, and what only the worker knew."""
+        path = self.folder / "cases.csv"
+        frame = pd.read_csv(path) if path.exists() else _cases_frame(self.folder, self.info["case_ids"])
+        return frame.fillna(dict.fromkeys(TEXT_COLUMNS, ""))  # CSV does not tell an empty text from a missing one
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """A row a step of each case: loss, times, memory in MiB."""
+        path = self.folder / "steps.csv"
+        return pd.read_csv(path) if path.exists() else _steps_frame(self.folder, self.info["case_ids"])
+
+    @cached_property
+    def evidence(self) -> gates.Evidence:
+        """The run as the gates read it."""
+        return gates.Evidence(self.info, self.cases, self.steps)
+
+    @cached_property
+    def gates(self) -> list[gates.GateResult]:
+        """The gates, judged."""
+        return gates.smoke_gates(self.evidence)
+
+    @property
+    def verdict(self) -> str:
+        """GO, REVIEW, NO-GO or INCOMPLETE."""
+        return self.summary["verdict"]
+
+    @cached_property
+    def summary(self) -> dict[str, object]:
+        """What summary.json holds, and the headline."""
+        word, reasons = gates.verdict(self.gates)
+        named = ("run_id", "notebook", "profile", "custom")
+        return {
+            "schema": SCHEMA,
+            **{name: self.info[name] for name in named},
+            "verdict": word,
+            "headline": self._headline(word, reasons),
+            "reasons": reasons,
+            "gates": [asdict(gate) for gate in self.gates],
+            "advice": gates.advice(self.evidence),
+            "parameters": self.info["parameters"],
+            "environment": self.info["environment"],
+            "cases": json.loads(self.cases.drop(columns=[*JSON_COLUMNS]).to_json(orient="records")),
+        }
+
+    def _headline(self, word: str, reasons: list[str]) -> str:
+        required = [gate for gate in self.gates if gate.required]
+        passed = sum(gate.outcome == gates.PASS for gate in required)
+        peak = next(gate.measured for gate in self.gates if gate.name == "peak_reserved")
+        steps = len(self.evidence.of("training"))
+        figures = f"{steps} steps" + (f", peak reserved {peak:,.1f} MiB" if peak is not None else "")
+        return f"{passed} of {len(required)} required gates passed; {figures}"
+
+    @cached_property
+    def figures(self) -> dict[str, go.Figure]:
+        """Charts of the training: memory, phases, loss, step_time."""
+        rows = self.evidence.of("training")
+        simulated = self.evidence.parameter("device") == "cpu"
+        limit_mib = self.evidence.parameter("reserved_limit_mib")
+        return {
+            "memory": charts.memory_trend(rows, limit_mib=limit_mib, simulated=simulated),
+            "phases": charts.phase_peaks(rows),
+            "loss": charts.loss(rows),
+            "step_time": charts.step_time(rows),
+        }
+
+
+def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None) -> Run:
+    """Return a run, without importing torch.
+
+    Args:
+        which: path of a run folder, or "newest".
+        out_dir: where to look for the newest; the project's reports/ by default.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+    """
+    if which == "newest":
+        runs = Path(out_dir or PROJECT / "reports") / "runs"
+        found = [path.parent for path in runs.glob("*/run.json")]
+        if not found:
+            raise FileNotFoundError(f"no run in {runs}")
+        return max((Run(folder) for folder in found), key=lambda run: run.info["created"])
+    folder = Path(which)
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(f"{folder}: not a run folder, it has no run.json")
+    return Run(folder)
+
+
+def record(folder: Path) -> Run:
+    """Write cases.csv, steps.csv and summary.json of a run that has ended, and return it."""
+    run = Run(folder)
+    run.cases.to_csv(folder / "cases.csv", index=False)
+    run.steps.to_csv(folder / "steps.csv", index=False)
+    write_json(folder / "summary.json", run.summary)
+    return run
+
+
+def compare(run_a: Run, run_b: Run) -> pd.DataFrame:
+    """Return what differs between two runs, a row each: parameters, environment, gates (outcome and figure)."""
+    rows = []
+    for kind, facts_a, facts_b in zip(("parameter", "environment", "gate"), _facts(run_a), _facts(run_b)):
+        for name in sorted({*facts_a, *facts_b}):
+            if facts_a.get(name) != facts_b.get(name):
+                rows.append((kind, name, facts_a.get(name), facts_b.get(name)))
+    return pd.DataFrame(rows, columns=["kind", "name", run_a.info["run_id"], run_b.info["run_id"]])
+
+
+def _facts(run: Run) -> tuple[dict[str, object], ...]:
+    parameters = {p["name"]: p["value"] for p in run.info["parameters"]}
+    environment = {name: str(value) for name, value in run.info["environment"].items()}
+    judged = {gate.name: f"{gate.outcome} {gate.measured or ''} {gate.unit}".strip() for gate in run.gates}
+    return parameters, environment, judged
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    content = json.loads(path.read_text())
+    if content["schema"] > SCHEMA:
+        raise ValueError(f"{path}: schema {content['schema']} is newer than this library reads ({SCHEMA})")
+    return content
+
+
+def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+    rows = []
+    for case_id in case_ids:
+        path = folder / "cases" / case_id / "result.json"
+        result = _read_json(path) if path.exists() else {"status": "interrupted", "reason": "no result was written"}
+        reader = HeartbeatReader(path.with_name("heartbeat.jsonl"))
+        reader.read()
+        row = {"case_id": case_id, **result, "torn_heartbeat": reader.torn}
+        rows.append({k: json.dumps(v) if k in JSON_COLUMNS else v for k, v in row.items()})
+    return pd.DataFrame(rows).reindex(columns=CASE_COLUMNS)
+
+
+def _steps_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+    rows = []
+    for case_id in case_ids:
+        beats = HeartbeatReader(folder / "cases" / case_id / "heartbeat.jsonl").read()
+        rows += [{"case_id": case_id, **beat} for beat in beats if beat["step"] is not None]
+    return pd.DataFrame(rows).reindex(columns=STEP_COLUMNS)

@@ -1,0 +1,38 @@
+"""One case in a process of its own: `python -m nsa_lib.worker case.json parent_pid`.
+
+It appends heartbeats to heartbeat.jsonl and, if it gets to an end that it can name, writes result.json and exits with
+0. Everything else is left to the runner: an exception's traceback goes to stderr, a signal's stacks too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies, however it dies; exit if it is dead already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit("the process that started this case is gone")
+
+
+def main(case_file: Path, parent_pid: int) -> None:
+    """Run the case and write its result."""
+    die_with_parent(parent_pid)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    # torch only now: its import takes seconds, in which the process must already be bound to its parent.
+    from nsa_lib.case import run_to_result
+
+    run_to_result(case_file)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

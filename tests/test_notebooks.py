@@ -1,0 +1,122 @@
+"""The notebooks as they are kept, and as they run through papermill."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from nsa_lib.config import NOTEBOOKS
+from nsa_lib.environment import PROJECT
+from nsa_lib.parameters import PARAMETERS
+from nsa_lib.report import read_verdict
+from nsa_lib.store import open_run
+
+FOLDER = PROJECT / "notebooks"
+PATHS = [FOLDER / f"{name}.ipynb" for name in NOTEBOOKS]
+
+TINY = {"profile": "laptop", "layers": 1, "seq_len": 128, "vocab": 64}
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_a_notebook_is_kept_clean(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "papermill" not in notebook.metadata
+    for cell in code_cells(notebook):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+def test_a_notebook_has_one_parameters_cell_that_declares_what_the_library_reads(notebook):
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    found = {}
+    for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+        found[node.target.id] = (node.annotation.id, ast.literal_eval(node.value), line.split("  # ")[1])
+    declared = {name: (p.kind.__name__, p.default, p.help) for name, p in PARAMETERS.items()}
+    assert found == declared
+    assert list(found) == list(declared)
+
+
+def test_papermill_lists_every_parameter(notebook):
+    listed = papermill.inspect_notebook(notebook)
+    assert {n: (p["inferred_type_name"], p["help"]) for n, p in listed.items()} == {
+        name: (p.kind.__name__, p.help) for name, p in PARAMETERS.items()
+    }
+
+
+def test_a_notebook_tells_a_story_and_holds_no_logic(notebook):
+    assert notebook.cells[0].cell_type == "markdown"
+    for cell in code_cells(notebook):
+        if "parameters" in cell.metadata.get("tags", ()):
+            continue
+        assert len(cell.source.splitlines()) <= 12
+        logic = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.Try, ast.Lambda, ast.If)
+        assert not any(isinstance(node, logic) for node in ast.walk(ast.parse(cell.source)))
+
+
+def run(*arguments, cwd, notebook="smoke.ipynb", **parameters):
+    """Run papermill as a user would; the outcome, with everything it printed."""
+    command = [sys.executable, "-m", "papermill", str(notebook), *map(str, arguments)]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def errors(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells for output in cell.get("outputs", ()) if output.output_type == "error"]
+
+
+def test_a_run_from_the_notebooks_folder_reaches_its_verdict_and_its_report(tmp_path):
+    out = tmp_path / "out.ipynb"
+    ended = run(out, "--engine", "nsa", cwd=FOLDER, steps=60, out_dir=tmp_path, **TINY)
+    found = read_verdict(nbformat.read(out, as_version=4))
+    assert (ended.returncode, found.word) == (0, "GO"), ended.stderr + str(found)
+    html = out.with_suffix(".html").read_text()
+    assert "GO" in html
+    opened = open_run("newest", out_dir=tmp_path)
+    assert opened.verdict == "GO"
+    assert len(opened.steps.query("case_id == 'training'")) == 60
+    summary = json.loads((opened.folder / "summary.json").read_text())
+    assert summary["verdict"] == "GO"
+    assert summary["custom"], "other sizes than the profile's make a custom run"
+
+
+def test_a_run_too_short_to_be_judged_is_incomplete_and_fails_the_command(tmp_path):
+    out = tmp_path / "out.ipynb"
+    ended = run(out, cwd=PROJECT, notebook="notebooks/smoke.ipynb", steps=12, out_dir=tmp_path, anomaly=False, **TINY)
+    assert ended.returncode != 0
+    assert read_verdict(nbformat.read(out, as_version=4)).word == "INCOMPLETE"
+    (error,) = errors(out)
+    assert error.traceback[0].startswith("VerdictError: INCOMPLETE")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        ({"stepz": 3}, "stepz: no such parameter"),
+        ({"steps": "ten"}, "steps='ten': accepts a whole number above 0"),
+        ({"device": "cuda", "profile": "laptop"}, "device=cuda: needs a CUDA device"),
+    ],
+)
+def test_a_request_that_cannot_be_met_stops_in_one_line_before_any_work(tmp_path, parameters, line):
+    out = tmp_path / "out.ipynb"
+    ended = run(out, cwd=tmp_path, notebook=FOLDER / "smoke.ipynb", out_dir=tmp_path / "made", **parameters)
+    assert ended.returncode != 0
+    (error,) = errors(out)
+    assert len(error.traceback) == 1
+    assert line in error.traceback[0]
+    assert not list(Path(tmp_path).glob("made/runs/*"))

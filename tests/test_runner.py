@@ -1,0 +1,145 @@
+"""One result a case, whatever becomes of its process: planted ends in place of the worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nsa_lib import environment, runner
+from nsa_lib.progress import Progress
+from nsa_lib.runner import Limits, run_case
+from tests.test_config import CASE
+
+LIMITS = Limits(start_s=20, build_s=20, warmup_s=1.0, step_floor_s=1.0)
+
+BEATS = f"""
+import ctypes, faulthandler, json, os, signal, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(environment.PROJECT)!r})
+from nsa_lib.telemetry import Heartbeat
+faulthandler.enable(); faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+folder = Path(sys.argv[1]).parent
+h = Heartbeat(folder / "heartbeat.jsonl")
+h.beat("warmup")
+def step(n, seconds=0.01):
+    h.beat("step", n, step_ms=1000 * seconds, peak_alloc_mib=10.0)
+step(1); step(2)
+"""
+
+RESULT = """
+(folder / "result.json").write_text(json.dumps({"schema": 1, "case_id": "training", "status": "STATUS", "reason": "R"}))
+"""
+
+
+def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):
+    script = tmp_path / "planted.py"
+    script.write_text(BEATS + code)
+    monkeypatch.setattr(runner, "WORKER", (sys.executable, str(script)))
+    (tmp_path / "case.json").write_text(CASE.to_json())
+    return run_case(CASE, tmp_path, limits=limits, progress=Progress({"training": 3}))
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "word"),
+    [
+        (RESULT.replace("STATUS", "ok"), "ok", "R"),
+        (RESULT.replace("STATUS", "oom"), "oom", "R"),
+        ("", "failed", "without a result"),
+        ("raise TypeError('planted')", "failed", "TypeError: planted"),
+        (RESULT.replace("STATUS", "ok") + "sys.exit(3)", "failed", "exit status 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crashed", "SIGKILL"),
+        ("ctypes.string_at(0)", "crashed", "SIGSEGV"),
+        ("os.abort()", "crashed", "SIGABRT"),
+        ("time.sleep(60)", "stalled", "after step 2"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", "stalled", "after step 2"),
+        ("ctypes.PyDLL(None).sleep(60)", "stalled", "after step 2"),  # C code that holds the GIL
+    ],
+    ids=["ok", "oom", "nothing", "exception", "bad-exit", "kill", "segv", "abort", "hang", "hang-term", "hang-gil"],
+)
+def test_every_end_is_named(tmp_path, monkeypatch, code, status, word):
+    result = run_planted(tmp_path, monkeypatch, code)
+    assert result["status"] == status
+    assert word in result["reason"]
+    assert result["steps_done"] == 2
+    if status == "stalled":
+        assert "planted.py" in result["stderr_tail"], "the stacks of a hang are kept"
+
+
+def test_slow_but_beating_is_not_stalled(tmp_path, monkeypatch):
+    code = "for n in range(3, 8): time.sleep(0.5); step(n, 0.5)\n" + RESULT.replace("STATUS", "ok")
+    assert run_planted(tmp_path, monkeypatch, code)["status"] == "ok"
+
+
+def test_beating_beyond_the_total_limit_is_a_timeout(tmp_path, monkeypatch):
+    code = "for n in range(3, 200): time.sleep(0.1); step(n)"
+    limits = replace(LIMITS, total_s=1.5)
+    assert run_planted(tmp_path, monkeypatch, code, limits)["status"] == "timeout"
+
+
+def test_a_kill_by_the_kernel_for_memory_is_oom(tmp_path, monkeypatch):
+    counts = iter([0, 1])
+    monkeypatch.setattr(environment, "oom_kills", lambda: next(counts))
+    result = run_planted(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert result["status"] == "oom"
+
+
+def test_children_of_a_case_are_swept(tmp_path, monkeypatch):
+    code = "child = subprocess.Popen(['sleep', '60']); (folder / 'child').write_text(str(child.pid))\n"
+    run_planted(tmp_path, monkeypatch, code + RESULT.replace("STATUS", "ok"))
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def test_the_stop_button_ends_the_case_and_keeps_what_was_recorded(tmp_path, monkeypatch):
+    code = "(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)"
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    result = run_planted(tmp_path, monkeypatch, code, replace(LIMITS, step_floor_s=30))
+    assert result["status"] == "interrupted"
+    assert result["steps_done"] == 2
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_worker_dies_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "worker.py").write_text(
+        "import os, sys, time\nfrom nsa_lib.worker import die_with_parent\n"
+        "die_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import os, subprocess, sys, time\n"
+        f"worker = {str(tmp_path / 'worker.py')!r}\n"
+        "subprocess.Popen([sys.executable, worker, str(os.getpid())], start_new_session=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=environment.PROJECT) as parent:
+        worker = int(parent.stdout.readline())
+        assert not gone(worker, patience_s=0)
+        parent.kill()
+    assert gone(worker)
+
+
+def gone(pid: int, patience_s: float = 5) -> bool:
+    """Return whether a process ends within the patience; a zombie has ended."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
+def test_limits_follow_what_was_measured():
+    limits = Limits()
+    assert limits.silence_s("warmup", []) == limits.warmup_s
+    assert limits.silence_s("step", [0.1] * 20) == limits.step_floor_s
+    assert limits.silence_s("step", [46.0, 94.0, 93.0]) == 930
+    assert Limits(given_s=7).silence_s("step", [46.0]) == 7
+    assert Limits(given_s=7).silence_s("start", []) == limits.start_s
