@@ -1,0 +1,111 @@
+"""A case from its file to its heartbeats and result, in this process."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nsa_lib import case as case_module
+from nsa_lib.attention import backends
+from nsa_lib.attention import module as attention_module
+from nsa_lib.case import run_to_result
+from tests.test_config import CASE
+
+TRAINING = replace(CASE, steps=20, profile_operators=True)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a case and return its result and its beats."""
+
+    def run(case, name="case"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "case.json").write_text(case.to_json())
+        run_to_result(folder / "case.json")
+        beats = [json.loads(line) for line in (folder / "heartbeat.jsonl").read_text().splitlines()]
+        return json.loads((folder / "result.json").read_text()), beats
+
+    return run
+
+
+def test_a_case_beats_once_a_step_and_ends_with_a_result(run):
+    result, beats = run(TRAINING)
+    assert (result["status"], result["routes"]) == ("ok", ["masked"])
+    assert [beat["phase"] for beat in beats] == ["build", *["warmup"] * 11, *["step"] * 10]
+    steps = [beat for beat in beats if beat["step"]]
+    assert [beat["step"] for beat in steps] == list(range(1, 21))
+    for beat in steps:
+        peaks = [beat[f"peak_alloc_{phase}_mib"] for phase in ("forward", "backward", "optimizer")]
+        assert beat["peak_alloc_mib"] == max(peaks)
+        assert result["state_mib"] <= beat["peak_alloc_mib"] <= beat["peak_reserved_mib"]
+        assert beat["tokens_per_s"] == pytest.approx(64 / (beat["step_ms"] / 1000))
+    assert result["operators"]["early"] == result["operators"]["late"]
+
+
+def test_figures_of_memory_loss_and_operators_are_the_same_in_two_runs(run):
+    def without_clocks(beats):
+        clocks = ("ts", "step_ms", "tokens_per_s")
+        return [{name: value for name, value in beat.items() if name not in clocks} for beat in beats]
+
+    _, first = run(replace(CASE, steps=4), "first")
+    _, second = run(replace(CASE, steps=4), "second")
+    assert without_clocks(first) == without_clocks(second)
+
+
+@pytest.mark.parametrize("backend", list(backends.BACKENDS))
+def test_the_route_is_the_one_that_ran_and_not_the_one_asked_for(run, monkeypatch, backend):
+    asked = replace(CASE, model=replace(CASE.model, backend=backend))
+    assert run(asked, "right")[0]["routes"] == [backend]
+    monkeypatch.setitem(attention_module.BACKENDS, "packed", backends.gather)
+    wrong = replace(CASE, model=replace(CASE.model, backend="packed"))
+    assert run(wrong, "wrong")[0]["routes"] == ["gather"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_case_and_names_the_offender(run):
+    result, beats = run(replace(CASE, lr=1e30, steps=9))
+    assert result["status"] == "nan"
+    assert "first gradient that is not finite: " in result["reason"]
+    assert len(beats) < 2 + 9
+
+
+def test_a_nan_that_only_the_anomaly_case_sees_is_named(run, monkeypatch):
+    step = case_module.training.train_step
+
+    def planted(model, *arguments, **more):
+        model.norm.weight.data[0] = torch.nan
+        return step(model, *arguments, **more)
+
+    monkeypatch.setattr(case_module.training, "train_step", planted)
+    with pytest.warns(UserWarning, match="Error detected in"):
+        result, _ = run(replace(CASE, detect_anomaly=True))
+    assert result["status"] == "nan"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_a_lack_of_memory_is_oom(run, monkeypatch, error):
+    def planted(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(case_module.training, "train_step", planted)
+    assert run(CASE)[0]["status"] == "oom"
+
+
+def test_any_other_error_is_left_to_the_runner(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(case_module.training, "train_step", lambda *arguments, **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(CASE)
+    assert not (tmp_path / "case" / "result.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_gone_is_unavailable(run):
+    assert run(replace(CASE, device="cuda"))[0]["status"] == "unavailable"
+
+
+def test_the_dense_yardstick_has_no_route(run):
+    assert run(replace(CASE, model=replace(CASE.model, attention="dense")))[0]["routes"] == []
