@@ -17,10 +17,9 @@ test: .venv/tested  ## run the tests
 lab: .venv/installed  ## open JupyterLab on the notebooks; no browser is started, the address with its token is printed
 	$(BIN)/jupyter lab --no-browser --notebook-dir=notebooks
 
-lint: .venv/tested  ## check style, and that the notebooks hold no outputs
+lint: .venv/tested  ## check style, of the notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/smoke.ipynb
 
 bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench
