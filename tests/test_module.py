@@ -290,7 +290,18 @@ def test_a_layer_at_2048_tokens_stays_within_400_mib_and_makes_no_square_but_the
         watched = watch_a_layer(backend)
     assert watched.peak_bytes <= 400 * MIB, f"{watched.peak_bytes / MIB:.0f} MiB"
     # What makes a mask; scores would come from a product or a softmax, their gradients from a product.
-    mask_only = {"full", "ones", "triu_", "gt", "index_select", "masked_fill", "masked_fill_", "unsqueeze", "view"}
+    mask_only = {
+        "full",
+        "ones",
+        "triu_",
+        "gt",
+        "index_select",
+        "masked_fill",
+        "masked_fill_",
+        "unsqueeze",
+        "view",
+        "slice",
+    }
     assert watched.square_makers <= (mask_only if backend == "masked" else set())
 
 

@@ -109,8 +109,8 @@ class NSAttention(nn.Module):
         widths = [turning, *(len(weights[name]) for name in others)]
         turned, *rest = F.linear(x, torch.cat(list(weights.values()))).split(widths, dim=-1)
         turned = apply_rope(turned.unflatten(-1, (-1, c.d_k)).transpose(1, 2), base=c.rope_base)
-        parts = dict(zip(rotated, turned.split([len(weights[name]) // c.d_k for name in rotated], dim=1)))
-        parts |= zip(others, rest)
+        turned = turned.split([len(weights[name]) // c.d_k for name in rotated], dim=1)
+        parts = dict(zip((*rotated, *others), (*turned, *rest)))
         for name in others[:-1]:
             width = c.d_v if name.startswith("value") else c.d_k
             parts[name] = parts[name].unflatten(-1, (c.groups, width)).transpose(1, 2)
