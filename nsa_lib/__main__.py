@@ -17,6 +17,7 @@ from papermill.iorw import read_yaml_file
 
 from nsa_lib.config import NOTEBOOKS, ConfigError
 from nsa_lib.environment import PROJECT
+from nsa_lib.parameters import PARAMETERS
 from nsa_lib.plan import plan
 from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
 from nsa_lib.store import compare, open_run
@@ -48,10 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    given = {**(read_yaml_file(str(asked.parameters_file)) if asked.parameters_file else {}), **dict(asked.parameters)}
-    # As papermill would inject them, so that an unknown name is found here too.
-    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
-    found = plan(asked.notebook, {**given, "In": [injected]})
+    from_file = read_yaml_file(str(asked.parameters_file)) if asked.parameters_file else None
+    given = {**(from_file or {}), **dict(asked.parameters)}
+    for name in given:
+        if name not in PARAMETERS:
+            raise ConfigError(f"{name}: no such parameter; accepts {', '.join(PARAMETERS)}")
+    found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
     print(f"cases: {', '.join(case.case_id for case in found.cases)}")
     for notice in found.notices:
@@ -68,7 +71,7 @@ def _run(asked: argparse.Namespace) -> int:
     if asked.parameters_file:
         command += ["-f", str(asked.parameters_file)]
     for name, value in asked.parameters:
-        command += ["-p", name, value]
+        command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
     status = subprocess.run(command, check=False).returncode
     found = read_verdict(nbformat.read(output, as_version=4))
     print(f"\n{found.icon} {found.word}: {found.headline}")

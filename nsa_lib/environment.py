@@ -35,7 +35,10 @@ ROOM_MIB = 64
 def torch_facts() -> dict[str, object]:
     """Return torch's facts of this machine, from a child process. Raises ConfigError if torch cannot be imported."""
     command = [sys.executable, "-m", "nsa_lib.torch_facts"]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=FACTS_LIMIT_S, check=False)
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=FACTS_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"torch: its import by {sys.executable} did not end in {FACTS_LIMIT_S} s") from None
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         raise ConfigError(f"torch: cannot be used by {sys.executable}: {reason}")
@@ -109,7 +112,7 @@ def source_sha256() -> str:
         path = PROJECT / "notebooks" / f"{name}.ipynb"
         for cell in json.loads(path.read_text())["cells"] if path.exists() else ():
             if "parameters" not in cell["metadata"].get("tags", ()):
-                digest.update("".join(cell["source"]).encode() + b"\0")
+                digest.update(f"{cell['cell_type']}\0{''.join(cell['source'])}\0".encode())
     return digest.hexdigest()
 
 
@@ -153,17 +156,15 @@ def oom_kills() -> int | None:
 def executed_notebook() -> str | None:
     """Return the notebook being executed, as the user named it, or None where nothing tells.
 
-    JupyterLab tells in JPY_SESSION_NAME; papermill's output is the last notebook on its command line, and papermill is
-    the parent of the kernel.
+    Papermill's output is the last notebook on its command line, and papermill is the parent of the kernel. JupyterLab
+    tells in JPY_SESSION_NAME; a papermill started from one of its notebooks inherits that, so papermill comes first.
     """
-    if "JPY_SESSION_NAME" in os.environ:
-        return os.environ["JPY_SESSION_NAME"]
     command_line = Path(f"/proc/{os.getppid()}/cmdline")
-    if not command_line.exists():
-        return None
-    words = command_line.read_bytes().decode(errors="replace").split("\0")
+    words = command_line.read_bytes().decode(errors="replace").split("\0") if command_line.exists() else []
     notebooks = [word for word in words if word.endswith(".ipynb")]
-    return notebooks[-1] if len(notebooks) > 1 and "{" not in notebooks[-1] else None
+    if len(notebooks) > 1:
+        return notebooks[-1] if "{" not in notebooks[-1] else None
+    return os.environ.get("JPY_SESSION_NAME")
 
 
 def report_command() -> str:

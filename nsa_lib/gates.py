@@ -130,7 +130,7 @@ def _case_gate(run: Evidence, case_id: str, absent: str) -> GateResult:
         return replace(gate, outcome=NOT_RUN, detail=absent)
     if case["status"] != "ok":
         return replace(gate, outcome=_outcome_of(case), detail=f"{case['status']}: {case['reason']}")
-    return replace(gate, detail=f"{int(case['steps_done'])} steps without a finding")
+    return replace(gate, detail=f"{len(run.of(case_id))} steps without a finding")
 
 
 def loss_gate(run: Evidence) -> GateResult:
@@ -140,7 +140,7 @@ def loss_gate(run: Evidence) -> GateResult:
     if len(losses) < 20:
         return replace(gate, outcome=NOT_RUN, detail=f"needs 20 steps, {len(losses)} were recorded")
     first, last = median(losses[:10]), median(losses[-10:])
-    fall = 100 * (first - last) / first
+    fall = 100 * (first - last) / first if first else 0.0
     gate = replace(gate, measured=round(fall, 2), detail=f"{first:.3f} to {last:.3f} nats")
     return _unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
 
@@ -153,14 +153,15 @@ def route_gate(run: Evidence) -> GateResult:
     if routes is None:
         return replace(gate, outcome=NOT_RUN, detail="the case ended before its route was seen")
     ran = ", ".join(routes) or "none"
-    return replace(gate, measured=ran, outcome=PASS if routes == [asked] else FAIL)
+    return _unless_cut_short(replace(gate, measured=ran, outcome=PASS if routes == [asked] else FAIL), training)
 
 
 def checkpointing_gate(run: Evidence) -> GateResult:
     """Judge the checklist's prerequisite that gradient checkpointing is on."""
     on = bool(run.parameter("grad_checkpointing"))
     required = run.info["profile"] == "checklist"
-    return GateResult("grad_checkpointing", required, PASS if on else FAIL, "on" if on else "off", "on")
+    gate = GateResult("grad_checkpointing", required, PASS if on else FAIL, "on" if on else "off", "on")
+    return _unless_cut_short(gate, run.case("training"))
 
 
 def reserved_gates(run: Evidence) -> list[GateResult]:
@@ -181,9 +182,9 @@ def reserved_gates(run: Evidence) -> list[GateResult]:
 
 
 def _reserved_gate(run: Evidence, gate: GateResult, fail_mib: float) -> GateResult:
-    peaks = run.of("training")["peak_reserved_mib"].astype(float).dropna()
-    if peaks.empty:
-        return replace(gate, outcome=NOT_RUN, detail="no step was recorded")
+    peaks = run.of("training")["peak_reserved_mib"].astype(float)
+    if peaks.empty or peaks.isna().any():
+        return replace(gate, outcome=NOT_RUN, detail="no step was recorded, or one without its figure")
     peak = float(peaks.max())
     outcome = PASS if peak <= gate.limit else WARN if peak <= fail_mib else FAIL
     detail = "" if run.parameter("device") == "cuda" else "simulated"
@@ -195,15 +196,15 @@ def _reserved_gate(run: Evidence, gate: GateResult, fail_mib: float) -> GateResu
 def memory_order_gate(run: Evidence) -> GateResult:
     """Judge that state <= peak allocated <= peak reserved <= device total: a figure in the wrong unit breaks it."""
     gate = GateResult("memory_order", True, PASS, unit="MiB", limit="state <= allocated <= reserved <= device")
-    training, rows = run.case("training"), run.of("training")
-    state = training and training.get("state_mib")
-    if rows.empty or state is None or pd.isna(state):
-        return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
-    order = [state, rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
+    training, rows = run.case("training") or {}, run.of("training")
+    order = [training.get("state_mib"), rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
     if run.parameter("device") == "cuda":
-        order.append(training["device_total_mib"])
+        order.append(training.get("device_total_mib"))
+    if any(pd.isna(mib) for mib in order):
+        return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
     holds = all(low <= high for low, high in zip(order, order[1:]))
-    return replace(gate, outcome=PASS if holds else FAIL, measured=" <= ".join(f"{m:,.1f}" for m in order))
+    gate = replace(gate, outcome=PASS if holds else FAIL, measured=" <= ".join(f"{mib:,.1f}" for mib in order))
+    return _unless_cut_short(gate, training)
 
 
 def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> GateResult:
@@ -214,13 +215,18 @@ def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> Ga
     gate = GateResult(name, True, NOT_RUN, limit=10.0, unit="%")
     rows = run.of("training")
     trend = judge_trend(rows["step"].tolist(), rows[column].astype(float).tolist(), floor_mib=floor_mib)
-    measured = None if trend.outcome == NOT_RUN else round(100 * trend.growth, 2)
-    gate = replace(gate, outcome=trend.outcome, measured=measured, detail=trend.detail)
-    late = rows[rows["step"] > WARMUP_STEPS][["alloc_retries", "ooms"]].astype(float)
-    pressure = late.max() - late.min() if len(late) else late.max()
-    if gate.outcome == PASS and pressure.gt(0).any():
-        retries = f"the allocator retried {pressure['alloc_retries']:.0f} times: it is at its cap"
-        gate = replace(gate, outcome=WARN, detail=retries)
+    if trend.outcome == NOT_RUN:
+        return replace(gate, detail=trend.detail)
+    growth = round(100 * trend.growth, 2)
+    gate = replace(gate, outcome=trend.outcome, measured=growth, margin=gate.limit - growth, detail=trend.detail)
+    # From the last step of the warm-up on: the counters run from the start of the process.
+    counters = rows[rows["step"] >= WARMUP_STEPS][["alloc_retries", "ooms"]].astype(float)
+    retries, ooms = counters.max() - counters.min()
+    if gate.outcome == PASS and counters.isna().any(axis=None):
+        gate = replace(gate, outcome=NOT_RUN, detail="the allocator's retries and OOMs were not counted")
+    elif gate.outcome == PASS and retries + ooms > 0:
+        pressure = f"{retries:.0f} retries and {ooms:.0f} OOMs of the allocator after warm-up: it is at its cap"
+        gate = replace(gate, outcome=WARN, detail=pressure)
     return _unless_cut_short(gate, run.case("training"))
 
 
@@ -250,7 +256,7 @@ def _outcome_of(case: Mapping[str, object]) -> str:
 
 def _unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) -> GateResult:
     """Return the gate, but NOT_RUN instead of a pass where the training did not come to its end."""
-    if gate.outcome in (FAIL, NOT_RUN) or (training is not None and training["status"] == "ok"):
+    if gate.outcome in (FAIL, NOT_RUN) or (training and training["status"] == "ok"):
         return gate
     return replace(gate, outcome=NOT_RUN, detail="the training did not come to its end")
 

@@ -1,7 +1,7 @@
 """Live progress of a run: a bar, an ETA and the memory so far, in JupyterLab, under papermill and on a console.
 
 A display is updated in place, at most once a second; inline SVG, because JupyterLab freezes an updated plotly chart at
-its first frame. A printed line at every quarter shows life where displays are not logged.
+its first frame. A line printed now and then shows life where displays are not logged; those lines stay in the report.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
 PERIOD_S = 1.0
+PRINT_PERIOD_S = 20.0
 
 
 class Progress:
@@ -21,10 +22,9 @@ class Progress:
 
     def __init__(self, case_steps: dict[str, int]):
         self._case_steps = case_steps
-        self._ended: dict[str, str] = {}
         self._handle: DisplayHandle | None = None
         self._shown_at = 0.0
-        self._quarter = 0
+        self._printed_at = time.monotonic()
 
     def show(self, case_id: str, step: int, step_s: float | None, memory_mib: Sequence[float], *, phase: str) -> None:
         """Show that a case has done `step` steps; throttled.
@@ -44,24 +44,23 @@ class Progress:
             words += f", peak {memory_mib[-1]:,.1f} MiB"
         if time.monotonic() - self._shown_at >= PERIOD_S:
             self._update(words, _bar(step, total) + sparkline_svg(memory_mib))
-        if 4 * step // total > self._quarter and step < total:
-            self._quarter = 4 * step // total
-            print(words, flush=True)
+        if time.monotonic() - self._printed_at >= PRINT_PERIOD_S:
+            self._print(words)
 
     def end(self, case_id: str, status: str, reason: str, seconds: float) -> None:
         """Show how a case ended."""
-        self._ended[case_id] = f"{case_id}: {status} after {_duration(seconds)}" + (f" ({reason})" if reason else "")
-        self._quarter = 0
-        print(self._ended[case_id], flush=True)
+        self._print(f"{case_id}: {status} after {_duration(seconds)}" + (f" ({reason})" if reason else ""))
         self._update("", "")
+
+    def _print(self, words: str) -> None:
+        self._printed_at = time.monotonic()
+        print(words, flush=True)
 
     def _update(self, words: str, drawing: str) -> None:
         if get_ipython() is None:
             return
         self._shown_at = time.monotonic()
-        lines = [*self._ended.values(), *([words] if words else [])]
-        html = "<br>".join(escape(line) for line in lines) + drawing
-        bundle = {"text/html": f"<div>{html}</div>", "text/plain": "\n".join(lines)}
+        bundle = {"text/html": f"<div>{escape(words)}{drawing}</div>", "text/plain": words}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:

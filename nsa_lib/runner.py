@@ -87,6 +87,27 @@ class Watch:
         return None
 
 
+class StopButton:
+    """Ctrl-C, which is also JupyterLab's stop button, as a flag for the supervising loop to read.
+
+    As an exception it could strike between the start of a worker and the loop that watches it, and leave the worker
+    running; or in the middle of a result. Python hears signals in the main thread only, where notebooks run.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __enter__(self) -> StopButton:
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self.pressed = True
+
+
 def execute(plan: Plan) -> Path:
     """Run every case of a plan and return the run folder.
 
@@ -95,21 +116,20 @@ def execute(plan: Plan) -> Path:
     """
     for notice in plan.notices:
         print(notice, flush=True)
-    folder = make_run_folder(plan)
     progress = Progress({case.case_id: case.steps for case in plan.cases})
     limits = Limits(given_s=plan["stall_timeout_s"])
-    interrupted = False
-    for case in plan.cases:
-        case_folder = folder / "cases" / case.case_id
-        case_folder.mkdir(parents=True)
-        (case_folder / "case.json").write_text(case.to_json())
-        if interrupted:
-            result = _result(case, "interrupted", "not started")
-            write_json(case_folder / "result.json", result)
-        else:
-            result = run_case(case, case_folder, limits=limits, progress=progress)
-        interrupted = result["status"] == "interrupted"
-        progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
+    with StopButton() as stop:
+        folder = make_run_folder(plan)
+        for case in plan.cases:
+            case_folder = folder / "cases" / case.case_id
+            case_folder.mkdir(parents=True)
+            (case_folder / "case.json").write_text(case.to_json())
+            if stop.pressed:
+                result = _result(case, "interrupted", "not started")
+                write_json(case_folder / "result.json", result)
+            else:
+                result = run_case(case, case_folder, limits=limits, progress=progress, stop=stop)
+            progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
     return folder
 
 
@@ -141,7 +161,9 @@ def make_run_folder(plan: Plan) -> Path:
     return folder
 
 
-def run_case(case: CaseConfig, folder: Path, *, limits: Limits, progress: Progress) -> dict[str, object]:
+def run_case(
+    case: CaseConfig, folder: Path, *, limits: Limits, progress: Progress, stop: StopButton
+) -> dict[str, object]:
     """Run one case from start to result, which is written to its folder and returned."""
     kills = environment.oom_kills()
     with (folder / "stderr.log").open("wb") as log:
@@ -154,11 +176,11 @@ def run_case(case: CaseConfig, folder: Path, *, limits: Limits, progress: Progre
             start_new_session=True,
         )
     watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"))
+    ending = None
     try:
-        ending = _supervise(process, watch, limits, case, progress)
-    except KeyboardInterrupt:
-        ending = "interrupted", f"stopped by the user after step {len(watch.steps_s)}"
-    end_group(process, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
+        ending = _supervise(process, watch, limits, case, progress, stop)
+    finally:  # also if the supervision itself fails: a worker that nobody watches must not live on
+        end_group(process, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
     stderr_tail = (folder / "stderr.log").read_text(errors="replace")[-STDERR_TAIL:]
     if ending is None and process.returncode == 0 and (folder / "result.json").exists():
@@ -177,10 +199,12 @@ def run_case(case: CaseConfig, folder: Path, *, limits: Limits, progress: Progre
 
 
 def _supervise(
-    process: subprocess.Popen, watch: Watch, limits: Limits, case: CaseConfig, progress: Progress
+    process: subprocess.Popen, watch: Watch, limits: Limits, case: CaseConfig, progress: Progress, stop: StopButton
 ) -> tuple[str, str] | None:
     """Watch a case until it ends by itself (None) or must be ended (its status and the reason)."""
     while process.poll() is None:
+        if stop.pressed:
+            return "interrupted", "stopped by the user"
         watch.look()
         step_s = median(watch.steps_s) if watch.steps_s else None
         progress.show(case.case_id, len(watch.steps_s), step_s, watch.memory_mib, phase=watch.phase)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib import charts, gates
+from nsa_lib.config import ConfigError
 from nsa_lib.environment import PROJECT
 from nsa_lib.runner import write_json
 from nsa_lib.telemetry import HeartbeatReader
@@ -47,14 +49,15 @@ class Run:
     def cases(self) -> pd.DataFrame:
         """A row a case: how it ended, and what only the worker knew."""
         path = self.folder / "cases.csv"
-        frame = pd.read_csv(path) if path.exists() else _cases_frame(self.folder, self.info["case_ids"])
-        return frame.fillna(dict.fromkeys(TEXT_COLUMNS, ""))  # CSV does not tell an empty text from a missing one
+        frame = _read_csv(path) if path.exists() else _cases_frame(self.folder, self.info["case_ids"])
+        texts = {name: frame[name].astype(object).fillna("") for name in TEXT_COLUMNS}
+        return frame.assign(**texts)  # CSV does not tell an empty text from a missing one
 
     @cached_property
     def steps(self) -> pd.DataFrame:
         """A row a step of each case: loss, times, memory in MiB."""
         path = self.folder / "steps.csv"
-        return pd.read_csv(path) if path.exists() else _steps_frame(self.folder, self.info["case_ids"])
+        return _read_csv(path) if path.exists() else _steps_frame(self.folder, self.info["case_ids"])
 
     @cached_property
     def evidence(self) -> gates.Evidence:
@@ -120,17 +123,27 @@ def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None)
 
     Raises:
         FileNotFoundError: if there is no such run.
+        ConfigError: naming the file, if it cannot be read; another run that is broken is in nobody's way.
     """
     if which == "newest":
         runs = Path(out_dir or PROJECT / "reports") / "runs"
         found = [path.parent for path in runs.glob("*/run.json")]
         if not found:
             raise FileNotFoundError(f"no run in {runs}")
-        return max((Run(folder) for folder in found), key=lambda run: run.info["created"])
+        return Run(max(found, key=_created))
     folder = Path(which)
     if not (folder / "run.json").exists():
         raise FileNotFoundError(f"{folder}: not a run folder, it has no run.json")
     return Run(folder)
+
+
+def _created(folder: Path) -> str:
+    """Return when a run began, or, if its run.json is broken, when that was written."""
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text())["created"]
+    except (json.JSONDecodeError, KeyError):
+        return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat()
 
 
 def record(folder: Path) -> Run:
@@ -154,16 +167,28 @@ def compare(run_a: Run, run_b: Run) -> pd.DataFrame:
 
 def _facts(run: Run) -> tuple[dict[str, object], ...]:
     parameters = {p["name"]: p["value"] for p in run.info["parameters"]}
-    environment = {name: str(value) for name, value in run.info["environment"].items()}
-    judged = {gate.name: f"{gate.outcome} {gate.measured or ''} {gate.unit}".strip() for gate in run.gates}
+    environment = pd.json_normalize(run.info["environment"]).astype(str).iloc[0].to_dict()
+    judged = {
+        gate.name: gate.outcome if gate.measured is None else f"{gate.outcome} {gate.measured} {gate.unit}".rstrip()
+        for gate in run.gates
+    }
     return parameters, environment, judged
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from None
     if content["schema"] > SCHEMA:
-        raise ValueError(f"{path}: schema {content['schema']} is newer than this library reads ({SCHEMA})")
+        raise ConfigError(f"{path}: schema {content['schema']} is newer than this library reads ({SCHEMA})")
     return content
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Return a frame as it was written: the status `nan` is a text and no missing value, a reason `137` no number."""
+    texts = dict.fromkeys((*TEXT_COLUMNS, *JSON_COLUMNS), str)
+    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:

@@ -1,20 +1,24 @@
 """One result a case, whatever becomes of its process: planted ends in place of the worker."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nsa_lib import environment, runner
+from nsa_lib.plan import plan
 from nsa_lib.progress import Progress
-from nsa_lib.runner import Limits, run_case
+from nsa_lib.runner import Limits, StopButton, execute, make_run_folder, run_case
 from tests.test_config import CASE
+from tests.test_plan import CPU
 
 LIMITS = Limits(start_s=20, build_s=20, warmup_s=1.0, step_floor_s=1.0)
 
@@ -37,12 +41,17 @@ RESULT = """
 """
 
 
-def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):
+def plant(tmp_path, monkeypatch, code):
     script = tmp_path / "planted.py"
     script.write_text(BEATS + code)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(script)))
+
+
+def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):
+    plant(tmp_path, monkeypatch, code)
     (tmp_path / "case.json").write_text(CASE.to_json())
-    return run_case(CASE, tmp_path, limits=limits, progress=Progress({"training": 3}))
+    with StopButton() as stop:
+        return run_case(CASE, tmp_path, limits=limits, progress=Progress({"training": 3}), stop=stop)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +109,80 @@ def test_the_stop_button_ends_the_case_and_keeps_what_was_recorded(tmp_path, mon
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     result = run_planted(tmp_path, monkeypatch, code, replace(LIMITS, step_floor_s=30))
-    assert result["status"] == "interrupted"
+    assert (result["status"], result["reason"]) == ("interrupted", "stopped by the user")
     assert result["steps_done"] == 2
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch):
+    """The plan of a smoke of three cases."""
+    monkeypatch.setattr(environment, "torch_facts", lambda: CPU)
+    return plan("smoke", {"profile": "laptop", "out_dir": str(tmp_path / "out")})
+
+
+NOT_STARTED = ("interrupted", "not started")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "training"),
+    [
+        (runner, "make_run_folder", NOT_STARTED),
+        (runner.subprocess, "Popen", ("interrupted", "stopped by the user")),
+        (runner, "end_group", ("ok", "R")),
+        (runner.Progress, "end", ("ok", "R")),
+    ],
+    ids=["run-folder", "spawn", "sweep", "progress"],
+)
+def test_the_stop_button_may_be_pressed_at_any_point(tmp_path, monkeypatch, smoke, owner, name, training):
+    press_after(monkeypatch, owner, name)
+    ending = "time.sleep(60)" if training[0] == "interrupted" else RESULT.replace("STATUS", "ok")
+    plant(tmp_path, monkeypatch, ending)
+    folder = execute(smoke)
+    results = [json.loads((folder / f"cases/{case.case_id}/result.json").read_text()) for case in smoke.cases]
+    assert [(result["status"], result["reason"]) for result in results] == [training, NOT_STARTED, NOT_STARTED]
+    assert processes(str(tmp_path / "planted.py")) == []
+    with pytest.raises(KeyboardInterrupt):  # given back to Python
+        signal.raise_signal(signal.SIGINT)
+
+
+def press_after(monkeypatch, owner, name):
+    """Press the stop button as soon as a function returns."""
+    function = getattr(owner, name)
+
+    def pressed(*args, **kwargs):
+        result = function(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, pressed)
+
+
+def processes(word):
+    """Return the processes that have a word on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        if word in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_no_worker_outlives_a_supervision_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(Progress, "show", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_planted(tmp_path, monkeypatch, "time.sleep(60)")
+    assert processes(str(tmp_path / "planted.py")) == []
+
+
+def test_runs_that_start_in_the_same_second_share_no_folder(smoke):
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(make_run_folder, [smoke] * 8))
+    assert len(set(folders)) == 8
+    assert {json.loads((folder / "run.json").read_text())["run_id"] for folder in folders} == {f.name for f in folders}
 
 
 def test_a_worker_dies_with_the_process_that_started_it(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -141,7 +142,9 @@ def _cell_html(cell: Cell) -> str:
     style = "text-align:right;white-space:nowrap" if cell.numeric else "text-align:left"
     if cell.colour:
         style += f";white-space:nowrap;font-weight:600;color:var(--jp-{cell.colour}-color0)"
-    return f'<td style="{style}">{escape(cell.text)}</td>'
+    # A setting such as a:1,b:2 may break at its commas, a number may not.
+    text = re.sub(r",(?=[^\W\d])", ",<wbr>", escape(cell.text))
+    return f'<td style="{style}">{text}</td>'
 
 
 def _flatten(facts: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -1,0 +1,159 @@
+"""The commands of the shell: what they print, their exit status, and refusals in one line."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from nsa_lib import __main__, environment, report
+from nsa_lib.store import record
+from tests.samples import sample_notebook
+from tests.test_gates import healthy, with_steps
+from tests.test_store import save, with_schema
+
+FACTS = {"torch": "2.13.0", "cuda_usable": False, "cuda_problem": "torch 2.13.0 is a build without CUDA"}
+
+
+@pytest.fixture
+def ask(monkeypatch, tmp_path, capsys):
+    """Run a command on a machine without a GPU; its exit status and what it printed."""
+
+    def asked(*arguments):
+        monkeypatch.setattr(environment, "torch_facts", lambda: FACTS)
+        monkeypatch.setattr(environment, "has_nvidia_device", lambda: False)
+        status = __main__.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return asked
+
+
+# check
+
+
+def test_check_says_what_a_run_would_do_and_starts_nothing(ask, tmp_path):
+    status, out, err = ask("check", "smoke", "-p", "steps", "59", "-p", "backend", "packed", "-p", "out_dir", tmp_path)
+    assert (status, err) == (0, "")
+    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert rows["steps"][1:4] == ["59", "given", "100"]
+    assert rows["backend"][1:3] == ["packed", "given"]
+    assert rows["dim"][1:4] == ["128", "profile", "768"]
+    assert "cases: training, anomaly, dense" in out
+    assert "at least 60 steps" in out
+    assert not any((tmp_path / "runs").iterdir())
+
+
+def test_check_reads_a_file_of_parameters_which_the_command_line_overrules(ask, tmp_path):
+    (tmp_path / "p.yaml").write_text(f"steps: 80\nanomaly: false\nseed: 3\nout_dir: {tmp_path}\n")
+    status, out, _ = ask("check", "smoke", "-f", tmp_path / "p.yaml", "-p", "seed", "4")
+    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert (status, rows["steps"][1], rows["seed"][1]) == (0, "80", "4")
+    assert "cases: training, dense" in out
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert ask("check", "smoke", "-f", tmp_path / "empty.yaml", "-p", "out_dir", tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("stepz", "100", "stepz: no such parameter; accepts profile, steps"),
+        ("seq-len", "512", "seq-len: no such parameter; accepts profile, steps"),
+        ("steps", "ten", "steps='ten': accepts a whole number above 0"),
+        ("backend", "fast", "backend='fast': accepts masked, gather or packed"),
+        ("groups", "3", "heads=4, groups=3: heads must be a multiple of groups"),
+        ("profile", "checklist", "profile=checklist: needs a CUDA device"),
+        ("data", "/no/such/file", "data=/no/such/file: no such file"),
+        ("out_dir", "/proc/here", "out_dir=/proc/here: cannot be made"),
+    ],
+)
+def test_check_refuses_what_cannot_run_in_one_line(ask, tmp_path, name, value, line):
+    status, out, err = ask("check", "smoke", "-p", "out_dir", tmp_path, "-p", name, value)
+    assert (status, out) == (2, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_missing_is_named(ask):
+    for command in (("check", "smoke", "-f", "/no/p.yaml"), ("report", "/no/out.ipynb"), ("compare", "/no/a", "/no/b")):
+        status, out, err = ask(*command)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert command[-1 if command[0] != "compare" else 1] in err
+
+
+def test_a_refusal_reaches_the_shell_without_a_traceback():
+    command = [sys.executable, "-m", "nsa_lib", "check", "smoke", "-p", "stepz", "3"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("stepz: no such parameter")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "out.ipynb"], ["run", "smoke", "-p", "steps"]])
+def test_a_command_that_is_no_command_is_refused(arguments):
+    with pytest.raises(SystemExit) as refusal:
+        __main__.main(arguments)
+    assert refusal.value.code == 2
+
+
+# run
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("GO", 0), ("NO-GO", 1)])
+def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, tmp_path, monkeypatch, verdict, status):
+    commands = []
+
+    def papermill(command, check):
+        commands.append(command)
+        nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[7])
+        return SimpleNamespace(returncode=status)
+
+    monkeypatch.setattr(__main__, "PROJECT", tmp_path)
+    monkeypatch.setattr(__main__.subprocess, "run", papermill)
+    ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
+    (command,) = commands
+    source, output = command[6:8]
+    assert command[:6] == [sys.executable, "-m", "papermill", "--engine", "nsa", "--log-output"]
+    assert source == str(tmp_path / "notebooks" / "smoke.ipynb")
+    assert command[8:] == ["-f", "p.yaml", "-r", "tag", "007", "-r", "steps", "60"]
+    assert ended == status
+    assert f"{verdict}: 12 layers trained" in out
+    assert ("  - because" in out) == (verdict == "NO-GO")
+    assert out.splitlines()[-1] == f"report: {output.removesuffix('.ipynb')}.html"
+
+
+# report
+
+
+def test_report_writes_the_html_of_an_executed_notebook_beside_it(ask, tmp_path):
+    nbformat.write(sample_notebook("REVIEW"), tmp_path / "out.ipynb")
+    status, out, _ = ask("report", tmp_path / "out.ipynb")
+    assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "out.html"))
+    html = (tmp_path / "out.html").read_bytes()
+    assert b"REVIEW" in html
+    assert html == report.NsaHTMLExporter().from_filename(str(tmp_path / "out.ipynb"))[0].encode()
+
+
+# compare
+
+
+def test_compare_prints_what_changed_from_one_run_to_another(ask, tmp_path):
+    record(save(healthy("laptop"), tmp_path / "a", run_id="before"))
+    save(with_steps(healthy("laptop", seed=5), loss=lambda step, loss: 6.0), tmp_path / "b", run_id="after")
+    status, out, _ = ask("compare", tmp_path / "a", tmp_path / "b")
+    header, *rows = [line.split() for line in out.splitlines()]
+    assert status == 0
+    assert header == ["kind", "name", "before", "after"]
+    assert rows[0] == ["parameter", "seed", "0", "5"]
+    assert rows[1][:3] == ["gate", "loss_falls", "PASS"]
+    assert len(rows) == 2
+    assert ask("compare", tmp_path / "a", tmp_path / "a")[:2] == (0, "nothing differs\n")
+
+
+def test_compare_refuses_a_run_of_a_newer_library_in_one_line(ask, tmp_path):
+    for name in ("a", "b"):
+        save(healthy("laptop"), tmp_path / name)
+    with_schema(tmp_path / "b" / "run.json", 2)
+    status, out, err = ask("compare", tmp_path / "a", tmp_path / "b")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"{tmp_path / 'b' / 'run.json'}: schema 2")
