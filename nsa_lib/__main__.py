@@ -20,6 +20,7 @@ from nsa_lib.environment import PROJECT
 from nsa_lib.parameters import PARAMETERS
 from nsa_lib.plan import plan
 from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
+from nsa_lib.runner import StopButton
 from nsa_lib.store import compare, open_run
 
 
@@ -72,7 +73,8 @@ def _run(asked: argparse.Namespace) -> int:
         command += ["-f", str(asked.parameters_file)]
     for name, value in asked.parameters:
         command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
-    status = subprocess.run(command, check=False).returncode
+    with StopButton():  # papermill hears Ctrl-C too, and writes the notebook and its report before it ends
+        status = subprocess.run(command, check=False).returncode
     found = read_verdict(nbformat.read(output, as_version=4))
     print(f"\n{found.icon} {found.word}: {found.headline}")
     for reason in found.reasons:

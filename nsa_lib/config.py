@@ -29,6 +29,10 @@ JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
 class ConfigError(ValueError):
     """A request that cannot be carried out, in one line that names the parameter and what it accepts."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Leave that line in a notebook, and no traceback: nothing of ours is at fault."""
+        return [f"ConfigError: {self}"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class NSAConfig:

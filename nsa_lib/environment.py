@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,7 +57,6 @@ def machine_facts() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "python": platform.python_version(),
-        "executable": sys.executable,
         "driver": _nvidia_driver(),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "packages": {name: _package_version(name) for name in PACKAGES},
@@ -85,7 +83,6 @@ def _package_version(name: str) -> str | None:
         return None
 
 
-@cache
 def provenance() -> dict[str, str | None]:
     """Return the git commit, or None without git, and a sha256 over the library and the notebooks."""
     return {"git_commit": _git_commit(), "source_sha256": source_sha256()}
@@ -96,7 +93,7 @@ def _git_commit() -> str | None:
         return None
     command = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return answer.stdout.strip() or None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def source_sha256() -> str:

@@ -107,7 +107,7 @@ def steps_gate(run: Evidence) -> GateResult:
 
 def finite_gate(run: Evidence) -> GateResult:
     """Judge that no loss and no gradient norm was NaN or Inf."""
-    gate = GateResult("finite", True, PASS, limit=0, unit="values that are NaN or Inf")
+    gate = GateResult("finite", True, PASS, limit=0, detail="losses and gradient norms that are NaN or Inf")
     training, rows = run.case("training"), run.of("training")
     if training is not None and training["status"] == "nan":
         return replace(gate, outcome=FAIL, detail=training["reason"])
@@ -135,13 +135,13 @@ def _case_gate(run: Evidence, case_id: str, absent: str) -> GateResult:
 
 def loss_gate(run: Evidence) -> GateResult:
     """Judge that the loss falls: median of the last ten steps against that of the first ten."""
-    gate = GateResult("loss_falls", True, PASS, limit=LOSS_FALL_PERCENT, unit="% at least")
+    gate = GateResult("loss_falls", True, PASS, limit=LOSS_FALL_PERCENT, unit="%")
     losses = run.of("training")["loss"].astype(float).dropna().tolist()
     if len(losses) < 20:
         return replace(gate, outcome=NOT_RUN, detail=f"needs 20 steps, {len(losses)} were recorded")
     first, last = median(losses[:10]), median(losses[-10:])
     fall = 100 * (first - last) / first if first else 0.0
-    gate = replace(gate, measured=round(fall, 2), detail=f"{first:.3f} to {last:.3f} nats")
+    gate = replace(gate, measured=round(fall, 2), detail=f"{first:.3f} to {last:.3f} nats; at least the limit is asked")
     return _unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
 
 
@@ -195,7 +195,7 @@ def _reserved_gate(run: Evidence, gate: GateResult, fail_mib: float) -> GateResu
 
 def memory_order_gate(run: Evidence) -> GateResult:
     """Judge that state <= peak allocated <= peak reserved <= device total: a figure in the wrong unit breaks it."""
-    gate = GateResult("memory_order", True, PASS, unit="MiB", limit="state <= allocated <= reserved <= device")
+    gate = GateResult("memory_order", True, PASS, limit="holds")
     training, rows = run.case("training") or {}, run.of("training")
     order = [training.get("state_mib"), rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
     if run.parameter("device") == "cuda":
@@ -203,7 +203,9 @@ def memory_order_gate(run: Evidence) -> GateResult:
     if any(pd.isna(mib) for mib in order):
         return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
     holds = all(low <= high for low, high in zip(order, order[1:]))
-    gate = replace(gate, outcome=PASS if holds else FAIL, measured=" <= ".join(f"{mib:,.1f}" for mib in order))
+    names = ("state", "allocated", "reserved", "device")
+    detail = " <= ".join(f"{name} {mib:,.1f}" for name, mib in zip(names, order)) + " MiB"
+    gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
     return _unless_cut_short(gate, training)
 
 
@@ -232,7 +234,7 @@ def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> Ga
 
 def operator_gate(run: Evidence) -> GateResult:
     """Judge that no operator is called more often late in the run than right after warm-up."""
-    gate = GateResult("operator_growth", True, NOT_RUN, limit=0, unit="operators that grew")
+    gate = GateResult("operator_growth", True, NOT_RUN, limit=0, unit="operators")
     if not run.parameter("profiler"):
         return replace(gate, detail="switched off by profiler=False")
     case = run.case("profiler") if run.parameter("device") == "cuda" else run.case("training")

@@ -10,7 +10,7 @@ from pathlib import Path
 from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
 from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError, ModelConfig, NSAConfig
-from nsa_lib.parameters import PARAMETERS, Value, differences, read_parameters, resolve
+from nsa_lib.parameters import PARAMETERS, PROFILES, Value, differences, read_parameters, resolve
 
 ANOMALY_STEPS = 10
 DENSE_STEPS = 30
@@ -44,9 +44,10 @@ class Plan:
     @property
     def reproduce(self) -> str:
         """The command that repeats this run."""
-        given = [value for value in self.values.values() if value.origin == "given" and value.name != "profile"]
-        words = ["papermill", f"notebooks/{self.notebook}.ipynb", "out.ipynb", "--engine", "nsa", "-p", "profile"]
-        words.append(self.profile)
+        decided = {"profile": self.profile, **PROFILES[self.profile]}
+        given = [v for v in self.values.values() if v.origin == "given" and v.value != decided.get(v.name)]
+        words = ["papermill", f"notebooks/{self.notebook}.ipynb", "out.ipynb", "--engine", "nsa"]
+        words += ["-p", "profile", self.profile]
         for value in given:
             # -r keeps text as it is: -p would read a tag such as 007 as a number.
             words += ["-r" if PARAMETERS[value.name].kind is str else "-p", value.name, str(value.value)]

@@ -256,7 +256,12 @@ def _result(case: CaseConfig, status: str, reason: str) -> dict[str, object]:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
+    """Write a JSON file, whole."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(text)
     os.replace(temporary, path)

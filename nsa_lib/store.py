@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from nsa_lib import charts, gates
 from nsa_lib.config import ConfigError
 from nsa_lib.environment import PROJECT
-from nsa_lib.runner import write_json
+from nsa_lib.runner import StopButton, write_json, write_text
 from nsa_lib.telemetry import HeartbeatReader
 
 SCHEMA = 1
@@ -149,9 +149,10 @@ def _created(folder: Path) -> str:
 def record(folder: Path) -> Run:
     """Write cases.csv, steps.csv and summary.json of a run that has ended, and return it."""
     run = Run(folder)
-    run.cases.to_csv(folder / "cases.csv", index=False)
-    run.steps.to_csv(folder / "steps.csv", index=False)
-    write_json(folder / "summary.json", run.summary)
+    with StopButton():  # a second press on the heels of the first must not stop what saves the run
+        write_text(folder / "cases.csv", run.cases.to_csv(index=False))
+        write_text(folder / "steps.csv", run.steps.to_csv(index=False))
+        write_json(folder / "summary.json", run.summary)
     return run
 
 
@@ -197,8 +198,8 @@ def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
         path = folder / "cases" / case_id / "result.json"
         result = _read_json(path) if path.exists() else {"status": "interrupted", "reason": "no result was written"}
         reader = HeartbeatReader(path.with_name("heartbeat.jsonl"))
-        reader.read()
-        row = {"case_id": case_id, **result, "torn_heartbeat": reader.torn}
+        done = sum(beat["step"] is not None for beat in reader.read())
+        row = {"case_id": case_id, "steps_done": done, **result, "torn_heartbeat": reader.torn}
         rows.append({k: json.dumps(v) if k in JSON_COLUMNS else v for k, v in row.items()})
     return pd.DataFrame(rows).reindex(columns=CASE_COLUMNS)
 

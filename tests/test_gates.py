@@ -8,7 +8,6 @@ import pytest
 
 from nsa_lib.gates import (
     FAIL,
-    FAILED_STATUSES,
     NOT_RUN,
     PASS,
     WARN,
@@ -22,6 +21,7 @@ from nsa_lib.parameters import read_parameters, resolve
 from nsa_lib.store import CASE_COLUMNS, STEP_COLUMNS, open_run
 
 NAN, INF = float("nan"), float("inf")
+FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
 STATE_SHARE = 0.85
 """Parameters, gradients and optimizer state, as a share of the peak of a healthy run."""
 BASE_MIB = {"checklist": 1700.0, "laptop": 34.0}
@@ -248,7 +248,8 @@ def test_a_training_that_was_cut_short_passes_and_warns_of_nothing(profile, stat
     whole = healthy(profile)
     facts = whole.case("training")
     recorded = {name: facts[name] for name in ("state_mib", "device_total_mib", "routes", "operators")}
-    for run in (ended(whole, status, count), ended(whole, status, count, **recorded)):
+    warned = with_steps(whole, peak_reserved_mib=lambda step, mib: 70_001.0, ooms=lambda step, ooms: step)
+    for run in (ended(whole, status, count), *(ended(run, status, count, **recorded) for run in (whole, warned))):
         found = outcomes(run)
         assert {found[name] for name in set(found) - others} <= {FAIL, NOT_RUN}
 
@@ -287,6 +288,11 @@ def test_the_loss_must_fall_by_a_percent(fall, expected):
     gate = judged(run, "loss_falls")
     assert gate.outcome == expected
     assert gate.measured == pytest.approx(100 * fall)
+
+
+def test_a_loss_that_fell_and_came_back_has_not_fallen():
+    run = with_steps(healthy(), loss=lambda step, loss: 3.0 if 10 < step <= 90 else 6.0)
+    assert judged(run, "loss_falls").outcome == FAIL
 
 
 def test_a_loss_that_is_zero_from_the_start_does_not_fall():
@@ -537,8 +543,9 @@ def test_the_steps_that_are_left_follow_the_slope():
 
 
 def test_the_pace_of_the_yardstick_leaves_out_the_warmup():
-    run = with_steps(healthy(), "dense", tokens_per_s=lambda step, rate: 1.0 if step <= 10 else 40960.0)
-    assert advised(run, "20,480 tokens/s; the same model with dense attention, in this run: 40,960 (0.50x)")
+    run = with_steps(healthy(), tokens_per_s=lambda step, rate: 100.0 * step)
+    run = with_steps(run, "dense", tokens_per_s=lambda step, rate: 1000.0 * step)
+    assert advised(run, "5,550 tokens/s; the same model with dense attention, in this run: 20,500 (0.27x)")
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 11])

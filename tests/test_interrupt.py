@@ -49,7 +49,8 @@ def when_at_work(out_dir, act):
     return thread
 
 
-WAYS = {"papermill-KILL": signal.SIGKILL, "papermill-TERM": signal.SIGTERM, "ctrl-c": signal.SIGINT, "kernel": None}
+WAYS = {"papermill": signal.SIGKILL, "ctrl-c": signal.SIGINT, "kernel": None}
+"""The signal that papermill gets; None for a kernel that is killed. SIGTERM leaves what SIGKILL leaves."""
 
 
 @pytest.fixture(scope="module")
