@@ -15,7 +15,7 @@ test: .venv/tested  ## run the tests
 	$(BIN)/python -m pytest
 
 lab: .venv/installed  ## open JupyterLab on the notebooks; no browser is started, the address with its token is printed
-	$(BIN)/jupyter lab --no-browser --notebook-dir=notebooks
+	$(BIN)/jupyter lab --no-browser --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: .venv/tested  ## check style, of the notebooks too
 	$(BIN)/ruff check .

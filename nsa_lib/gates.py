@@ -99,7 +99,7 @@ def steps_gate(run: Evidence) -> GateResult:
     if training is None:
         return replace(gate, outcome=NOT_RUN, detail="no training case was recorded")
     done = len(run.of("training"))
-    gate = replace(gate, measured=done, detail=f"{training['status']} {training['reason']}".strip())
+    gate = replace(gate, measured=done, detail=_how_it_ended(training))
     if training["status"] != "ok":
         return replace(gate, outcome=_outcome_of(training))
     return gate if done == asked else replace(gate, outcome=FAIL, detail=f"ended after {done} of {asked} steps")
@@ -129,7 +129,7 @@ def _case_gate(run: Evidence, case_id: str, absent: str) -> GateResult:
     if case is None:
         return replace(gate, outcome=NOT_RUN, detail=absent)
     if case["status"] != "ok":
-        return replace(gate, outcome=_outcome_of(case), detail=f"{case['status']}: {case['reason']}")
+        return replace(gate, outcome=_outcome_of(case), detail=_how_it_ended(case))
     return replace(gate, detail=f"{len(run.of(case_id))} steps without a finding")
 
 
@@ -239,7 +239,7 @@ def operator_gate(run: Evidence) -> GateResult:
         return replace(gate, detail="switched off by profiler=False")
     case = run.case("profiler") if run.parameter("device") == "cuda" else run.case("training")
     if case is not None and case["status"] != "ok":
-        return replace(gate, outcome=_outcome_of(case), detail=f"{case['status']}: {case['reason']}")
+        return replace(gate, outcome=_outcome_of(case), detail=_how_it_ended(case))
     windows = _json(case, "operators")
     if not windows:
         return replace(gate, detail="no two windows of steps were counted")
@@ -250,6 +250,10 @@ def operator_gate(run: Evidence) -> GateResult:
         detail += f"; grew: {', '.join(growth.grown)}"
     outcome = FAIL if growth.has_grown else PASS
     return replace(gate, outcome=outcome, measured=len(growth.grown), detail=detail)
+
+
+def _how_it_ended(case: Mapping[str, object]) -> str:
+    return f"{case['status']}: {case['reason']}" if case["reason"] else str(case["status"])
 
 
 def _outcome_of(case: Mapping[str, object]) -> str:
@@ -283,8 +287,9 @@ def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
 
 
 def _reason(gate: GateResult) -> str:
-    figures = "" if gate.measured is None else f" {gate.measured} (limit {gate.limit}) {gate.unit}".rstrip()
-    return f"{gate.name} {gate.outcome.replace('_', ' ')}{figures}" + (f": {gate.detail}" if gate.detail else "")
+    word = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}[gate.outcome]
+    figures = "" if gate.measured is None else f" at {gate.measured} {gate.unit}".rstrip() + f" (limit {gate.limit})"
+    return f"{gate.name} {word}{figures}" + (f": {gate.detail}" if gate.detail else "")
 
 
 def advice(run: Evidence) -> list[str]:

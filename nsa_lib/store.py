@@ -83,7 +83,7 @@ class Run:
             "schema": SCHEMA,
             **{name: self.info[name] for name in named},
             "verdict": word,
-            "headline": self._headline(word, reasons),
+            "headline": self._headline(word),
             "reasons": reasons,
             "gates": [asdict(gate) for gate in self.gates],
             "advice": gates.advice(self.evidence),
@@ -92,13 +92,19 @@ class Run:
             "cases": json.loads(self.cases.drop(columns=[*JSON_COLUMNS]).to_json(orient="records")),
         }
 
-    def _headline(self, word: str, reasons: list[str]) -> str:
-        required = [gate for gate in self.gates if gate.required]
-        passed = sum(gate.outcome == gates.PASS for gate in required)
-        peak = next(gate.measured for gate in self.gates if gate.name == "peak_reserved")
-        steps = len(self.evidence.of("training"))
-        figures = f"{steps} steps" + (f", peak reserved {peak:,.1f} MiB" if peak is not None else "")
-        return f"{passed} of {len(required)} required gates passed; {figures}"
+    def _headline(self, word: str) -> str:
+        outcome, said = {
+            "GO": (gates.PASS, "passed"),
+            "REVIEW": (gates.WARN, "warn"),
+            "NO-GO": (gates.FAIL, "failed"),
+            "INCOMPLETE": (gates.NOT_RUN, "did not run"),
+        }[word]
+        # A warning counts wherever it is; the rest is decided by the required gates.
+        kind = "gates" if word == "REVIEW" else "required gates"
+        outcomes = [gate.outcome for gate in self.gates if gate.required or word == "REVIEW"]
+        steps = self.evidence.of("training")
+        peak = "" if steps.empty else f", peak reserved {steps['peak_reserved_mib'].max():,.0f} MiB"
+        return f"{outcomes.count(outcome)} of {len(outcomes)} {kind} {said}; {len(steps)} steps recorded{peak}"
 
     @cached_property
     def figures(self) -> dict[str, go.Figure]:

@@ -194,7 +194,7 @@ def test_every_gate_fails_and_makes_a_no_go(name):
     assert judged(run, name).required
     found, reasons = verdict(smoke_gates(run))
     assert found == "NO-GO"
-    assert any(reason.startswith(f"{name} FAIL") for reason in reasons)
+    assert any(reason.startswith(f"{name} failed") for reason in reasons)
 
 
 @pytest.mark.parametrize("name", GAPS)
@@ -486,7 +486,8 @@ def test_the_words_come_in_their_order(decisive, found):
     for arranged in (gates, gates[::-1]):
         word, reasons = verdict(arranged)
         assert word == found
-        assert reasons == ([] if found == "GO" else [f"gate_{decisive} {decisive.replace('_', ' ')}: so"])
+        said = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}
+        assert reasons == ([] if found == "GO" else [f"gate_{decisive} {said[decisive]}: so"])
 
 
 def test_what_is_not_required_neither_fails_nor_completes_a_run():
@@ -505,7 +506,7 @@ def test_no_gate_is_no_go_ahead():
 
 def test_a_reason_names_the_figure_its_limit_and_its_unit():
     _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
-    assert "peak_reserved FAIL 75001.0 (limit 70000.0) MiB" in reason
+    assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"
 
 
 # Advice

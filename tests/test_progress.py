@@ -131,6 +131,10 @@ def test_the_sparkline_of_a_constant_is_a_level_line_inside_the_drawing():
     assert {y for _, y in drawn} == {38}
 
 
+def test_a_long_run_draws_a_point_a_pixel():
+    assert 160 <= len(points(sparkline_svg([10.0, 20.0] * 17_500))) <= 320
+
+
 @pytest.mark.parametrize("values", [[], [10.0]])
 def test_a_line_needs_two_values(values):
     assert sparkline_svg(values) == ""

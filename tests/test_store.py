@@ -78,7 +78,7 @@ def test_the_summary_holds_what_the_design_says(folder):
     assert list(summary) == SUMMARY_KEYS
     assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "10 of 10 required gates passed; 100 steps, peak reserved 35.7 MiB"
+    assert summary["headline"] == "10 of 10 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
     assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly", "dense"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
