@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nsa_lib import data, memory, profiling, training
+from nsa_lib import checks, data, memory, profiling, training
 from nsa_lib.config import WARMUP_STEPS, CaseConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.telemetry import SCHEMA, Heartbeat
@@ -72,8 +72,11 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
     model = model.to(getattr(torch, case.dtype)).to(case.device)
     optimizer = training.make_optimizer(model, case.lr)
     facts["routes"] = executed_routes(model, case) if case.model.attention == "nsa" else []
+    if case.check_attention:
+        facts["attention_error"] = checks.attention_errors(model.blocks[0].attention, length=case.seq_len)
     facts["effective"] = effective_settings(model, case)
     if case.device == "cuda":
+        torch.cuda.empty_cache()  # the pool of the training starts as if nothing had been checked
         facts["device_total_mib"] = torch.cuda.get_device_properties(0).total_memory / MIB
     if case.compile:
         model.compile_blocks()

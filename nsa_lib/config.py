@@ -139,6 +139,8 @@ class CaseConfig:
     """Allocator setting, as in PYTORCH_CUDA_ALLOC_CONF."""
     detect_anomaly: bool = False
     """Under autograd's anomaly detection."""
+    check_attention: bool = False
+    """Compare its attention with float64 before training."""
     profile_operators: bool = False
     """Under torch.profiler, early and late."""
 

@@ -30,6 +30,10 @@ SEGMENT_MIB = 20
 LOSS_FALL_PERCENT = 1.0
 """By how much the loss must fall from the first ten steps to the last ten: more than its noise on a fixed batch."""
 
+ATTENTION_ERROR_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 0.01, "float64": 0.01}
+"""Relative error against float64. Rounding alone gives 0.013 in bfloat16 at the checklist's sizes and 2e-6 in float32;
+a row in which it selects another block adds some. Attention that is wrong is off by tenths."""
+
 SLACK_PERCENT = 30
 """Allocator slack, (reserved - active) / reserved, from which advice is given."""
 
@@ -82,6 +86,7 @@ def smoke_gates(run: Evidence) -> list[GateResult]:
         anomaly_gate(run),
         loss_gate(run),
         route_gate(run),
+        attention_gate(run),
         checkpointing_gate(run),
         *reserved_gates(run),
         memory_order_gate(run),
@@ -154,6 +159,19 @@ def route_gate(run: Evidence) -> GateResult:
         return replace(gate, outcome=NOT_RUN, detail="the case ended before its route was seen")
     ran = ", ".join(routes) or "none"
     return _unless_cut_short(replace(gate, measured=ran, outcome=PASS if routes == [asked] else FAIL), training)
+
+
+def attention_gate(run: Evidence) -> GateResult:
+    """Judge the attention that the case trains, output and gradient, on its device, against float64 on the CPU."""
+    gate = GateResult("attention", True, NOT_RUN, limit=ATTENTION_ERROR_LIMIT[run.parameter("dtype")])
+    errors = _json(run.case("training"), "attention_error")
+    if errors is None:
+        return replace(gate, detail="the case ended before its attention was compared")
+    worst = max(errors.values(), key=lambda error: float("inf") if error != error else error)  # NaN is worst
+    detail = f"relative error of output {errors['output']:.2g}, of gradient {errors['gradient']:.2g}"
+    outcome = PASS if worst <= gate.limit else FAIL
+    gate = replace(gate, outcome=outcome, measured=float(f"{worst:.2g}"), detail=detail)
+    return _unless_cut_short(gate, run.case("training"))
 
 
 def checkpointing_gate(run: Evidence) -> GateResult:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.attention import NSAttention
 from nsa_lib.attention.rope import apply_rope
+from nsa_lib.attention.sdpa import attend
 from nsa_lib.config import ModelConfig, NSAConfig
 
 
@@ -34,7 +34,7 @@ class DenseAttention(nn.Module):
         )
         q, k = apply_rope(q, base=c.rope_base), apply_rope(k, base=c.rope_base)
         k, v = (t.repeat_interleave(c.heads // c.groups, dim=1) if c.groups < c.heads else t for t in (k, v))
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        o = attend(q, k, v, causal=True)
         return self.out(o.transpose(1, 2).flatten(2))
 
 

@@ -140,7 +140,8 @@ def smoke_cases(values: Mapping[str, Value]) -> tuple[CaseConfig, ...]:
     """
     training = training_case(values)
     on_gpu = training.device == "cuda"
-    cases = [replace(training, profile_operators=bool(values["profiler"].value) and not on_gpu)]
+    counted = bool(values["profiler"].value) and not on_gpu
+    cases = [replace(training, check_attention=True, profile_operators=counted)]
     if values["anomaly"].value:
         cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
     if values["profiler"].value and on_gpu:

@@ -32,9 +32,9 @@ STEP_COLUMNS = (
 )  # fmt: skip
 CASE_COLUMNS = (
     "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib", "routes",
-    "operators", "effective", "stderr_tail", "torn_heartbeat",
+    "attention_error", "operators", "effective", "stderr_tail", "torn_heartbeat",
 )  # fmt: skip
-JSON_COLUMNS = ("routes", "operators", "effective")
+JSON_COLUMNS = ("routes", "attention_error", "operators", "effective")
 TEXT_COLUMNS = ("status", "reason", "stderr_tail")
 
 

@@ -11,7 +11,7 @@ import nsa_lib
 
 PACKAGE = Path(nsa_lib.__file__).parent
 
-WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "case", "worker")
+WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "checks", "case", "worker")
 NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "environment", "plan", "progress", "runner", "charts", "gates",
                  "store", "report", "__main__")  # fmt: skip
 TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry")

@@ -53,6 +53,7 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
         {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
          "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
          "routes": "[]" if case_id == "dense" else json.dumps([values["backend"].value]), "effective": "{}",
+         "attention_error": json.dumps({"output": 1e-6, "gradient": 2e-6}) if case_id == "training" else NAN,
          "operators": json.dumps({"early": OPERATORS, "late": OPERATORS}) if case_id == counted(on_gpu) else NAN,
          "torn_heartbeat": False}
         for case_id, count in counts.items()
@@ -110,7 +111,7 @@ def kept(run, count):
 
 def ended(run, status, count, **facts):
     """End the training after some steps; `facts` are what the worker still recorded."""
-    lost = dict.fromkeys(("state_mib", "device_total_mib", "routes", "operators", "effective"), NAN)
+    lost = dict.fromkeys(("state_mib", "device_total_mib", "routes", "attention_error", "operators", "effective"), NAN)
     return with_case(kept(run, count), "training", status=status, reason="because", **{**lost, **facts})
 
 
@@ -148,6 +149,7 @@ FAULTS = {
     "anomaly": lambda run: with_case(run, "anomaly", status="nan", reason="MulBackward0 returned nan values"),
     "loss_falls": lambda run: with_steps(run, loss=lambda step, loss: 6.2),
     "route": lambda run: with_case(run, "training", routes='["gather"]'),
+    "attention": lambda run: with_case(run, "training", attention_error='{"output": 0.01, "gradient": 0.3}'),
     "grad_checkpointing": lambda run: with_parameter(run, "grad_checkpointing", False),
     "peak_reserved": lambda run: with_steps(run, peak_reserved_mib=lambda step, mib: 75_001.0 if step == 60 else mib),
     "peak_reserved_gpu": lambda run: with_steps(
@@ -165,6 +167,7 @@ GAPS = {
     "anomaly": lambda run: without_case(run, "anomaly"),
     "loss_falls": lambda run: kept(run, 19),
     "route": lambda run: with_case(run, "training", routes=NAN),
+    "attention": lambda run: with_case(run, "training", attention_error=NAN),
     "grad_checkpointing": lambda run: ended(run, "unavailable", 0),
     "peak_reserved": lambda run: missing(run, "peak_reserved_mib"),
     "peak_reserved_gpu": lambda run: missing(with_parameter(run, "reserved_limit_mib", 9e4), "peak_reserved_mib"),
@@ -247,7 +250,9 @@ def test_a_training_that_was_cut_short_passes_and_warns_of_nothing(profile, stat
     others = {"anomaly", "operator_growth"} if profile == "checklist" else {"anomaly"}
     whole = healthy(profile)
     facts = whole.case("training")
-    recorded = {name: facts[name] for name in ("state_mib", "device_total_mib", "routes", "operators")}
+    recorded = {
+        name: facts[name] for name in ("state_mib", "device_total_mib", "routes", "attention_error", "operators")
+    }
     warned = with_steps(whole, peak_reserved_mib=lambda step, mib: 70_001.0, ooms=lambda step, ooms: step)
     for run in (ended(whole, status, count), *(ended(run, status, count, **recorded) for run in (whole, warned))):
         found = outcomes(run)

@@ -11,7 +11,7 @@ import pytest
 
 from nsa_lib.config import ConfigError
 from nsa_lib.gates import smoke_gates
-from nsa_lib.store import CASE_COLUMNS, STEP_COLUMNS, compare, open_run, record
+from nsa_lib.store import CASE_COLUMNS, JSON_COLUMNS, STEP_COLUMNS, compare, open_run, record
 from tests.test_gates import ended, healthy, with_case, with_steps, without_case
 
 SUMMARY_KEYS = [
@@ -30,7 +30,7 @@ def save(run, folder, **info):
         case, place = run.case(case_id), folder / "cases" / case_id
         (place / "case.json").write_text("{}")
         fields = {name: value for name, value in (case or {}).items() if value == value and name != "torn_heartbeat"}
-        texts = {name: json.loads(fields[name]) for name in ("routes", "operators", "effective") if name in fields}
+        texts = {name: json.loads(fields[name]) for name in JSON_COLUMNS if isinstance(fields.get(name), str)}
         if case is not None:
             (place / "result.json").write_text(json.dumps({"schema": 1, **fields, **texts}))
         beats = [{"schema": 1, "ts": 1.7e9, "step": None, "phase": phase} for phase in ("build", "warmup")]
@@ -78,7 +78,7 @@ def test_the_summary_holds_what_the_design_says(folder):
     assert list(summary) == SUMMARY_KEYS
     assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "10 of 10 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["headline"] == "11 of 11 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
     assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly", "dense"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
@@ -98,7 +98,7 @@ def test_a_folder_copied_from_another_machine_needs_no_case_folders(folder, tmp_
 def test_figures_and_verdict_need_no_torch(folder):
     record(folder)
     code = f"""import sys
-from nsa_lib.store import open_run
+from nsa_lib.store import JSON_COLUMNS, open_run
 run = open_run({str(folder)!r})
 assert set(run.figures) == {{"memory", "phases", "loss", "step_time"}}
 assert len(run.figures["memory"].data) == 3

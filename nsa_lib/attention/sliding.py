@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from nsa_lib.attention.sdpa import attend
 from nsa_lib.attention.tables import table
 
 
@@ -32,13 +33,13 @@ def sliding_attention(
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     if length <= w:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return attend(q, k, v, causal=True, scale=scale)
     blocks, rest = -(-length // w), -length % w
     q = (F.pad(q, (0, 0, 0, rest)) if rest else q).unflatten(2, (blocks, w)).transpose(1, 2).flatten(0, 1)
     # w rows of padding stand before the first block; the mask hides them.
     k, v = (F.pad(x, (0, 0, w, rest)).unfold(2, 2 * w, w).permute(0, 2, 1, 4, 3).flatten(0, 1) for x in (k, v))
     bias = window_bias(batch, blocks, w, q.dtype, q.device)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    out = attend(q, k, v, bias=bias, scale=scale)
     out = out.view(batch, blocks, heads, w, -1).transpose(1, 2).flatten(2, 3)
     return out[:, :, :length] if rest else out
 

@@ -6,9 +6,9 @@ Letters: B batch, T queries, H heads, G groups, D head width, N selection blocks
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 from torch.profiler import record_function
 
+from nsa_lib.attention.sdpa import attend
 from nsa_lib.attention.tables import table
 
 
@@ -19,10 +19,10 @@ def masked(
     with record_function("nsa::selected::masked"):
         (batch, heads, length, _), groups = q.shape, k.shape[1]
         bias = selection_bias(block_indices, l_sel, q.dtype)
-        # Groups join the batch, so that the heads of a group share keys, values and mask without a copy.
+        # Groups join the batch, so that the heads of a group share one mask.
         q = q.reshape(batch * groups, heads // groups, length, -1)
         k, v = (x.reshape(batch * groups, 1, length, -1).expand(-1, heads // groups, -1, -1) for x in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[:, None], scale=scale)
+        out = attend(q, k, v, bias=bias.flatten(0, 1)[:, None], scale=scale)
         return out.view(batch, heads, length, -1)
 
 

@@ -1,0 +1,59 @@
+"""The comparison with float64: near zero for attention that is right, and not for one that is wrong."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nsa_lib.attention import BACKENDS, NSAttention
+from nsa_lib.attention import module as attention_module
+from nsa_lib.checks import attention_errors
+from nsa_lib.config import NSAConfig
+from nsa_lib.gates import ATTENTION_ERROR_LIMIT
+
+NSA = NSAConfig(dim=32, heads=4, groups=2, d_k=8, d_v=8, l=16, d=16, l_sel=32, n_sel=4, w=48)
+
+
+def errors(backend="masked", dtype=torch.float32, config=NSA, length=200):
+    return attention_errors(NSAttention(config, backend).to(dtype), length=length)
+
+
+@pytest.mark.parametrize("dtype", list(ATTENTION_ERROR_LIMIT))
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_what_is_right_stays_far_below_its_limit(backend, dtype):
+    assert max(errors(backend, getattr(torch, dtype)).values()) < ATTENTION_ERROR_LIMIT[dtype] / 2
+
+
+def first_key_only(q, k, v, block_indices, *, l_sel, scale):
+    return v[:, :, :1].repeat_interleave(q.shape[1] // v.shape[1], dim=1).expand(-1, -1, q.shape[2], -1)
+
+
+def rows_read_askew(q, k, v, block_indices, *, l_sel, scale):
+    return BACKENDS["masked"](q, k, v.roll(1, dims=2), block_indices, l_sel=l_sel, scale=scale)
+
+
+def gradient_lost(q, k, v, block_indices, *, l_sel, scale):
+    return BACKENDS["masked"](q, k.detach(), v.detach(), block_indices, l_sel=l_sel, scale=scale)
+
+
+@pytest.mark.parametrize("fault", [first_key_only, rows_read_askew])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_backend_is_far_above_every_limit(monkeypatch, fault, dtype):
+    planted = {**BACKENDS, "packed": fault}
+    monkeypatch.setattr(attention_module, "BACKENDS", planted)
+    assert errors("packed", dtype)["output"] > 2 * max(ATTENTION_ERROR_LIMIT.values())
+
+
+def test_a_gradient_that_is_lost_is_seen_in_the_gradient(monkeypatch):
+    monkeypatch.setattr(attention_module, "BACKENDS", {**BACKENDS, "packed": gradient_lost})
+    found = errors("packed")
+    assert found["output"] < 1e-5
+    assert found["gradient"] > 2 * max(ATTENTION_ERROR_LIMIT.values())
+
+
+def test_the_layer_itself_is_left_as_it_was():
+    layer = NSAttention(replace(NSA, branches=("cmp", "slc")), "gather")
+    before = {name: p.clone() for name, p in layer.named_parameters()}
+    attention_errors(layer, length=70)
+    assert layer.backend == "gather"
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in layer.named_parameters())

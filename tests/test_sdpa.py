@@ -1,0 +1,46 @@
+"""PyTorch's attention is called in one place, and only on rows without gaps."""
+
+import ast
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+import nsa_lib
+from nsa_lib.attention import NSAttention
+from nsa_lib.attention.sdpa import attend
+from nsa_lib.config import NSAConfig
+
+
+def test_it_is_softmax_attention_on_cut_and_transposed_rows():
+    wide = torch.randn(2, 9, 3 * 4 * 5 + 7, dtype=torch.float64)
+    q, k, v = (part.unflatten(-1, (4, 5)).transpose(1, 2) for part in wide[..., :60].split(20, dim=-1))
+    logits = (q @ k.mT * 0.3).masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -torch.inf)
+    torch.testing.assert_close(attend(q, k, v, scale=0.3, causal=True), logits.softmax(-1) @ v)
+
+
+def test_every_row_that_it_gets_lies_without_gaps(monkeypatch):
+    given = []
+
+    def watched(q, k, v, **more):
+        given.extend((q, k, v))
+        return original(q, k, v, **more)
+
+    original = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    config = NSAConfig(dim=24, heads=6, groups=3, d_k=8, d_v=4, l=16, d=16, l_sel=32, n_sel=3, w=40)
+    for length in (30, 90):  # within the window and beyond it
+        NSAttention(config)(torch.randn(2, length, 24))
+    assert len(given) == 12
+    assert all(x.is_contiguous() for x in given)
+
+
+def test_nothing_else_calls_it():
+    package = Path(nsa_lib.__file__).parent
+    callers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "scaled_dot_product_attention"
+    }
+    assert callers == {"attention/sdpa.py"}
