@@ -103,7 +103,7 @@ class Lab:
 
     def set_parameters(self, **parameters):
         """Edit the parameters cell."""
-        values = {**TINY, "anomaly": False, **parameters}
+        values = {**TINY, "anomaly": True, **parameters}
         edits = "".join(f"\n{name} = {value!r}" for name, value in values.items())
         self.cells = {**self.kept, "parameters": self.kept["parameters"] + edits}
 
