@@ -17,8 +17,9 @@ def attend(
 ) -> torch.Tensor:
     """Return softmax(q kᵀ scale + bias) v, [B, H, T, D] with as many heads in k and v.
 
-    The rows are laid out without gaps first. On CUDA, eager and in bfloat16, values cut from a wider product (a stride
-    of 5,412 elements, rows off the 16 bytes that the kernels load at a time) gave another result without an error.
+    The rows are laid out without gaps first. On CUDA, eager and in bfloat16, a model whose values were cut from a wider
+    product (a stride of 5,412 elements, so rows off any multiple of 16 bytes) had another loss and other gradients than
+    with every other way to compute the same, and no error was raised.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
