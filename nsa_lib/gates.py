@@ -169,6 +169,8 @@ def attention_gate(run: Evidence) -> GateResult:
         return replace(gate, detail="the case ended before its attention was compared")
     worst = max(errors.values(), key=lambda error: float("inf") if error != error else error)  # NaN is worst
     detail = f"relative error of output {errors['output']:.2g}, of gradient {errors['gradient']:.2g}"
+    if run.parameter("compile"):
+        detail += "; compared before it was compiled"
     outcome = PASS if worst <= gate.limit else FAIL
     gate = replace(gate, outcome=outcome, measured=float(f"{worst:.2g}"), detail=detail)
     return _unless_cut_short(gate, run.case("training"))

@@ -509,6 +509,12 @@ def test_no_gate_is_no_go_ahead():
     assert verdict([])[0] == "INCOMPLETE"
 
 
+def test_the_attention_gate_says_what_it_cannot_see_under_compile():
+    run = healthy(compile=True)
+    assert judged(run, "attention").detail.endswith("compared before it was compiled")
+    assert "compiled" not in judged(healthy(), "attention").detail
+
+
 def test_a_reason_names_the_figure_its_limit_and_its_unit():
     _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
     assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"
