@@ -17,7 +17,7 @@ from papermill.iorw import read_yaml_file
 
 from nsa_lib.config import NOTEBOOKS, ConfigError
 from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import PARAMETERS
+from nsa_lib.parameters import refuse_unknown
 from nsa_lib.plan import plan
 from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
 from nsa_lib.runner import StopButton
@@ -52,9 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check(asked: argparse.Namespace) -> int:
     from_file = read_yaml_file(str(asked.parameters_file)) if asked.parameters_file else None
     given = {**(from_file or {}), **dict(asked.parameters)}
-    for name in given:
-        if name not in PARAMETERS:
-            raise ConfigError(f"{name}: no such parameter; accepts {', '.join(PARAMETERS)}")
+    refuse_unknown(given)
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
     print(f"cases: {', '.join(case.case_id for case in found.cases)}")

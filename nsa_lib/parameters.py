@@ -178,10 +178,15 @@ def read_parameters(namespace: Mapping[str, object], cells: Iterable[str]) -> di
         ConfigError: naming the parameter, for an unknown name or a value that it does not accept.
     """
     for cell in cells:
-        for name in _assigned_in_parameters_cell(cell):
-            if name not in PARAMETERS:
-                raise ConfigError(f"{name}: no such parameter; accepts {', '.join(PARAMETERS)}")
+        refuse_unknown(_assigned_in_parameters_cell(cell))
     return {name: read_value(name, namespace.get(name, p.default)) for name, p in PARAMETERS.items()}
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise ConfigError, naming it, for the first name that is no parameter."""
+    for name in names:
+        if name not in PARAMETERS:
+            raise ConfigError(f"{name}: no such parameter; accepts {', '.join(PARAMETERS)}")
 
 
 def _assigned_in_parameters_cell(source: str) -> list[str]:
