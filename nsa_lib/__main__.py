@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check(asked: argparse.Namespace) -> int:
     from_file = read_yaml_file(str(asked.parameters_file)) if asked.parameters_file else None
     given = {**(from_file or {}), **dict(asked.parameters)}
-    refuse_unknown(given)
+    refuse_unknown(asked.notebook, given)
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
     print(f"cases: {', '.join(case.case_id for case in found.cases)}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from nsa_lib import checks, data, memory, profiling, training
-from nsa_lib.config import WARMUP_STEPS, CaseConfig
+from nsa_lib.config import CaseConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.telemetry import SCHEMA, Heartbeat
 
@@ -59,6 +60,8 @@ def _named_failure(error: Exception) -> str | None:
 def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -> None:
     """Run the case's steps, a heartbeat each, and put what only the worker knows into `facts`.
 
+    A `backward` case waits for the device after each phase, to time it; a `train` case runs as a training does.
+
     Raises:
         NonFiniteError: naming the first offender, when a loss or gradient norm is NaN or Inf.
     """
@@ -70,7 +73,7 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
     # Made on the CPU and moved in its final dtype: float32 weights must not raise the peak of a bfloat16 run.
     model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
     model = model.to(getattr(torch, case.dtype)).to(case.device)
-    optimizer = training.make_optimizer(model, case.lr)
+    optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
     facts["routes"] = executed_routes(model, case) if case.model.attention == "nsa" else []
     if case.check_attention:
         facts["attention_error"] = checks.attention_errors(model.blocks[0].attention, length=case.seq_len)
@@ -90,16 +93,22 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
             tokens = next(batches).to(case.device)
             began = time.perf_counter()
             meter.begin_step()
-            result = training.train_step(model, optimizer, tokens, mark=meter.mark)
+            if optimizer is None:
+                clock = PhaseClock(case.device, meter.mark)
+                result = training.backward_step(model, tokens, mark=clock.mark)
+                phases_ms = clock.phases_ms
+            else:
+                result, phases_ms = training.train_step(model, optimizer, tokens, mark=meter.mark), {}
             loss, norm = result.loss.item(), result.grad_norm.item()  # waits for the device
             step_s = time.perf_counter() - began
             heartbeat.beat(
-                "warmup" if step <= WARMUP_STEPS else "step",
+                "warmup" if step <= case.warmup_steps else "step",
                 step,
                 loss=loss,
                 grad_norm=norm,
                 step_ms=1000 * step_s,
                 tokens_per_s=case.batch * case.seq_len / step_s,
+                **phases_ms,
                 **meter.read(),
             )
             _require_finite(model, step, loss, norm)
@@ -107,6 +116,24 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
             windows.step(meter.operator_counts)
     if windows.early and windows.late:
         facts["operators"] = {"early": windows.early, "late": windows.late}
+
+
+class PhaseClock:
+    """Times the phases of one step, waiting for the device at the end of each."""
+
+    def __init__(self, device: str, mark: Callable[[str], None]):
+        self._device, self._mark = device, mark
+        self.phases_ms: dict[str, float] = {}
+        """`forward_ms`, `backward_ms`."""
+        self._began = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """End a phase."""
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        self.phases_ms[f"{phase}_ms"] = 1000 * (time.perf_counter() - self._began)
+        self._mark(phase)
+        self._began = time.perf_counter()
 
 
 def _operator_windows(case: CaseConfig) -> profiling.OperatorWindows | profiling.TrackedWindows:

@@ -15,6 +15,7 @@ PHIS = ("mlp", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
 NOTEBOOKS = ("smoke",)
+WORKS = ("train", "backward", "timing")
 
 WARMUP_STEPS = 10
 """Steps at the start of a case that no trend is read from: caches fill, kernels compile, optimizer state is made."""
@@ -119,12 +120,17 @@ class CaseConfig:
 
     case_id: str
     """Name of the case in its run: `training`, `anomaly`, `profiler`, `dense`."""
+    work: str = "train"
+    """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn."""
     model: ModelConfig
     seq_len: int
     """Tokens in a sequence."""
     batch: int
     """Sequences in a step."""
     steps: int
+    """All steps, those of the warm-up included."""
+    warmup_steps: int = WARMUP_STEPS
+    """Steps at the start that are not counted."""
     dtype: str
     """Of parameters, gradients and the optimizer's state."""
     grad_checkpointing: bool
@@ -148,6 +154,7 @@ class CaseConfig:
         for name in ("seq_len", "batch", "steps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
+        _require_choice("work", self.work, WORKS)
         _require_choice("dtype", self.dtype, DTYPES)
         _require_choice("device", self.device, DEVICES)
         if self.data != "synthetic" and self.model.vocab < 256:

@@ -1,4 +1,4 @@
-"""The parameters of the notebooks: what each accepts, what the profiles say, and the strict reading of what was given.
+"""The parameters of the notebooks: what each accepts, and the strict reading of what was given.
 
 papermill hands over `'true'`, `'1e-4'` and `10000.0` as typed; what is unambiguous is read, the rest is refused. Names
 that nobody declared are refused too: papermill only warns of them, and a mistyped parameter would pass unnoticed.
@@ -13,6 +13,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nsa_lib.config import BACKEND_NAMES, DEVICES, DTYPES, JUDGED_STEPS, PHIS, ConfigError
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "True or False",
+    list: "a list of ascending whole numbers",
+}
+
+
+Read = int | float | str | bool | tuple[int, ...] | None
+"""What a parameter's value may be once it is read."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +44,11 @@ class Parameter:
         """What it accepts, in words."""
         if self.choices:
             return " or ".join(filter(None, [", ".join(self.choices[:-1]), self.choices[-1]]))
-        words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}[self.kind]
+        words = _KINDS[self.kind]
         return words if self.above is None else f"{words} above {self.above:g}"
 
 
-PARAMETERS = {
-    "profile": Parameter(str, "checklist (needs CUDA), laptop, or auto", "auto", ("auto", "checklist", "laptop")),
-    "steps": Parameter(int, f"training steps; fewer than {JUDGED_STEPS} cannot be judged", above=0),
+SIZES = {
     "dim": Parameter(int, "model width", above=0),
     "layers": Parameter(int, "blocks", above=0),
     "heads": Parameter(int, "query heads", above=0),
@@ -56,78 +66,74 @@ PARAMETERS = {
     "batch": Parameter(int, "sequences in a step", above=0),
     "dtype": Parameter(str, "of parameters, gradients and optimizer state", choices=DTYPES),
     "grad_checkpointing": Parameter(bool, "compute each layer again in backward"),
+}
+"""Parameters that make another model, another shape or another memory use."""
+
+_PROFILE = {
+    "profile": Parameter(str, "checklist (needs CUDA), laptop, or auto", "auto", ("auto", "checklist", "laptop")),
+}
+_MACHINE = {
     "lr": Parameter(float, "learning rate", 3e-4, above=0),
     "seed": Parameter(int, "of weights and data", 0, above=-1),
-    "data": Parameter(str, "synthetic, or the path of a text file read as bytes", "synthetic"),
-    "backend": Parameter(str, "selected branch, masked gather or packed", "masked", BACKEND_NAMES),
     "device": Parameter(str, "cuda or cpu; the profile decides", choices=DEVICES),
     "alloc_conf": Parameter(str, "PyTorch allocator setting of the cases"),
-    "compile": Parameter(bool, "each layer under torch.compile, needs cuda", False),
-    "anomaly": Parameter(bool, "ten steps under anomaly detection", True),
-    "profiler": Parameter(bool, "count operators early and late", True),
-    "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
+}
+_BACKEND = {"backend": Parameter(str, "selected branch, masked gather or packed", "masked", BACKEND_NAMES)}
+_RUN = {
     "stall_timeout_s": Parameter(float, "silence that counts as a hang; derived from measured steps", above=0),
     "out_dir": Parameter(str, "where runs/ is kept; the reports folder of the project"),
     "tag": Parameter(str, "label in the name of the run", ""),
     "accept_review": Parameter(bool, "a REVIEW verdict does not fail the notebook", False),
 }
 
-CHECKLIST_ALLOC_CONF = "expandable_segments:True,max_split_size_mb:256"
-
-PROFILES: dict[str, dict[str, int | float | str | bool]] = {
-    "checklist": {
-        "steps": 100, "dim": 768, "layers": 12, "heads": 12, "groups": 12, "d_k": 64, "d_v": 64, "l": 16, "d": 16,
-        "l_sel": 64, "n_sel": 16, "w": 512, "phi": "mlp", "vocab": 50257, "seq_len": 2048, "batch": 1,
-        "dtype": "bfloat16", "grad_checkpointing": True, "device": "cuda", "alloc_conf": CHECKLIST_ALLOC_CONF,
-        "reserved_limit_mib": 70000.0,
+PARAMETERS: dict[str, dict[str, Parameter]] = {
+    "backward_scaling": {
+        **_PROFILE,
+        "seq_lens": Parameter(list, "lengths whose backward is measured, ascending", above=0),
+        "steps": Parameter(int, "counted iterations at each length, after 3 of warm-up", above=0),
+        **SIZES,
+        **_BACKEND,
+        **_MACHINE,
+        **_RUN,
     },
-    "laptop": {
-        "steps": 100, "dim": 128, "layers": 4, "heads": 4, "groups": 4, "d_k": 32, "d_v": 32, "l": 16, "d": 16,
-        "l_sel": 64, "n_sel": 4, "w": 128, "phi": "mlp", "vocab": 512, "seq_len": 512, "batch": 1,
-        "dtype": "float32", "grad_checkpointing": True, "device": "cpu", "alloc_conf": CHECKLIST_ALLOC_CONF,
+    "smoke": {
+        **_PROFILE,
+        "steps": Parameter(int, f"training steps; fewer than {JUDGED_STEPS} cannot be judged", above=0),
+        **SIZES,
+        "data": Parameter(str, "synthetic, or the path of a text file read as bytes", "synthetic"),
+        **_BACKEND,
+        **_MACHINE,
+        "compile": Parameter(bool, "each layer under torch.compile, needs cuda", False),
+        "anomaly": Parameter(bool, "ten steps under anomaly detection", True),
+        "profiler": Parameter(bool, "count operators early and late", True),
+        "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
+        **_RUN,
     },
-}  # fmt: skip
-"""What each profile decides. The laptop's memory limit depends on the backend: LAPTOP_KNOWN_RESERVED_MIB."""
-
-LAPTOP_KNOWN_RESERVED_MIB = {"masked": 50.0, "gather": 230.0, "packed": 50.0}
-"""Peak reserved memory of the laptop smoke on a CPU, simulated and so the same on every machine."""
-
-LAPTOP_HEADROOM = 1.25
-"""The laptop's limit over its known peak."""
-
-SIZES = ("dim", "layers", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi", "vocab", "seq_len",
-         "batch", "dtype", "grad_checkpointing")  # fmt: skip
-"""Parameters that make another model, another shape or another memory use; a run that changes one is custom."""
+    "backend_contrast": {
+        **_PROFILE,
+        "seq_lens": Parameter(list, "lengths of the sweep, ascending", above=0),
+        "steps": Parameter(int, "training steps of the whole model with each backend", above=0),
+        "rounds": Parameter(int, "interleaved rounds of every timing", above=0),
+        **SIZES,
+        **_MACHINE,
+        **_RUN,
+    },
+}
+"""Parameters of each notebook, in the order in which it declares them."""
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}|")
 
 
-@dataclass(frozen=True)
-class Value:
-    """An effective parameter: its value, where that came from, and what the checklist says."""
-
-    name: str
-    value: int | float | str | bool | None
-    origin: str
-    """`given`, `profile` or `default`."""
-    checklist: int | float | str | bool | None
-    """The checklist's value, or None where it says nothing."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether the checklist says something else."""
-        return self.checklist is not None and self.value != self.checklist
-
-
-def read_value(name: str, value: object) -> int | float | str | bool | None:
+def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> Read:
     """Return a parameter's value in its declared type. Raises ConfigError if it is not unambiguously of that type."""
-    parameter = PARAMETERS[name]
+    parameter = declared[name]
     if parameter.default is None and value in (None, "None"):
         return None
     read = _READERS[parameter.kind](value)
     if read is None:
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}{_hint(parameter, value)}")
-    too_small = parameter.above is not None and not read > parameter.above
+    smallest = min(read) if isinstance(read, tuple) else read
+    too_small = parameter.above is not None and not smallest > parameter.above
     if too_small or (parameter.choices and read not in parameter.choices):
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}")
     if name == "tag" and not TAG.fullmatch(read):
@@ -158,7 +164,20 @@ def _read_bool(value: object) -> bool | None:
     return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
 
 
-_READERS = {int: _read_int, float: _read_float, str: _read_str, bool: _read_bool}
+def _read_list(value: object) -> tuple[int, ...] | None:
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    numbers = [_read_int(item) for item in value]
+    ascending = None not in numbers and numbers == sorted(set(numbers))
+    return tuple(numbers) if ascending else None
+
+
+_READERS = {int: _read_int, float: _read_float, str: _read_str, bool: _read_bool, list: _read_list}
 
 
 def _hint(parameter: Parameter, value: object) -> str:
@@ -167,26 +186,28 @@ def _hint(parameter: Parameter, value: object) -> str:
     return ""
 
 
-def read_parameters(namespace: Mapping[str, object], cells: Iterable[str]) -> dict[str, object]:
+def read_parameters(notebook: str, namespace: Mapping[str, object], cells: Iterable[str]) -> dict[str, object]:
     """Return the values of all parameters, read strictly, from a notebook's namespace.
 
     Args:
-        namespace: the notebook's globals.
+        notebook: name of the notebook.
+        namespace: its globals.
         cells: sources of the cells run so far (IPython's `In`), in which names that nobody declared are looked for.
 
     Raises:
         ConfigError: naming the parameter, for an unknown name or a value that it does not accept.
     """
+    declared = PARAMETERS[notebook]
     for cell in cells:
-        refuse_unknown(_assigned_in_parameters_cell(cell))
-    return {name: read_value(name, namespace.get(name, p.default)) for name, p in PARAMETERS.items()}
+        refuse_unknown(notebook, _assigned_in_parameters_cell(cell))
+    return {name: read_value(declared, name, namespace.get(name, p.default)) for name, p in declared.items()}
 
 
-def refuse_unknown(names: Iterable[str]) -> None:
+def refuse_unknown(notebook: str, names: Iterable[str]) -> None:
     """Raise ConfigError, naming it, for the first name that is no parameter."""
     for name in names:
-        if name not in PARAMETERS:
-            raise ConfigError(f"{name}: no such parameter; accepts {', '.join(PARAMETERS)}")
+        if name not in PARAMETERS[notebook]:
+            raise ConfigError(f"{name}: no such parameter of {notebook}; accepts {', '.join(PARAMETERS[notebook])}")
 
 
 def _assigned_in_parameters_cell(source: str) -> list[str]:
@@ -201,42 +222,3 @@ def _assigned_in_parameters_cell(source: str) -> list[str]:
     if annotated and all(isinstance(s, ast.AnnAssign | ast.Assign) for s in statements):
         return [s.target.id if isinstance(s, ast.AnnAssign) else s.targets[0].id for s in statements]
     return []
-
-
-def resolve(read: Mapping[str, object], *, profile: str) -> dict[str, Value]:
-    """Return the effective value of every parameter under a profile, with its origin and the checklist's value."""
-    values = {}
-    for name, parameter in PARAMETERS.items():
-        given, decided = read[name], PROFILES[profile].get(name)
-        if given is not None and given != parameter.default:
-            value, origin = given, "given"
-        elif decided is not None:
-            value, origin = decided, "profile"
-        else:
-            value, origin = given, "default"
-        values[name] = Value(name, value, origin, PROFILES["checklist"].get(name))
-    values["profile"] = Value("profile", profile, "given" if read["profile"] == profile else "default", "checklist")
-    return _with_laptop_limit(values) if profile == "laptop" else values
-
-
-def _with_laptop_limit(values: dict[str, Value]) -> dict[str, Value]:
-    """Add the laptop's memory limit where its peak is known: on a CPU, at the profile's own sizes."""
-    limit = values["reserved_limit_mib"]
-    own_sizes = all(values[name].value == PROFILES["laptop"][name] for name in (*SIZES, "device", "alloc_conf"))
-    if limit.value is None and own_sizes:
-        known = LAPTOP_KNOWN_RESERVED_MIB[str(values["backend"].value)]
-        limit = Value("reserved_limit_mib", known * LAPTOP_HEADROOM, "profile", limit.checklist)
-    return {**values, "reserved_limit_mib": limit}
-
-
-def differences(values: Mapping[str, Value], *, profile: str) -> list[str]:
-    """Return how a run differs from its profile in model, shapes, dtype, checkpointing, limit or fewer steps."""
-    decided = PROFILES[profile]
-    changed = [name for name in SIZES if values[name].value != decided[name]]
-    if values["steps"].value < decided["steps"]:
-        changed.append("steps")
-    said = [f"{name}={values[name].value} ({profile}: {decided[name]})" for name in changed]
-    limit = values["reserved_limit_mib"]
-    if limit.origin == "given" and limit.value != decided.get("reserved_limit_mib"):
-        said.append(f"reserved_limit_mib={limit.value:g}")
-    return said

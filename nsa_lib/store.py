@@ -8,8 +8,8 @@ run.steps, run.figures["memory"], run.verdict
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import plotly.graph_objects as go
 from nsa_lib import charts, gates
 from nsa_lib.config import ConfigError
 from nsa_lib.environment import PROJECT
+from nsa_lib.evidence import Evidence
 from nsa_lib.runner import StopButton, write_json, write_text
 from nsa_lib.telemetry import HeartbeatReader
 
@@ -28,7 +29,8 @@ SCHEMA = 1
 STEP_COLUMNS = (
     "case_id", "step", "phase", "ts", "loss", "grad_norm", "step_ms", "tokens_per_s", "alloc_mib", "reserved_mib",
     "active_mib", "peak_alloc_mib", "peak_reserved_mib", "peak_alloc_forward_mib", "peak_alloc_backward_mib",
-    "peak_alloc_optimizer_mib", "alloc_retries", "ooms", "device_allocs", "ops",
+    "peak_alloc_optimizer_mib", "peak_reserved_forward_mib", "peak_reserved_backward_mib",
+    "peak_reserved_optimizer_mib", "forward_ms", "backward_ms", "alloc_retries", "ooms", "device_allocs", "ops",
 )  # fmt: skip
 CASE_COLUMNS = (
     "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib", "routes",
@@ -36,6 +38,21 @@ CASE_COLUMNS = (
 )  # fmt: skip
 JSON_COLUMNS = ("routes", "attention_error", "operators", "effective")
 TEXT_COLUMNS = ("status", "reason", "stderr_tail")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the runs of one notebook are read."""
+
+    gates: Callable[[Evidence], list[gates.GateResult]]
+    advice: Callable[[Evidence], list[str]]
+    headline: Callable[[Evidence], str]
+    figures: Callable[[Evidence], dict[str, go.Figure]]
+
+
+READINGS = {
+    "smoke": Reading(gates.smoke_gates, gates.smoke_advice, gates.smoke_headline, charts.smoke_figures),
+}
 
 
 class Run:
@@ -60,14 +77,14 @@ class Run:
         return _read_csv(path) if path.exists() else _steps_frame(self.folder, self.info["case_ids"])
 
     @cached_property
-    def evidence(self) -> gates.Evidence:
+    def evidence(self) -> Evidence:
         """The run as the gates read it."""
-        return gates.Evidence(self.info, self.cases, self.steps)
+        return Evidence(self.info, self.cases, self.steps)
 
     @cached_property
     def gates(self) -> list[gates.GateResult]:
         """The gates, judged."""
-        return gates.smoke_gates(self.evidence)
+        return self._reading.gates(self.evidence)
 
     @property
     def verdict(self) -> str:
@@ -86,7 +103,7 @@ class Run:
             "headline": self._headline(word),
             "reasons": reasons,
             "gates": [asdict(gate) for gate in self.gates],
-            "advice": gates.advice(self.evidence),
+            "advice": self._reading.advice(self.evidence),
             "parameters": self.info["parameters"],
             "environment": self.info["environment"],
             "cases": json.loads(self.cases.drop(columns=[*JSON_COLUMNS]).to_json(orient="records")),
@@ -102,22 +119,17 @@ class Run:
         # A warning counts wherever it is; the rest is decided by the required gates.
         kind = "gates" if word == "REVIEW" else "required gates"
         outcomes = [gate.outcome for gate in self.gates if gate.required or word == "REVIEW"]
-        steps = self.evidence.of("training")
-        peak = "" if steps.empty else f", peak reserved {steps['peak_reserved_mib'].max():,.0f} MiB"
-        return f"{outcomes.count(outcome)} of {len(outcomes)} {kind} {said}; {len(steps)} steps recorded{peak}"
+        said = f"{outcomes.count(outcome)} of {len(outcomes)} {kind} {said}"
+        return f"{said}; {self._reading.headline(self.evidence)}"
 
     @cached_property
     def figures(self) -> dict[str, go.Figure]:
-        """Charts of the training: memory, phases, loss, step_time."""
-        rows = self.evidence.of("training")
-        simulated = self.evidence.parameter("device") == "cpu"
-        limit_mib = self.evidence.parameter("reserved_limit_mib")
-        return {
-            "memory": charts.memory_trend(rows, limit_mib=limit_mib, simulated=simulated),
-            "phases": charts.phase_peaks(rows),
-            "loss": charts.loss(rows),
-            "step_time": charts.step_time(rows),
-        }
+        """The notebook's charts, by name."""
+        return self._reading.figures(self.evidence)
+
+    @property
+    def _reading(self) -> Reading:
+        return READINGS[str(self.info["notebook"])]
 
 
 def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None) -> Run:

@@ -93,15 +93,22 @@ def train_step(
         tokens: [B, T + 1] int64; each position predicts the one after it.
         mark: called with "forward", "backward", "optimizer" as each phase ends.
     """
-    optimizer.zero_grad(set_to_none=True)
+    result = backward_step(model, tokens, mark=mark)
+    optimizer.step()
+    mark("optimizer")
+    return result
+
+
+def backward_step(
+    model: TinyLM, tokens: torch.Tensor, *, mark: Callable[[str], None] = lambda phase: None
+) -> StepResult:
+    """Run forward and backward on a batch, as `train_step` does before its update."""
+    model.zero_grad(set_to_none=True)
     loss = chunked_cross_entropy(model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:])
     mark("forward")
     loss.backward()
     mark("backward")
-    norm = grad_norm(model)
-    optimizer.step()
-    mark("optimizer")
-    return StepResult(loss.detach(), norm)
+    return StepResult(loss.detach(), grad_norm(model))
 
 
 def grad_norm(model: nn.Module) -> torch.Tensor:
@@ -122,8 +129,13 @@ def first_non_finite(model: nn.Module) -> str | None:
     return None
 
 
-def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
     """Return the bytes of parameters, gradients and optimizer state together."""
     held = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
-    held += [x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    held += [
+        x
+        for state in (optimizer.state.values() if optimizer else ())
+        for x in state.values()
+        if isinstance(x, torch.Tensor)
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -21,8 +21,9 @@ from nsa_lib import data, environment, memory, training
 from nsa_lib.allocator import AllocatorSimulation
 from nsa_lib.config import BACKEND_NAMES, CaseConfig
 from nsa_lib.model import TinyLM
-from nsa_lib.parameters import read_parameters, resolve
+from nsa_lib.parameters import read_parameters
 from nsa_lib.plan import training_case
+from nsa_lib.profiles import resolve
 from nsa_lib.telemetry import Heartbeat
 
 ROUNDS = 7
@@ -34,7 +35,7 @@ def main() -> None:
     profile = "checklist" if facts["cuda_usable"] else "laptop"
     if profile == "laptop":
         torch.set_num_threads(1)  # as a case does
-    case = training_case(resolve(read_parameters({}, []), profile=profile))
+    case = training_case(resolve("smoke", read_parameters("smoke", {}, []), profile=profile))
     figures = {
         "profile": profile,
         **bench_steps(case),

@@ -140,7 +140,7 @@ def test_no_chart_offers_to_send_itself_to_a_server(draw):
 
 def test_a_chart_shows_itself_as_one_output(monkeypatch):
     shown = []
-    monkeypatch.setattr(charts, "display", lambda bundle, raw: shown.append((bundle, raw)))
+    monkeypatch.setattr(charts.chart, "display", lambda bundle, raw: shown.append((bundle, raw)))
     figure = charts.memory_trend(sample_steps())
     figure._ipython_display_()
     assert shown == [(figure.bundle(), True)]
@@ -175,7 +175,7 @@ def test_svg_keeps_a_single_spike():
     steps = sample_steps(20_000)
     steps.loc[12_345, "peak_alloc_mib"] = 9_000.0
     assert "highest 9,000 MiB" in charts.memory_trend_svg(steps)
-    points = charts._thinned(steps, "peak_alloc_mib")
+    points = charts.smoke._thinned(steps, "peak_alloc_mib")
     assert len(points) <= 100
     assert (12_346, 9_000.0) in points
 

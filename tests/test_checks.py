@@ -10,7 +10,7 @@ from nsa_lib.attention import module as attention_module
 from nsa_lib.checks import attention_errors
 from nsa_lib.config import NSAConfig
 from nsa_lib.gates import ATTENTION_ERROR_LIMIT
-from nsa_lib.parameters import PROFILES
+from nsa_lib.profiles import PROFILES
 
 NSA = NSAConfig(dim=32, heads=4, groups=2, d_k=8, d_v=8, l=16, d=16, l_sel=32, n_sel=4, w=48)
 
@@ -29,7 +29,7 @@ def test_what_is_right_stays_far_below_its_limit(backend, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("backend", list(BACKENDS))
 def test_on_a_gpu_the_checklists_layer_stays_below_its_limit(backend, dtype):
-    profile = PROFILES["checklist"]
+    profile = PROFILES["smoke"]["checklist"]
     names = ("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
     layer = NSAttention(NSAConfig(**{name: profile[name] for name in names}), backend)
     found = attention_errors(layer.to("cuda", getattr(torch, dtype)), length=profile["seq_len"])

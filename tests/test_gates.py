@@ -6,18 +6,19 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from nsa_lib.evidence import Evidence
 from nsa_lib.gates import (
     FAIL,
     NOT_RUN,
     PASS,
     WARN,
-    Evidence,
     GateResult,
-    advice,
+    smoke_advice,
     smoke_gates,
     verdict,
 )
-from nsa_lib.parameters import read_parameters, resolve
+from nsa_lib.parameters import read_parameters
+from nsa_lib.profiles import resolve
 from nsa_lib.store import CASE_COLUMNS, STEP_COLUMNS, open_run
 
 NAN, INF = float("nan"), float("inf")
@@ -46,7 +47,7 @@ def rows_of(case_id, count, base_mib):
 
 def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
     """Return a run that is GO."""
-    values = resolve(read_parameters({"steps": steps, **given}, []), profile=profile)
+    values = resolve("smoke", read_parameters("smoke", {"steps": steps, **given}, []), profile=profile)
     on_gpu, base_mib = values["device"].value == "cuda", base_mib or BASE_MIB[profile]
     counts = {"training": steps, "anomaly": 10, **({"profiler": 53} if on_gpu else {}), "dense": 30}
     cases = [
@@ -65,7 +66,7 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
         "environment": {"torch": "2.13.0", "packages": {"plotly": "7.1", "pandas": "3.1"}}, "case_ids": [*counts],
     }  # fmt: skip
     beats = [row for case_id, count in counts.items() for row in rows_of(case_id, count, base_mib)]
-    return Evidence(info, pd.DataFrame(cases)[[*CASE_COLUMNS]], pd.DataFrame(beats)[[*STEP_COLUMNS]])
+    return Evidence(info, pd.DataFrame(cases)[[*CASE_COLUMNS]], pd.DataFrame(beats).reindex(columns=STEP_COLUMNS))
 
 
 def counted(on_gpu):
@@ -524,13 +525,13 @@ def test_a_reason_names_the_figure_its_limit_and_its_unit():
 
 
 def advised(run, words):
-    return any(words in line for line in advice(run))
+    return any(words in line for line in smoke_advice(run))
 
 
 def test_advice_is_given_where_it_helps_and_changes_no_gate():
     plain = healthy(alloc_conf="expandable_segments:True")
     quiet = without_case(plain, "dense")
-    assert advice(quiet) == []
+    assert smoke_advice(quiet) == []
     cases = {
         "max_split_size_mb": without_case(healthy(), "dense"),
         "slack is 36 %": with_steps(quiet, active_mib=lambda step, mib: 0.75 * mib),
@@ -538,7 +539,7 @@ def test_advice_is_given_where_it_helps_and_changes_no_gate():
         "dense attention, in this run": with_steps(plain, "dense", tokens_per_s=lambda step, rate: 2 * rate),
     }
     for words, run in cases.items():
-        assert [words in line for line in advice(run)] == [True], words
+        assert [words in line for line in smoke_advice(run)] == [True], words
         unadvised = quiet if words != "restart before" else run
         assert outcomes(run) == outcomes(unadvised)
 
@@ -550,7 +551,7 @@ def test_slack_up_to_30_percent_is_not_mentioned():
 
 def test_the_steps_that_are_left_follow_the_slope():
     run = with_steps(healthy(), peak_reserved_mib=lambda step, mib: 40_000.0 + 100 * step)
-    (line,) = [line for line in advice(run) if "restart before" in line]
+    (line,) = [line for line in smoke_advice(run) if "restart before" in line]
     assert "75,000 MiB are reached in 250 steps" in line
 
 
@@ -586,4 +587,4 @@ def test_a_run_is_judged_from_its_csv_files_as_from_memory(tmp_path, damage):
     run.steps.to_csv(tmp_path / "steps.csv", index=False)
     read = open_run(tmp_path).evidence
     assert smoke_gates(read) == smoke_gates(run)
-    assert advice(read) == advice(run)
+    assert smoke_advice(read) == smoke_advice(run)

@@ -57,8 +57,8 @@ def test_check_reads_a_file_of_parameters_which_the_command_line_overrules(ask, 
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("stepz", "100", "stepz: no such parameter; accepts profile, steps"),
-        ("seq-len", "512", "seq-len: no such parameter; accepts profile, steps"),
+        ("stepz", "100", "stepz: no such parameter of smoke; accepts profile, steps"),
+        ("seq-len", "512", "seq-len: no such parameter of smoke; accepts profile, steps"),
         ("steps", "ten", "steps='ten': accepts a whole number above 0"),
         ("backend", "fast", "backend='fast': accepts masked, gather or packed"),
         ("groups", "3", "heads=4, groups=3: heads must be a multiple of groups"),

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.config import ModelConfig, NSAConfig
 from nsa_lib.model import DenseAttention, TinyLM
-from nsa_lib.parameters import PROFILES
+from nsa_lib.profiles import PROFILES
 from nsa_lib.training import chunked_cross_entropy
 
 NSA = NSAConfig(dim=32, heads=4, groups=2, d_k=8, d_v=4, l=16, d=16, l_sel=32, n_sel=3, w=48)
@@ -118,7 +118,7 @@ def test_the_dense_yardstick_is_causal_softmax_attention():
 
 
 def test_scores_decide_for_at_least_two_fifths_of_the_laptops_rows():
-    profile = PROFILES["laptop"]
+    profile = PROFILES["smoke"]["laptop"]
     names = ("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
     nsa = NSAConfig(**{name: profile[name] for name in names})
     model = TinyLM(ModelConfig(nsa=nsa, layers=1, vocab=profile["vocab"]))

@@ -23,8 +23,13 @@ TINY = {"profile": "laptop", "layers": 1, "seq_len": 128, "vocab": 64}
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
-def notebook(request):
-    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
 
 
 def code_cells(notebook):
@@ -40,20 +45,20 @@ def test_a_notebook_is_kept_clean(notebook):
         assert cell.execution_count is None
 
 
-def test_a_notebook_has_one_parameters_cell_that_declares_what_the_library_reads(notebook):
+def test_a_notebook_has_one_parameters_cell_that_declares_what_the_library_reads(path, notebook):
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     found = {}
     for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
         found[node.target.id] = (node.annotation.id, ast.literal_eval(node.value), line.split("  # ")[1])
-    declared = {name: (p.kind.__name__, p.default, p.help) for name, p in PARAMETERS.items()}
+    declared = {name: (p.kind.__name__, p.default, p.help) for name, p in PARAMETERS[path.stem].items()}
     assert found == declared
     assert list(found) == list(declared)
 
 
-def test_papermill_lists_every_parameter(notebook):
+def test_papermill_lists_every_parameter(path, notebook):
     listed = papermill.inspect_notebook(notebook)
     assert {n: (p["inferred_type_name"], p["help"]) for n, p in listed.items()} == {
-        name: (p.kind.__name__, p.help) for name, p in PARAMETERS.items()
+        name: (p.kind.__name__, p.help) for name, p in PARAMETERS[path.stem].items()
     }
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from nsa_lib.config import ConfigError
-from nsa_lib.parameters import PARAMETERS, PROFILES, differences, read_parameters, read_value, resolve
+from nsa_lib.parameters import PARAMETERS, read_parameters, read_value
+from nsa_lib.profiles import PROFILES, differences, resolve
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from nsa_lib.parameters import PARAMETERS, PROFILES, differences, read_parameter
     ],
 )
 def test_what_is_unambiguous_is_read(name, given, read):
-    value = read_value(name, given)
+    value = read_value(PARAMETERS["smoke"], name, given)
     assert value == read
     assert type(value) is type(read)
 
@@ -54,7 +55,7 @@ def test_what_is_unambiguous_is_read(name, given, read):
 )
 def test_the_rest_is_refused_in_one_line_that_names_the_parameter(name, given):
     with pytest.raises(ConfigError) as refusal:
-        read_value(name, given)
+        read_value(PARAMETERS["smoke"], name, given)
     assert str(refusal.value).startswith(f"{name}=")
     assert "accepts" in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -62,7 +63,7 @@ def test_the_rest_is_refused_in_one_line_that_names_the_parameter(name, given):
 
 def test_a_number_given_for_text_says_how_to_pass_text():
     with pytest.raises(ConfigError, match="-r instead of -p"):
-        read_value("tag", 7)
+        read_value(PARAMETERS["smoke"], "tag", 7)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +75,16 @@ def test_a_number_given_for_text_says_how_to_pass_text():
 )
 def test_an_unknown_name_is_refused(cell):
     with pytest.raises(ConfigError, match="stepz: no such parameter"):
-        read_parameters({"steps": 10, "stepz": 3}, [cell])
+        read_parameters("smoke", {"steps": 10, "stepz": 3}, [cell])
 
 
 def test_other_cells_may_assign_what_they_like():
     cells = ["%load_ext autoreload", "stepz = 3", "import os\nstepz: int = 3"]
-    assert read_parameters({"steps": 10}, cells)["steps"] == 10
+    assert read_parameters("smoke", {"steps": 10}, cells)["steps"] == 10
 
 
 def effective(profile, **given):
-    return resolve(read_parameters(given, []), profile=profile)
+    return resolve("smoke", read_parameters("smoke", given, []), profile=profile)
 
 
 def test_the_profile_decides_what_was_not_given():
@@ -101,7 +102,7 @@ def test_the_checklist_profile_is_the_checklist():
     said |= dict(alloc_conf="expandable_segments:True,max_split_size_mb:256", reserved_limit_mib=70000)
     values = effective("checklist")
     assert {name: values[name].value for name in said} == said
-    assert differences(values, profile="checklist") == []
+    assert differences("smoke", values, profile="checklist") == []
 
 
 @pytest.mark.parametrize(
@@ -115,12 +116,12 @@ def test_the_checklist_profile_is_the_checklist():
     ],
 )
 def test_a_change_of_model_shape_dtype_checkpointing_limit_or_fewer_steps_is_custom(given, word):
-    assert differences(effective("checklist", **given), profile="checklist") == [word]
+    assert differences("smoke", effective("checklist", **given), profile="checklist") == [word]
 
 
 @pytest.mark.parametrize("given", [{"steps": 500}, {"backend": "packed"}, {"seed": 7}, {"lr": 1e-3}, {"compile": True}])
 def test_more_steps_or_another_route_is_not_custom(given):
-    assert differences(effective("checklist", **given), profile="checklist") == []
+    assert differences("smoke", effective("checklist", **given), profile="checklist") == []
 
 
 def test_the_laptop_has_a_limit_only_at_the_sizes_whose_peak_is_known():
@@ -130,13 +131,13 @@ def test_the_laptop_has_a_limit_only_at_the_sizes_whose_peak_is_known():
 
 
 def test_every_profile_value_is_one_its_parameter_accepts():
-    for profile in PROFILES.values():
+    for profile in PROFILES["smoke"].values():
         for name, value in profile.items():
-            assert read_value(name, value) == value
+            assert read_value(PARAMETERS["smoke"], name, value) == value
 
 
 def test_help_and_defaults_survive_papermills_line_parser():
-    for name, parameter in PARAMETERS.items():
+    for name, parameter in PARAMETERS["smoke"].items():
         assert "#" not in parameter.help, name
         assert "=" not in parameter.help, name
         assert not isinstance(parameter.default, str) or "#" not in parameter.default

@@ -5,7 +5,8 @@ from papermill.iorw import read_yaml_file
 
 from nsa_lib.config import NOTEBOOKS
 from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import PARAMETERS, PROFILES, read_value
+from nsa_lib.parameters import PARAMETERS, read_value
+from nsa_lib.profiles import PROFILES
 
 FILES = sorted((PROJECT / "params").glob("*.yaml"))
 
@@ -16,9 +17,11 @@ def test_a_file_says_what_its_profile_says(path):
     assert notebook in NOTEBOOKS
     said = read_yaml_file(str(path))
     assert said.pop("profile") == profile
-    assert set(said) <= set(PARAMETERS)
-    assert {name: read_value(name, value) for name, value in said.items()} == PROFILES[profile]
+    assert set(said) <= set(PARAMETERS[notebook])
+    assert {name: read_value(PARAMETERS[notebook], name, value) for name, value in said.items()} == PROFILES[notebook][
+        profile
+    ]
 
 
 def test_each_notebook_has_a_file_for_each_profile():
-    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in NOTEBOOKS for p in PROFILES}
+    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in NOTEBOOKS for p in PROFILES[n]}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
-from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError, ModelConfig, NSAConfig
-from nsa_lib.parameters import PARAMETERS, PROFILES, Value, differences, read_parameters, resolve
+from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError
+from nsa_lib.parameters import PARAMETERS, read_parameters
+from nsa_lib.plan.smoke import smoke_cases
+from nsa_lib.profiles import PROFILES, Value, differences, resolve
 
-ANOMALY_STEPS = 10
-DENSE_STEPS = 30
-PROFILER_STEPS = 53
-"""Long enough for three recorded steps right after warm-up and three that are forty steps later."""
+CASES = {"smoke": smoke_cases}
+"""How each notebook's parameters become cases."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,22 @@ class Plan:
     @property
     def reproduce(self) -> str:
         """The command that repeats this run."""
-        decided = {"profile": self.profile, **PROFILES[self.profile]}
+        decided = {"profile": self.profile, **PROFILES[self.notebook][self.profile]}
         given = [v for v in self.values.values() if v.origin == "given" and v.value != decided.get(v.name)]
         words = ["papermill", f"notebooks/{self.notebook}.ipynb", "out.ipynb", "--engine", "nsa"]
         words += ["-p", "profile", self.profile]
         for value in given:
             # -r keeps text as it is: -p would read a tag such as 007 as a number.
-            words += ["-r" if PARAMETERS[value.name].kind is str else "-p", value.name, str(value.value)]
+            kind = PARAMETERS[self.notebook][value.name].kind
+            text = str(list(value.value)) if kind is list else str(value.value)
+            words += ["-r" if kind in (str, list) else "-p", value.name, text]
         return shlex.join(words)
 
     @property
     def notices(self) -> list[str]:
         """What a user should know before the run starts, a sentence each."""
         said = []
-        if self["steps"] < JUDGED_STEPS:
+        if self.notebook == "smoke" and self["steps"] < JUDGED_STEPS:
             said.append(
                 f"steps={self['steps']}: a smoke needs at least {JUDGED_STEPS} steps to be judged "
                 "(10 of warm-up and the checklist's 50); this run will end INCOMPLETE."
@@ -73,29 +75,29 @@ def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
     """Return the plan of a run.
 
     Args:
-        notebook: name of the notebook, without suffix.
+        notebook: its name, without suffix.
         namespace: its globals, parameters and IPython's `In` among them.
 
     Raises:
         ConfigError: in one line, for anything that cannot be carried out as asked.
     """
     environment.refuse_many_processes()
-    read = read_parameters(namespace, namespace.get("In", ()))
+    read = read_parameters(notebook, namespace, namespace.get("In", ()))
     facts = environment.torch_facts()
     profile = _choose_profile(str(read["profile"]), facts)
-    values = resolve(read, profile=profile)
+    values = resolve(notebook, read, profile=profile)
     _require_device(str(values["device"].value), profile, facts)
     if values["device"].value == "cpu":
         AllocatorSettings.parse(str(values["alloc_conf"].value))  # on a CPU it is simulated, so it must be known
     out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
     environment.require_room(out_dir)
-    cases = smoke_cases(values)
+    cases = CASES[notebook](values)
     _require_data(cases[0])
     return Plan(
         notebook=notebook,
         profile=profile,
         values=values,
-        custom=tuple(differences(values, profile=profile)),
+        custom=tuple(differences(notebook, values, profile=profile)),
         cases=cases,
         environment={**facts, **environment.machine_facts(), **environment.provenance()},
         out_dir=out_dir,
@@ -131,40 +133,3 @@ def _require_data(case: CaseConfig) -> None:
         raise ConfigError(f"data={case.data}: no such file; accepts synthetic or the path of a text file")
     if path.stat().st_size <= case.seq_len:
         raise ConfigError(f"data={case.data}: {path.stat().st_size} bytes, a sequence needs {case.seq_len + 1}")
-
-
-def smoke_cases(values: Mapping[str, Value]) -> tuple[CaseConfig, ...]:
-    """Return the cases of a smoke: the training, ten steps of anomaly detection, on a GPU a profile and the yardstick.
-
-    On a CPU the operators are counted by the memory tracker in the training case, and its speed says nothing.
-    """
-    training = training_case(values)
-    on_gpu = training.device == "cuda"
-    counted = bool(values["profiler"].value) and not on_gpu
-    cases = [replace(training, check_attention=True, profile_operators=counted)]
-    if values["anomaly"].value:
-        cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
-    if values["profiler"].value and on_gpu:
-        cases.append(replace(training, case_id="profiler", steps=PROFILER_STEPS, profile_operators=True))
-    if on_gpu:
-        dense = replace(training.model, attention="dense")
-        cases.append(replace(training, case_id="dense", model=dense, steps=DENSE_STEPS))
-    return tuple(cases)
-
-
-def training_case(values: Mapping[str, Value]) -> CaseConfig:
-    """Return the training itself. Raises ConfigError for sizes that do not fit each other."""
-
-    def pick(*names: str) -> dict[str, object]:
-        return {name: values[name].value for name in names}
-
-    sizes = pick("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
-    model = ModelConfig(nsa=NSAConfig(**sizes), **pick("layers", "vocab", "backend"))
-    data = str(values["data"].value)
-    return CaseConfig(
-        case_id="training",
-        model=model,
-        data=data if data == "synthetic" else str(Path(data).expanduser().resolve()),
-        **pick("seq_len", "batch", "steps", "dtype", "grad_checkpointing", "lr", "seed", "device", "compile",
-               "alloc_conf"),
-    )  # fmt: skip

@@ -1,25 +1,26 @@
-"""The gates, plain functions from what a run recorded to PASS, WARN, FAIL or NOT_RUN, and the verdict over them.
-
-Missing data is never a pass: a gate whose case did not end well fails or did not run, whatever its figures say.
-"""
+"""The gates of the production smoke, and its advice."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
 import pandas as pd
 
 from nsa_lib.config import WARMUP_STEPS
+from nsa_lib.evidence import Evidence, from_json
+from nsa_lib.gates.result import (
+    FAIL,
+    NOT_RUN,
+    PASS,
+    WARN,
+    GateResult,
+    how_it_ended,
+    outcome_of,
+    unless_cut_short,
+)
 from nsa_lib.operators import WINDOW_STEPS, operator_growth
 from nsa_lib.trend import judge_trend, steps_to_limit
-
-PASS, WARN, FAIL, NOT_RUN = "PASS", "WARN", "FAIL", "NOT_RUN"
-
-FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
-"""Ends of a case that fail the gate it serves; `unavailable` and `interrupted` only leave it unjudged."""
 
 CHECKLIST_RESERVED_MIB = 70_000
 CHECKLIST_FAIL_MIB = 75_000
@@ -36,46 +37,6 @@ a row in which it selects another block adds some. Attention that is wrong is of
 
 SLACK_PERCENT = 30
 """Allocator slack, (reserved - active) / reserved, from which advice is given."""
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """What one gate found."""
-
-    name: str
-    required: bool
-    outcome: str
-    measured: float | str | None = None
-    limit: float | str | None = None
-    margin: float | None = None
-    """Of an upper limit, limit - measured in the unit; negative when it is exceeded."""
-    unit: str = ""
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a run recorded, as the gates read it."""
-
-    info: Mapping[str, object]
-    """run.json."""
-    cases: pd.DataFrame
-    """A row a case: its result."""
-    steps: pd.DataFrame
-    """A row a step: its heartbeat."""
-
-    def case(self, case_id: str) -> Mapping[str, object] | None:
-        """Return a case's result, or None if the run has no such case."""
-        rows = self.cases[self.cases["case_id"] == case_id]
-        return None if rows.empty else rows.iloc[0].to_dict()
-
-    def of(self, case_id: str) -> pd.DataFrame:
-        """Return a case's steps in order."""
-        return self.steps[self.steps["case_id"] == case_id].sort_values("step")
-
-    def parameter(self, name: str) -> object:
-        """Return a parameter's effective value."""
-        return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
 
 
 def smoke_gates(run: Evidence) -> list[GateResult]:
@@ -104,9 +65,9 @@ def steps_gate(run: Evidence) -> GateResult:
     if training is None:
         return replace(gate, outcome=NOT_RUN, detail="no training case was recorded")
     done = len(run.of("training"))
-    gate = replace(gate, measured=done, detail=_how_it_ended(training))
+    gate = replace(gate, measured=done, detail=how_it_ended(training))
     if training["status"] != "ok":
-        return replace(gate, outcome=_outcome_of(training))
+        return replace(gate, outcome=outcome_of(training))
     return gate if done == asked else replace(gate, outcome=FAIL, detail=f"ended after {done} of {asked} steps")
 
 
@@ -121,7 +82,7 @@ def finite_gate(run: Evidence) -> GateResult:
     figures = rows[["loss", "grad_norm"]].astype(float)
     bad = int((figures.isna() | figures.abs().eq(float("inf"))).to_numpy().sum())
     gate = replace(gate, measured=bad, outcome=FAIL if bad else PASS)
-    return _unless_cut_short(gate, training)
+    return unless_cut_short(gate, training)
 
 
 def anomaly_gate(run: Evidence) -> GateResult:
@@ -134,7 +95,7 @@ def _case_gate(run: Evidence, case_id: str, absent: str) -> GateResult:
     if case is None:
         return replace(gate, outcome=NOT_RUN, detail=absent)
     if case["status"] != "ok":
-        return replace(gate, outcome=_outcome_of(case), detail=_how_it_ended(case))
+        return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
     return replace(gate, detail=f"{len(run.of(case_id))} steps without a finding")
 
 
@@ -147,24 +108,24 @@ def loss_gate(run: Evidence) -> GateResult:
     first, last = median(losses[:10]), median(losses[-10:])
     fall = 100 * (first - last) / first if first else 0.0
     gate = replace(gate, measured=round(fall, 2), detail=f"{first:.3f} to {last:.3f} nats; at least the limit is asked")
-    return _unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
+    return unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
 
 
 def route_gate(run: Evidence) -> GateResult:
     """Judge that the backend that ran, as the running code named itself, is the one asked for."""
     asked, training = run.parameter("backend"), run.case("training")
     gate = GateResult("route", True, PASS, limit=asked)
-    routes = _json(training, "routes")
+    routes = from_json(training, "routes")
     if routes is None:
         return replace(gate, outcome=NOT_RUN, detail="the case ended before its route was seen")
     ran = ", ".join(routes) or "none"
-    return _unless_cut_short(replace(gate, measured=ran, outcome=PASS if routes == [asked] else FAIL), training)
+    return unless_cut_short(replace(gate, measured=ran, outcome=PASS if routes == [asked] else FAIL), training)
 
 
 def attention_gate(run: Evidence) -> GateResult:
     """Judge the attention that the case trains, output and gradient, on its device, against float64 on the CPU."""
     gate = GateResult("attention", True, NOT_RUN, limit=ATTENTION_ERROR_LIMIT[run.parameter("dtype")])
-    errors = _json(run.case("training"), "attention_error")
+    errors = from_json(run.case("training"), "attention_error")
     if errors is None:
         return replace(gate, detail="the case ended before its attention was compared")
     worst = max(errors.values(), key=lambda error: float("inf") if error != error else error)  # NaN is worst
@@ -173,7 +134,7 @@ def attention_gate(run: Evidence) -> GateResult:
         detail += "; compared before it was compiled"
     outcome = PASS if worst <= gate.limit else FAIL
     gate = replace(gate, outcome=outcome, measured=float(f"{worst:.2g}"), detail=detail)
-    return _unless_cut_short(gate, run.case("training"))
+    return unless_cut_short(gate, run.case("training"))
 
 
 def checkpointing_gate(run: Evidence) -> GateResult:
@@ -181,7 +142,7 @@ def checkpointing_gate(run: Evidence) -> GateResult:
     on = bool(run.parameter("grad_checkpointing"))
     required = run.info["profile"] == "checklist"
     gate = GateResult("grad_checkpointing", required, PASS if on else FAIL, "on" if on else "off", "on")
-    return _unless_cut_short(gate, run.case("training"))
+    return unless_cut_short(gate, run.case("training"))
 
 
 def reserved_gates(run: Evidence) -> list[GateResult]:
@@ -210,7 +171,7 @@ def _reserved_gate(run: Evidence, gate: GateResult, fail_mib: float) -> GateResu
     detail = "" if run.parameter("device") == "cuda" else "simulated"
     margin = round(gate.limit - peak, 1)
     gate = replace(gate, outcome=outcome, measured=round(peak, 1), margin=margin, detail=detail)
-    return _unless_cut_short(gate, run.case("training"))
+    return unless_cut_short(gate, run.case("training"))
 
 
 def memory_order_gate(run: Evidence) -> GateResult:
@@ -226,7 +187,7 @@ def memory_order_gate(run: Evidence) -> GateResult:
     names = ("state", "allocated", "reserved", "device")
     detail = " <= ".join(f"{name} {mib:,.1f}" for name, mib in zip(names, order)) + " MiB"
     gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
-    return _unless_cut_short(gate, training)
+    return unless_cut_short(gate, training)
 
 
 def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> GateResult:
@@ -249,7 +210,7 @@ def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> Ga
     elif gate.outcome == PASS and retries + ooms > 0:
         pressure = f"{retries:.0f} retries and {ooms:.0f} OOMs of the allocator after warm-up: it is at its cap"
         gate = replace(gate, outcome=WARN, detail=pressure)
-    return _unless_cut_short(gate, run.case("training"))
+    return unless_cut_short(gate, run.case("training"))
 
 
 def operator_gate(run: Evidence) -> GateResult:
@@ -259,8 +220,8 @@ def operator_gate(run: Evidence) -> GateResult:
         return replace(gate, detail="switched off by profiler=False")
     case = run.case("profiler") if run.parameter("device") == "cuda" else run.case("training")
     if case is not None and case["status"] != "ok":
-        return replace(gate, outcome=_outcome_of(case), detail=_how_it_ended(case))
-    windows = _json(case, "operators")
+        return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
+    windows = from_json(case, "operators")
     if not windows:
         return replace(gate, detail="no two windows of steps were counted")
     early, late = ({op: row["count"] for op, row in windows[when].items()} for when in ("early", "late"))
@@ -272,47 +233,7 @@ def operator_gate(run: Evidence) -> GateResult:
     return replace(gate, outcome=outcome, measured=len(growth.grown), detail=detail)
 
 
-def _how_it_ended(case: Mapping[str, object]) -> str:
-    return f"{case['status']}: {case['reason']}" if case["reason"] else str(case["status"])
-
-
-def _outcome_of(case: Mapping[str, object]) -> str:
-    return FAIL if case["status"] in FAILED_STATUSES else NOT_RUN
-
-
-def _unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) -> GateResult:
-    """Return the gate, but NOT_RUN instead of a pass where the training did not come to its end."""
-    if gate.outcome in (FAIL, NOT_RUN) or (training and training["status"] == "ok"):
-        return gate
-    return replace(gate, outcome=NOT_RUN, detail="the training did not come to its end")
-
-
-def _json(case: Mapping[str, object] | None, field: str) -> object:
-    """Return a field that the frame keeps as JSON text, or None where it is missing."""
-    text = None if case is None else case.get(field)
-    return json.loads(text) if isinstance(text, str) else None
-
-
-def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
-    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that stands in the way."""
-    required = [gate for gate in gates if gate.required]
-    for word, outcome in (("NO-GO", FAIL), ("INCOMPLETE", NOT_RUN)):
-        reasons = [_reason(gate) for gate in required if gate.outcome == outcome]
-        if reasons:
-            return word, reasons
-    if not required:
-        return "INCOMPLETE", ["no gate was judged"]
-    reasons = [_reason(gate) for gate in gates if gate.outcome == WARN]
-    return ("REVIEW", reasons) if reasons else ("GO", [])
-
-
-def _reason(gate: GateResult) -> str:
-    word = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}[gate.outcome]
-    figures = "" if gate.measured is None else f" at {gate.measured} {gate.unit}".rstrip() + f" (limit {gate.limit})"
-    return f"{gate.name} {word}{figures}" + (f": {gate.detail}" if gate.detail else "")
-
-
-def advice(run: Evidence) -> list[str]:
+def smoke_advice(run: Evidence) -> list[str]:
     """Return what a user may want to change; it never decides."""
     rows, said = run.of("training"), []
     alloc_conf = str(run.parameter("alloc_conf"))
@@ -341,3 +262,10 @@ def advice(run: Evidence) -> list[str]:
             f"({speed / yardstick:.2f}x)."
         )
     return said
+
+
+def smoke_headline(run: Evidence) -> str:
+    """Return the figures that a smoke's verdict is said with."""
+    steps = run.of("training")
+    peak = "" if steps.empty else f", peak reserved {steps['peak_reserved_mib'].max():,.0f} MiB"
+    return f"{len(steps)} steps recorded{peak}"

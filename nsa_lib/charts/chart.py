@@ -1,0 +1,125 @@
+"""What every chart shares: look, axes, lines, marks, and how a chart shows itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import display
+
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
+"""Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""
+
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#b0528c", "#7a828c"
+"""Okabe and Ito's palette, told apart by colour-blind readers; purple darkened to stand out on white."""
+
+TEMPLATE = go.layout.Template(
+    layout={
+        # A grey that is read on white and on black: JupyterLab does not repaint a chart for its theme.
+        "font": {"family": "system-ui, Segoe UI, Roboto, Helvetica, Arial, sans-serif", "size": 13, "color": GREY},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "title": {
+            "x": 0,
+            "xref": "paper",
+            "y": 0.98,
+            "yanchor": "top",
+            "font": {"size": 16, "weight": 600},
+            "subtitle": {"font": {"size": 13}},
+        },
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "margin": {"l": 72, "r": 24, "t": 100, "b": 52},
+        "height": 400,
+        "hovermode": "x unified",
+        "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": GREY, "font": {"color": "#1f2328"}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "remove": ["lasso2d", "select2d"]},
+        "xaxis": {
+            "showgrid": False,
+            "showline": True,
+            "linecolor": GREY,
+            "ticks": "outside",
+            "tickcolor": GREY,
+            "title": {"standoff": 8},
+        },
+        "yaxis": {"title": {"standoff": 8}, "gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "nticks": 7},
+    }
+)
+
+
+class Chart(go.Figure):
+    """A Plotly figure that shows itself with CONFIG, and with `svg` where a viewer has no Plotly."""
+
+    _svg: str | None = None
+
+    def show(self, *args, **kwargs):
+        """Show the chart as Plotly does, in a browser or a notebook, with CONFIG."""
+        return super().show(*args, **{"config": CONFIG, **kwargs})
+
+    def bundle(self) -> dict:
+        """Return the notebook output: the figure, the SVG if there is one, and a line of text."""
+        alternatives = {"image/svg+xml": self._svg} if self._svg else {}
+        figure = {**json.loads(self.to_json()), "config": CONFIG}
+        text = self.layout.meta["description"]
+        return {"application/vnd.plotly.v1+json": figure, **alternatives, "text/plain": text}
+
+    def _ipython_display_(self):
+        display(self.bundle(), raw=True)
+
+
+def finite(steps: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """Return the finite values of some columns."""
+    values = steps[columns].to_numpy(dtype=float).ravel()
+    return values[np.isfinite(values)]
+
+
+def empty_chart(title: str, unit: str, facts: str, legend: bool = True) -> Chart:
+    """Return an empty chart; `facts` stand under its title and, with it, are read to who cannot see the chart."""
+    heading = {"text": title, "subtitle": {"text": facts}}
+    figure = Chart(layout={"template": TEMPLATE, "title": heading, "meta": {"description": f"{title}: {facts}"}})
+    if not legend:
+        figure.update_layout(showlegend=False, margin={"t": 72}, height=360)
+    figure.update_xaxes(title_text="step", tickformat=",d")
+    figure.update_yaxes(title_text=unit, tickformat=",~r")
+    return figure
+
+
+def nothing(title: str, unit: str) -> Chart:
+    """Return a chart that says that there is nothing to draw."""
+    figure = empty_chart(title, unit, "no steps recorded", legend=False)
+    figure.update_xaxes(range=[0, 1], showticklabels=False)
+    figure.update_yaxes(range=[0, 1], showticklabels=False)
+    return figure
+
+
+def line(steps: pd.DataFrame, column: str, name: str, colour: str, hover: str, **options) -> go.Scatter:
+    """Return a line through a column's finite values."""
+    values = steps[column].where(np.isfinite(steps[column].astype(float)))
+    # A line needs two points; a run that ended after one step still shows it.
+    mode = "lines" if values.count() > 1 else "markers"
+    style = {"color": colour, "width": 2, "dash": options.pop("dash", "solid")}
+    return go.Scatter(x=steps["step"], y=values, name=name, mode=mode, line=style, hovertemplate=hover, **options)
+
+
+def shade_warmup(figure: Chart, steps: pd.DataFrame) -> None:
+    """Shade the steps of the warm-up."""
+    warmup = steps.loc[steps["phase"] == "warmup", "step"]
+    if len(warmup):
+        label = {"text": "warm-up", "font": {"size": 12}}
+        figure.add_vrect(
+            x0=warmup.min() - 0.5,
+            x1=warmup.max() + 0.5,
+            fillcolor="rgba(128,128,128,0.14)",
+            line_width=0,
+            layer="below",
+            annotation=label,
+            annotation_position="bottom left",
+        )
+
+
+def mark(add_line: Callable, at: float, text: str, colour: str, dash: str = "dash") -> None:
+    """Draw a labelled line across a chart with its `add_hline` or `add_vline`."""
+    label = {"text": text, "font": {"color": colour}}
+    add_line(at, line={"color": colour, "dash": dash, "width": 1.5}, annotation=label, annotation_position="top right")

@@ -1,0 +1,40 @@
+"""What a run recorded, as gates and charts read it: its description and two frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run recorded, as the gates read it."""
+
+    info: Mapping[str, object]
+    """run.json."""
+    cases: pd.DataFrame
+    """A row a case: its result."""
+    steps: pd.DataFrame
+    """A row a step: its heartbeat."""
+
+    def case(self, case_id: str) -> Mapping[str, object] | None:
+        """Return a case's result, or None if the run has no such case."""
+        rows = self.cases[self.cases["case_id"] == case_id]
+        return None if rows.empty else rows.iloc[0].to_dict()
+
+    def of(self, case_id: str) -> pd.DataFrame:
+        """Return a case's steps in order."""
+        return self.steps[self.steps["case_id"] == case_id].sort_values("step")
+
+    def parameter(self, name: str) -> object:
+        """Return a parameter's effective value."""
+        return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
+
+
+def from_json(case: Mapping[str, object] | None, field: str) -> object:
+    """Return a field of a case that the frame keeps as JSON text, or None where it is missing."""
+    text = None if case is None else case.get(field)
+    return json.loads(text) if isinstance(text, str) else None

@@ -1,0 +1,7 @@
+"""From a notebook's parameters to the cases of a run, one file a notebook."""
+
+from nsa_lib.plan.plan import Plan, plan
+from nsa_lib.plan.smoke import smoke_cases
+from nsa_lib.plan.training import training_case
+
+__all__ = ["Plan", "plan", "smoke_cases", "training_case"]

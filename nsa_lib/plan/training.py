@@ -1,0 +1,29 @@
+"""The one training case that every notebook's cases are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nsa_lib.config import CaseConfig, ModelConfig, NSAConfig
+from nsa_lib.profiles import Value
+
+
+def training_case(values: Mapping[str, Value]) -> CaseConfig:
+    """Return the training that the parameters describe. Raises ConfigError for sizes that do not fit each other."""
+
+    def pick(*names: str) -> dict[str, object]:
+        return {name: values[name].value for name in names}
+
+    sizes = pick("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
+    model = ModelConfig(
+        nsa=NSAConfig(**sizes), **pick("layers", "vocab"), **pick("backend") if "backend" in values else {}
+    )
+    data = str(values["data"].value) if "data" in values else "synthetic"
+    return CaseConfig(
+        case_id="training",
+        model=model,
+        data=data if data == "synthetic" else str(Path(data).expanduser().resolve()),
+        compile="compile" in values and bool(values["compile"].value),
+        **pick("seq_len", "batch", "steps", "dtype", "grad_checkpointing", "lr", "seed", "device", "alloc_conf"),
+    )
