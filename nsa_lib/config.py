@@ -14,7 +14,7 @@ BRANCHES = ("cmp", "slc", "win")
 PHIS = ("mlp", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
-NOTEBOOKS = ("smoke",)
+NOTEBOOKS = ("backward_scaling", "smoke",)
 WORKS = ("train", "backward", "timing")
 
 WARMUP_STEPS = 10
@@ -25,6 +25,21 @@ TREND_WINDOW = 50
 
 JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
 """The fewest steps of a smoke that can be judged."""
+
+
+BACKWARD_WARMUP_STEPS = 3
+"""Iterations at the start of a `backward` case that are not counted."""
+
+ALLOCATOR_SETTINGS = {
+    "default": "",
+    "expandable": "expandable_segments:True",
+    "max_split": "max_split_size_mb:256",
+    "both": "expandable_segments:True,max_split_size_mb:256",
+}
+"""Allocator settings whose cost is compared; `both` is the checklist's line."""
+
+TRAIN_LAYERS = (1, 3, 5)
+"""Layers of the train steps from which the peak of a deeper model is predicted."""
 
 
 class ConfigError(ValueError):

@@ -21,7 +21,9 @@ from nsa_lib import charts, gates
 from nsa_lib.config import ConfigError
 from nsa_lib.environment import PROJECT
 from nsa_lib.evidence import Evidence
+from nsa_lib.profiles import PROFILES
 from nsa_lib.runner import StopButton, write_json, write_text
+from nsa_lib.scaling import layer_rows
 from nsa_lib.telemetry import HeartbeatReader
 
 SCHEMA = 1
@@ -51,6 +53,9 @@ class Reading:
 
 
 READINGS = {
+    "backward_scaling": Reading(
+        gates.scaling_gates, gates.scaling_advice, gates.scaling_headline, charts.scaling_figures
+    ),
     "smoke": Reading(gates.smoke_gates, gates.smoke_advice, gates.smoke_headline, charts.smoke_figures),
 }
 
@@ -162,6 +167,44 @@ def _created(folder: Path) -> str:
         return json.loads(path.read_text())["created"]
     except (json.JSONDecodeError, KeyError):
         return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat()
+
+
+def counterpart(run: Run, notebook: str) -> Run | None:
+    """Return the newest run of another notebook with the same sizes on the same machine, or None if there is none.
+
+    Its layers, length, steps and checkpointing may be its own; a custom run is nobody's counterpart.
+    """
+    found = []
+    for path in run.folder.parent.glob(f"{notebook}-*/run.json"):
+        try:
+            other = Run(path.parent)
+        except ConfigError:  # a broken run is in nobody's way
+            continue
+        if not other.info["custom"] and _same_configuration(run, other):
+            found.append(other)
+    return max(found, key=lambda other: other.info["created"], default=None)
+
+
+def smoke_prediction(run: Run) -> charts.Chart:
+    """Draw what a scaling's train steps predict for the smoke's peak, beside the newest measured one."""
+    smoke = counterpart(run, "smoke")
+    measured = None if smoke is None else smoke.evidence.of("training")["peak_alloc_mib"].max()
+    layers = int(PROFILES["smoke"][run.info["profile"]]["layers"])
+    return charts.peak_against_layers(layer_rows(run.evidence), layers, measured)
+
+
+SHARED_PARAMETERS = (
+    "profile", "dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi", "vocab", "batch",
+    "dtype", "device", "backend",
+)  # fmt: skip
+SHARED_FACTS = ("torch", "gpu")
+
+
+def _same_configuration(run: Run, other: Run) -> bool:
+    same_parameters = all(run.evidence.parameter(name) == other.evidence.parameter(name) for name in SHARED_PARAMETERS)
+    return same_parameters and all(
+        run.info["environment"].get(name) == other.info["environment"].get(name) for name in SHARED_FACTS
+    )
 
 
 def record(folder: Path) -> Run:

@@ -13,7 +13,7 @@ PACKAGE = Path(nsa_lib.__file__).parent
 
 WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "checks", "case", "worker")
 NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "runner",
-                 "evidence", "charts", "gates",
+                 "evidence", "scaling", "charts", "gates",
                  "store", "report", "__main__")  # fmt: skip
 TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry")
 ALONE = ("torch_facts",)

@@ -109,3 +109,15 @@ def test_a_device_that_is_gone_is_unavailable(run):
 
 def test_the_dense_yardstick_has_no_route(run):
     assert run(replace(CASE, model=replace(CASE.model, attention="dense")))[0]["routes"] == []
+
+
+def test_a_backward_case_times_its_phases_and_keeps_no_optimizer(run):
+    result, beats = run(replace(CASE, work="backward", steps=4, warmup_steps=3))
+    steps = [beat for beat in beats if beat["step"]]
+    assert [beat["phase"] for beat in steps] == ["warmup"] * 3 + ["step"]
+    for beat in steps:
+        assert 0 < beat["forward_ms"] + beat["backward_ms"] <= beat["step_ms"]
+        assert "peak_alloc_optimizer_mib" not in beat
+    trained, _ = run(replace(CASE, steps=4), "trained")
+    # Parameters and gradients, without AdamW's two moments of each parameter.
+    assert result["state_mib"] == pytest.approx(trained["state_mib"] / 2, rel=0.01)

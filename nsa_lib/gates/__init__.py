@@ -5,6 +5,7 @@ headline. `result` holds what they share.
 """
 
 from nsa_lib.gates.result import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.gates.scaling import scaling_advice, scaling_gates, scaling_headline
 from nsa_lib.gates.smoke import ATTENTION_ERROR_LIMIT, smoke_advice, smoke_gates, smoke_headline
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "PASS",
     "WARN",
     "GateResult",
+    "scaling_advice",
+    "scaling_gates",
+    "scaling_headline",
     "smoke_advice",
     "smoke_gates",
     "smoke_headline",

@@ -11,10 +11,11 @@ from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
 from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError
 from nsa_lib.parameters import PARAMETERS, read_parameters
+from nsa_lib.plan.scaling import scaling_cases
 from nsa_lib.plan.smoke import smoke_cases
 from nsa_lib.profiles import PROFILES, Value, differences, resolve
 
-CASES = {"smoke": smoke_cases}
+CASES = {"backward_scaling": scaling_cases, "smoke": smoke_cases}
 """How each notebook's parameters become cases."""
 
 

@@ -4,7 +4,17 @@ Only the tables and the verdict are loaded at once. nbconvert and papermill take
 neither, so the exporter and the engine are loaded when their entry points ask for them.
 """
 
-from nsa_lib.report.tables import Table, advice_table, cases_table, environment_table, gates_table, parameters_table
+from nsa_lib.report.tables import (
+    Table,
+    advice_table,
+    allocator_table,
+    cases_table,
+    environment_table,
+    exponents_table,
+    gates_table,
+    lengths_table,
+    parameters_table,
+)
 from nsa_lib.report.verdict import VerdictError, conclude, read_verdict
 
 __all__ = [
@@ -13,10 +23,13 @@ __all__ = [
     "Table",
     "VerdictError",
     "advice_table",
+    "allocator_table",
     "cases_table",
     "conclude",
     "environment_table",
+    "exponents_table",
     "gates_table",
+    "lengths_table",
     "parameters_table",
     "read_verdict",
 ]

@@ -106,6 +106,48 @@ def advice_table(advice: Iterable[str]) -> Table:
     return Table("Advice, which decides nothing", ("advice",), [(Cell(text),) for text in advice] or [(Cell("none"),)])
 
 
+def frame_table(caption: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> Table:
+    """Tabulate columns of a frame under headings of their own, `{column: heading}`; units belong in the headings."""
+    rows = [
+        [Cell(format_value(row[column]), numeric=pd.api.types.is_numeric_dtype(frame[column])) for column in columns]
+        for row in frame.to_dict("records")
+    ]
+    return Table(caption, list(columns.values()), rows)
+
+
+def lengths_table(lengths: pd.DataFrame) -> Table:
+    """Tabulate the lengths of a backward scaling (`scaling.length_rows`)."""
+    columns = {
+        "seq_len": "S, tokens", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
+        "spread_percent": "spread, %", "tokens_per_s": "tokens/s",
+        "peak_alloc_forward_mib": "peak allocated forward, MiB",
+        "peak_alloc_backward_mib": "peak allocated backward, MiB",
+        "peak_reserved_forward_mib": "peak reserved forward, MiB",
+        "peak_reserved_backward_mib": "peak reserved backward, MiB",
+    }  # fmt: skip
+    return frame_table("Medians of the counted iterations; spread is the interquartile range", lengths, columns)
+
+
+def exponents_table(exponents: pd.DataFrame) -> Table:
+    """Tabulate fitted exponents with their intervals (`scaling.exponent_rows`)."""
+    columns = {
+        "quantity": "quantity", "first": "from S", "last": "to S", "exponent": "exponent", "low": "95 % from",
+        "high": "95 % to",
+    }  # fmt: skip
+    caption = "Exponents b of y ~ S^b; memory is the peak allocated without parameters and gradients"
+    return frame_table(caption, exponents, columns)
+
+
+def allocator_table(settings: pd.DataFrame) -> Table:
+    """Tabulate what each allocator setting costs (`scaling.allocator_rows`)."""
+    columns = {
+        "work": "work", "setting": "setting", "alloc_conf": "alloc_conf", "status": "status",
+        "peak_alloc_mib": "peak allocated, MiB", "peak_reserved_mib": "peak reserved, MiB",
+        "ratio": "reserved over allocated",
+    }  # fmt: skip
+    return frame_table("Allocator settings", settings, columns)
+
+
 def format_value(value: object, unit: str = "") -> str:
     """Format a value for reading: thousands separators, four significant digits, the unit; absent is "–"."""
     if value is None or (isinstance(value, float) and math.isnan(value)):

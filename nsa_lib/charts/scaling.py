@@ -1,0 +1,133 @@
+"""The charts of a backward scaling: time and memory against the length, allocator settings, and the predicted peak.
+
+Logarithmic axes, so that a power law is a straight line and its slope the exponent. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from nsa_lib.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, nothing
+from nsa_lib.evidence import Evidence
+from nsa_lib.scaling import allocator_rows, exponent_rows, layer_rows, length_rows, predicted_peak_mib
+
+LENGTH_AXIS = "sequence length S in tokens"
+
+
+def scaling_figures(run: Evidence) -> dict[str, Chart]:
+    """Return the charts of a scaling: time, memory, allocator, layers."""
+    lengths, exponents = length_rows(run), exponent_rows(run)
+    return {
+        "time": time_against_length(lengths, exponents),
+        "memory": memory_against_length(lengths, exponents),
+        "allocator": allocator_bars(allocator_rows(run)),
+        "layers": peak_against_layers(layer_rows(run)),
+    }
+
+
+def time_against_length(lengths: pd.DataFrame, exponents: pd.DataFrame) -> Chart:
+    """Draw the time [ms] of forward, backward and both against the length."""
+    if lengths.empty:
+        return nothing("Time against length", "ms")
+    figure = _log_log("Time against length", "ms", _slope("total", exponents, "time"), lengths["seq_len"])
+    for column, name, colour, dash in (
+        ("forward_ms", "forward", BLUE, "dot"),
+        ("backward_ms", "backward", VERMILION, "dash"),
+        ("total_ms", "both", GREEN, "solid"),
+    ):
+        figure.add_trace(_points(lengths["seq_len"], lengths[column], name, colour, dash, "ms"))
+    return figure
+
+
+def memory_against_length(lengths: pd.DataFrame, exponents: pd.DataFrame) -> Chart:
+    """Draw the peak memory [MiB] against the length: reserved, allocated, beyond parameters and gradients."""
+    if lengths.empty:
+        return nothing("Memory against length", "MiB")
+    facts = _slope("beyond parameters and gradients", exponents, "memory")
+    figure = _log_log("Memory against length", "MiB", facts, lengths["seq_len"])
+    for column, name, colour, dash in (
+        ("peak_reserved_mib", "peak reserved", GREEN, "dash"),
+        ("peak_alloc_mib", "peak allocated", VERMILION, "solid"),
+        ("beyond_mib", "peak allocated - parameters - gradients", PURPLE, "solid"),
+        ("state_mib", "parameters and gradients", GREY, "dot"),
+    ):
+        values = lengths[column].where(lengths[column] > 0)
+        figure.add_trace(_points(lengths["seq_len"], values, name, colour, dash, "MiB"))
+    return figure
+
+
+def allocator_bars(settings: pd.DataFrame) -> Chart:
+    """Draw allocated and reserved memory [MiB] under each allocator setting, for both kinds of work."""
+    if settings.empty or settings["peak_reserved_mib"].isna().all():
+        return nothing("Allocator settings", "MiB")
+    highest = settings.loc[settings["ratio"].idxmax()]
+    facts = (
+        f"most reserved for what is allocated: {highest['ratio']:.2f}x, {highest['work']} under {highest['setting']}"
+    )
+    figure = empty_chart("Allocator settings", "MiB", facts)
+    labels = [[f"{row.work}" for row in settings.itertuples()], [row.setting for row in settings.itertuples()]]
+    for column, name, colour in (
+        ("peak_alloc_mib", "peak allocated", BLUE),
+        ("peak_reserved_mib", "peak reserved", VERMILION),
+    ):
+        texts = [f"{mib:,.0f}" for mib in settings[column]]
+        bar = go.Bar(x=labels, y=settings[column], name=name, text=texts, marker={"color": colour})
+        figure.add_trace(bar.update(textposition="outside", cliponaxis=False, hovertemplate="%{y:,.1f} MiB"))
+    figure.update_xaxes(title_text="work, allocator setting", tickformat="")
+    return figure
+
+
+def peak_against_layers(measured: pd.DataFrame, layers: int | None = None, peak_mib: float | None = None) -> Chart:
+    """Draw the peak allocated memory [MiB] of train steps against the layers, and where each phase's line leads.
+
+    Args:
+        measured: rows of `layers` and `peak_alloc_mib`.
+        layers: of the model whose peak is predicted, if any.
+        peak_mib: what that model was measured at, if it was.
+    """
+    if measured.empty:
+        return nothing("Peak against layers", "MiB")
+    deepest = layers or int(measured["layers"].max())
+    predicted = predicted_peak_mib(measured, deepest)
+    facts = f"predicted for {deepest} layers: {predicted:,.0f} MiB" if predicted else "one point gives no line"
+    if predicted and peak_mib:
+        facts += f"; measured {peak_mib:,.0f} MiB, {100 * (predicted / peak_mib - 1):+.1f} % off"
+    figure = empty_chart("Peak against layers", "MiB", facts)
+    if predicted:
+        reach = list(range(deepest + 1))
+        line = [predicted_peak_mib(measured, layers) for layers in reach]
+        style = {"color": GREY, "dash": "dash", "width": 1.5}
+        figure.add_trace(go.Scatter(x=reach, y=line, name="highest phase, extrapolated", mode="lines", line=style))
+    figure.add_trace(_points(measured["layers"], measured["peak_alloc_mib"], "train steps", BLUE, "solid", "MiB"))
+    if peak_mib:
+        smoke = _points([deepest], [peak_mib], "the smoke", VERMILION, "solid", "MiB")
+        figure.add_trace(smoke.update(marker={"symbol": "diamond", "size": 11}))
+    figure.update_xaxes(title_text="layers", rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _slope(what: str, exponents: pd.DataFrame, quantity: str) -> str:
+    found = exponents[exponents["quantity"] == quantity]
+    if found.empty:
+        return f"{what}: no exponent, too few lengths"
+    row = found.iloc[-1]
+    said = f"{what}: exponent {row['exponent']:.2f} ({row['low']:.2f} to {row['high']:.2f}, 95 %)"
+    return f"{said}, S {row['first']:,} to {row['last']:,}"
+
+
+def _log_log(title: str, unit: str, facts: str, lengths: pd.Series) -> Chart:
+    figure = empty_chart(title, unit, facts)
+    ticks = {"tickvals": lengths.tolist(), "ticktext": [f"{length:,}" for length in lengths]}
+    figure.update_xaxes(type="log", title_text=LENGTH_AXIS, **ticks)
+    figure.update_yaxes(type="log", dtick="D2", nticks=None)
+    return figure
+
+
+def _points(x, y, name: str, colour: str, dash: str, unit: str) -> go.Scatter:
+    style = {"color": colour, "dash": dash, "width": 2}
+    hover = f"%{{y:,.1f}} {unit}"
+    return go.Scatter(
+        x=x, y=y, name=name, mode="lines+markers", line=style, marker={"size": 7, "color": colour}, hovertemplate=hover
+    )

@@ -1,0 +1,180 @@
+"""The gates of the backward scaling, the checklist's quick verify, and its advice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from nsa_lib.config import BACKWARD_WARMUP_STEPS, TRAIN_LAYERS
+from nsa_lib.evidence import Evidence, from_json
+from nsa_lib.gates.result import FAIL, NOT_RUN, PASS, WARN, GateResult, how_it_ended, outcome_of
+from nsa_lib.profiles import PROFILES
+from nsa_lib.scaling import allocator_rows, exponent_rows, layer_rows, length_rows, predicted_peak_mib, slow_lengths
+
+RESERVED_LIMIT_MIB = {1024: 12_000, 2048: 20_000}
+"""The checklist's "about 12/20 GB" at its long lengths, for the peak of reserved memory."""
+
+MEMORY_EXPONENT_LIMIT = 1.1
+"""Of the peak allocated without parameters and gradients: linear in the length, but for what a tile or chunk adds."""
+
+KNOWN_PEAK_ALLOC_MIB = {
+    ("checklist", "masked"): {128: 542.1, 512: 750.3, 1024: 1082.2, 2048: 1739.4},
+    ("checklist", "packed"): {128: 542.1, 512: 750.5, 1024: 1022.6, 2048: 1380.1},
+    ("checklist", "gather"): {128: 606.7, 512: 750.4, 1024: 1022.3, 2048: 1379.6},
+    ("laptop", "masked"): {64: 13.9, 128: 19.3, 256: 34.6, 512: 71.9},
+}
+"""Peak allocated memory at each length, by profile and backend: on an H200 with torch 2.11, and on a CPU."""
+
+KNOWN_HEADROOM = 1.25
+RESERVED_RATIO = 1.25
+"""Reserved over allocated memory, against the best setting's, from which a setting is advised against."""
+
+SLOW_MS = 5_000
+
+
+def scaling_gates(run: Evidence) -> list[GateResult]:
+    """Return the gates of a backward scaling: each length, the train steps, the route, the exponents, known peaks."""
+    return [
+        *(length_gate(run, length) for length in run.parameter("seq_lens")),
+        train_steps_gate(run),
+        route_gate(run),
+        *exponent_gates(run),
+        known_peak_gate(run),
+    ]
+
+
+def length_gate(run: Evidence, length: int) -> GateResult:
+    """Judge that forward and backward at a length finish, within the checklist's memory where it names one."""
+    limit, case, asked = RESERVED_LIMIT_MIB.get(length), run.case(f"s{length}"), run.parameter("steps")
+    gate = GateResult(f"backward_{length}", True, NOT_RUN, limit=limit, unit="MiB")
+    if case is None:
+        return replace(gate, detail="no case was recorded")
+    steps = run.of(f"s{length}")
+    if case["status"] != "ok":
+        return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
+    if len(steps) != asked + BACKWARD_WARMUP_STEPS:
+        done = f"{len(steps)} of {asked + BACKWARD_WARMUP_STEPS} iterations were recorded"
+        return replace(gate, outcome=FAIL, detail=done)
+    peak = float(steps["peak_reserved_mib"].max())
+    if math.isnan(peak):
+        return replace(gate, detail="its memory was not recorded")
+    times = f"{asked} iterations, {steps['forward_ms'].median() + steps['backward_ms'].median():,.1f} ms each"
+    within = limit is None or peak <= limit
+    margin = None if limit is None else round(limit - peak, 1)
+    return replace(gate, outcome=PASS if within else FAIL, measured=round(peak, 1), margin=margin, detail=times)
+
+
+def train_steps_gate(run: Evidence) -> GateResult:
+    """Judge that the smoke's own train step finishes with few layers."""
+    gate = GateResult("train_steps", True, PASS, limit=len(TRAIN_LAYERS), unit="cases")
+    cases = [run.case(f"train_{layers}") for layers in TRAIN_LAYERS]
+    missing = [layers for layers, case in zip(TRAIN_LAYERS, cases) if case is None]
+    if missing:
+        return replace(gate, outcome=NOT_RUN, detail=f"no case with {', '.join(map(str, missing))} layers was recorded")
+    ended = [case for case in cases if case["status"] == "ok"]
+    gate = replace(gate, measured=len(ended), detail="; ".join(f"{c['case_id']} {how_it_ended(c)}" for c in cases))
+    outcomes = {outcome_of(case) for case in cases if case["status"] != "ok"}
+    return replace(gate, outcome=FAIL if FAIL in outcomes else NOT_RUN if outcomes else PASS)
+
+
+def route_gate(run: Evidence) -> GateResult:
+    """Judge that every case ran the backend asked for, as the running code named itself."""
+    asked = run.parameter("backend")
+    gate = GateResult("route", True, PASS, limit=asked)
+    routes = [from_json(case, "routes") for case in run.cases.to_dict("records")]
+    if not routes or any(route is None for route in routes):
+        return replace(gate, outcome=NOT_RUN, detail="a case ended before its route was seen")
+    ran = sorted({name for route in routes for name in route or ["none"]})
+    return replace(gate, measured=", ".join(ran), outcome=PASS if ran == [asked] else FAIL)
+
+
+def exponent_gates(run: Evidence) -> list[GateResult]:
+    """Judge how memory beyond parameters and gradients grows from each length to the next.
+
+    Not required for `masked`, whose mask is quadratic by design.
+    """
+    required = run.parameter("backend") != "masked"
+    measured = exponent_rows(run)
+    found = {(row.first, row.last): row for row in measured[measured["quantity"] == "memory"].itertuples(index=False)}
+    lengths = run.parameter("seq_lens")
+    gates = []
+    for pair in zip(lengths, lengths[1:]):
+        gate = GateResult(f"memory_exponent_{pair[0]}_{pair[1]}", required, NOT_RUN, limit=MEMORY_EXPONENT_LIMIT)
+        if pair not in found or not all(_ended_well(run, length) for length in pair):
+            gates.append(replace(gate, detail="a length did not come to its end"))
+            continue
+        exponent = round(found[pair].exponent, 3)
+        detail = "" if required else "masked holds a T x T mask: shown, not required"
+        outcome = PASS if exponent <= MEMORY_EXPONENT_LIMIT else FAIL
+        margin = round(MEMORY_EXPONENT_LIMIT - exponent, 3)
+        gates.append(replace(gate, outcome=outcome, measured=exponent, margin=margin, detail=detail))
+    return gates
+
+
+def known_peak_gate(run: Evidence) -> GateResult:
+    """Warn when a length needs much more memory than the same configuration did before."""
+    gate = GateResult("known_peak", False, NOT_RUN, limit=100 * KNOWN_HEADROOM, unit="%")
+    known = KNOWN_PEAK_ALLOC_MIB.get((run.info["profile"], run.parameter("backend")))
+    if run.info["custom"] or known is None:
+        return replace(gate, detail="no figure is kept for this configuration")
+    lengths = length_rows(run)
+    if len(lengths) < len(known):
+        return replace(gate, detail="a length did not come to its end")
+    shares = {row.seq_len: 100 * row.peak_alloc_mib / known[row.seq_len] for row in lengths.itertuples()}
+    worst = max(shares, key=shares.get)
+    detail = f"peak allocated against the kept figure, highest at S={worst} ({known[worst]:,.1f} MiB)"
+    outcome = PASS if shares[worst] <= gate.limit else WARN
+    margin = round(gate.limit - shares[worst], 1)
+    return replace(gate, outcome=outcome, measured=round(shares[worst], 1), margin=margin, detail=detail)
+
+
+def _ended_well(run: Evidence, length: int) -> bool:
+    case = run.case(f"s{length}")
+    return case is not None and case["status"] == "ok"
+
+
+def scaling_advice(run: Evidence) -> list[str]:
+    """Return what a user may want to change or to expect; it never decides."""
+    return [*_slow_advice(run), *_allocator_advice(run), *_prediction(run)]
+
+
+def _slow_advice(run: Evidence) -> list[str]:
+    return [
+        f"S={length} is slow, {ms / 1000:.1f} s an iteration; it was not hung, each iteration left its heartbeat."
+        for length, ms in slow_lengths(run, SLOW_MS)
+    ]
+
+
+def _allocator_advice(run: Evidence) -> list[str]:
+    rows, said = allocator_rows(run), []
+    for work, what in (("backward", "the largest length"), ("smoke", "the smoke's train step")):
+        settings = rows[rows["work"] == work] if len(rows) else rows
+        if settings.empty or settings["peak_reserved_mib"].isna().all():
+            continue
+        best = settings.loc[settings["peak_reserved_mib"].idxmin()]
+        for row in settings.itertuples():
+            if row.peak_reserved_mib > RESERVED_RATIO * best["peak_reserved_mib"]:
+                said.append(
+                    f"{row.alloc_conf} makes {what} reserve {row.peak_reserved_mib:,.0f} MiB for "
+                    f"{row.peak_alloc_mib:,.0f} MiB allocated; {best['alloc_conf']} reserves "
+                    f"{best['peak_reserved_mib']:,.0f} MiB."
+                )
+    return said or (["No allocator setting reserves much more than another here."] if len(rows) else [])
+
+
+def _prediction(run: Evidence) -> list[str]:
+    layers = PROFILES["smoke"][str(run.info["profile"])]["layers"]
+    peak = predicted_peak_mib(layer_rows(run), layers)
+    return [] if peak is None else [f"Predicted peak of the smoke with {layers} layers: {peak:,.0f} MiB allocated."]
+
+
+def scaling_headline(run: Evidence) -> str:
+    """Return the figures that a scaling's verdict is said with."""
+    rows = length_rows(run)
+    if rows.empty:
+        return "no length was measured"
+    longest = rows.iloc[-1]
+    return (
+        f"backward up to S={longest['seq_len']:,.0f} in {longest['total_ms']:,.0f} ms, "
+        f"peak allocated {longest['peak_alloc_mib']:,.0f} MiB"
+    )
