@@ -205,13 +205,17 @@ def test_another_route_in_one_case_fails_and_an_unseen_one_did_not_run():
     assert gate(replace(run, cases=wrong), "route").outcome == NOT_RUN
 
 
-@pytest.mark.parametrize("backend", ["masked", "gather"])
-def test_memory_that_grows_faster_than_the_length_fails_where_it_is_required(backend):
-    run = healthy(exponent=1.2, backend=backend)
-    found = gate(run, "memory_exponent_512_1024")
-    assert (found.outcome, found.required) == (FAIL, backend != "masked")
+@pytest.mark.parametrize(
+    ("profile", "backend", "word"),
+    [("checklist", "masked", "GO"), ("checklist", "gather", "NO-GO"), ("laptop", "gather", "GO")],
+)
+def test_memory_that_grows_faster_than_the_length_fails_where_it_is_required(profile, backend, word):
+    run = healthy(profile, exponent=1.2, backend=backend)
+    first, last = run.parameter("seq_lens")[-2:]
+    found = gate(run, f"memory_exponent_{first}_{last}")
+    assert (found.outcome, found.required) == (FAIL, word == "NO-GO")
     judged = [g for g in scaling_gates(run) if g.name != "known_peak"]
-    assert verdict(judged)[0] == ("GO" if backend == "masked" else "NO-GO")
+    assert verdict(judged)[0] == word
 
 
 @pytest.mark.parametrize(("profile", "backend"), list(KNOWN_PEAK_ALLOC_MIB))
