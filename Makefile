@@ -23,6 +23,7 @@ lint: .venv/tested  ## check style, of the notebooks too
 
 bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_trend
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
