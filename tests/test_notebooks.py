@@ -125,3 +125,20 @@ def test_a_request_that_cannot_be_met_stops_in_one_line_before_any_work(tmp_path
     assert len(error.traceback) == 1
     assert line in error.traceback[0]
     assert not list(Path(tmp_path).glob("made/runs/*"))
+
+
+def test_script_in_a_file_name_or_a_value_is_inert_in_the_report(tmp_path):
+    hostile = tmp_path / "<script>alert(1)<img src=x onerror=alert(2)>.txt"
+    hostile.write_text("a text of bytes " * 100)
+    out = tmp_path / "out.ipynb"
+    tiny = {**TINY, "vocab": 256, "steps": 12, "anomaly": False, "out_dir": tmp_path}
+    assert run(out, "--engine", "nsa", cwd=FOLDER, data=hostile, **tiny).returncode != 0, "too short to be judged"
+    html = out.with_suffix(".html").read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)&lt;img src=x onerror=alert(2)&gt;.txt" in html
+    refused = tmp_path / "refused.ipynb"
+    assert run(refused, "--engine", "nsa", cwd=FOLDER, **{**tiny, "tag": "<script>alert(3)</script>"}).returncode != 0
+    html = refused.with_suffix(".html").read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(3)&lt;/script&gt;" in html
+    assert "accepts up to 40 letters" in html

@@ -252,7 +252,7 @@ def test_what_a_run_says_cannot_become_markup():
     for table in (
         report.parameters_table([parameter]),
         report.environment_table({PAYLOAD: {"nested": PAYLOAD}}),
-        report.cases_table(CASES.assign(reason=PAYLOAD, status=PAYLOAD, case_id=PAYLOAD)),
+        report.cases_table(CASES.assign(reason=PAYLOAD, status=PAYLOAD, case_id=PAYLOAD, stderr_tail=PAYLOAD)),
     ):
         nb.cells[2].outputs.append(shown(text_html=table._repr_html_()))
     figure = nb.cells[6].outputs[0].data["application/vnd.plotly.v1+json"]
@@ -263,6 +263,13 @@ def test_what_a_run_says_cannot_become_markup():
     assert page.count("&lt;script&gt;alert(1)") > 10
     assert page.count("</script>") == len(re.findall("<script", page))
     assert "<script>alert" not in concluded("GO", headline=PAYLOAD)[0].data["text/html"]
+
+
+def test_what_a_failed_case_wrote_last_is_folded_below_its_reason():
+    html = report.cases_table(CASES.assign(stderr_tail=["", "line 1\nline 2 <b>", ""]))._repr_html_()
+    assert html.count("<details>") == 1
+    assert "<pre>line 1\nline 2 &lt;b&gt;</pre>" in html
+    assert "<details>" not in report.cases_table(CASES)._repr_html_()
 
 
 def test_an_error_in_the_run_is_named_in_the_banner():

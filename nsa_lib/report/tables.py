@@ -28,6 +28,8 @@ class Cell:
     """Set flush right."""
     colour: str = ""
     """JupyterLab's name of a colour, `error`, `warn` or `success`; also sets bold type."""
+    folded: str = ""
+    """Lines of output, shown as they are when a reader opens them."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ def environment_table(environment: Mapping) -> Table:
 
 
 def cases_table(cases: pd.DataFrame) -> Table:
-    """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`."""
+    """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`, and what one wrote last.
+
+    The end of its stderr, with the stacks of a hang, is folded below the reason.
+    """
     rows = [
         (
             Cell(case["case_id"]),
@@ -94,7 +99,7 @@ def cases_table(cases: pd.DataFrame) -> Table:
             ),
             Cell(format_value(case["steps_done"]), numeric=True),
             Cell(format_value(case["seconds"], "s"), numeric=True),
-            Cell(format_value(case["reason"])),
+            Cell(format_value(case["reason"]), folded=str(case.get("stderr_tail") or "").strip()),
         )
         for case in cases.to_dict("records")
     ]
@@ -186,6 +191,8 @@ def _cell_html(cell: Cell) -> str:
         style += f";white-space:nowrap;font-weight:600;color:var(--jp-{cell.colour}-color0)"
     # A setting such as a:1,b:2 may break at its commas, a number may not.
     text = re.sub(r",(?=[^\W\d])", ",<wbr>", escape(cell.text))
+    if cell.folded:
+        text += f"<details><summary>stderr</summary><pre>{escape(cell.folded)}</pre></details>"
     return f'<td style="{style}">{text}</td>'
 
 
