@@ -17,9 +17,22 @@ def attend(
 ) -> torch.Tensor:
     """Return softmax(q kᵀ scale + bias) v, [B, H, T, D] with as many heads in k and v.
 
-    The rows are laid out without gaps first. On CUDA, eager and in bfloat16, a model whose values were cut from a wider
-    product (a stride of 5,412 elements, so rows off any multiple of 16 bytes) had another loss and other gradients than
-    with every other way to compute the same, and no error was raised.
+    All rows, and those of the output's gradient, are laid out without gaps first. On CUDA PyTorch hands them to cuDNN,
+    whose plan is made for one layout and kept for the next call of the same shapes; the layout of the gradient is no
+    part of what it is kept by (pytorch/pytorch#141147 lets it differ from the output's). On an H200 with torch 2.11 two
+    layouts in one process gave gradients that were wrong by more than their own size, and no error.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    return _WithoutGaps.apply(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale))
+
+
+class _WithoutGaps(torch.autograd.Function):
+    """The identity, whose gradient is laid out without gaps."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.contiguous()
