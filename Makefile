@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke test lab lint bench
+.PHONY: help smoke validate test lab lint bench selftest
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 smoke: .venv/installed  ## run the production smoke on this machine: verdict and HTML report
 	$(BIN)/python -m nsa_lib run smoke
+
+validate: .venv/installed  ## run the whole checklist on this machine: a line a notebook, then Go or No-Go over all
+	$(BIN)/python -m nsa_lib run all
 
 test: .venv/tested  ## run the tests
 	$(BIN)/python -m pytest
@@ -20,6 +23,9 @@ lab: .venv/installed  ## open JupyterLab on the notebooks; no browser is started
 lint: .venv/tested  ## check style, of the notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+selftest: .venv/installed  ## plant every seeded fault and show that a verdict turns red
+	$(BIN)/python -m nsa_lib selftest
 
 bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench

@@ -1,4 +1,4 @@
-"""The workbook from a shell: `python -m nsa_lib check | run | report | compare`.
+"""The workbook from a shell: `python -m nsa_lib check | run | report | compare | selftest`.
 
 `run` is papermill with the engine that also writes the HTML, and a name for its output; everything it does, papermill
 does alone too.
@@ -15,13 +15,20 @@ from pathlib import Path
 import nbformat
 from papermill.iorw import read_yaml_file
 
-from nsa_lib.config import NOTEBOOKS, ConfigError
+from nsa_lib.config import JUDGED, NOTEBOOKS, ConfigError
 from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import refuse_unknown
+from nsa_lib.parameters import read_parameters, refuse_unknown
 from nsa_lib.plan import plan
+from nsa_lib.readiness import choose, out_dir_of
 from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
+from nsa_lib.report.comparison import comparison_page, figures_table
 from nsa_lib.runner import StopButton
-from nsa_lib.store import compare, open_run
+from nsa_lib.selftest import selftest
+from nsa_lib.store import compare, judged_run
+from nsa_lib.validation import READINESS, validate
+
+ALL = "all"
+"""What `run` takes in place of a notebook for the whole checklist."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,17 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (
         ("check", "say what a run would do, or why it cannot; starts nothing"),
-        ("run", "execute a notebook and write its report"),
+        ("run", "execute a notebook and write its report; all: the whole checklist, and one verdict"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("notebook", choices=NOTEBOOKS)
+        command.add_argument("notebook", choices=(*NOTEBOOKS, ALL) if name == "run" else NOTEBOOKS)
         command.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-        command.add_argument("-f", "--parameters_file", type=Path, help="flat YAML of parameters")
+        command.add_argument(
+            "-f", "--parameters_file", type=Path, action="append", default=[], help="flat YAML of parameters"
+        )
     command = commands.add_parser("report", help="write the HTML of an executed notebook")
     command.add_argument("notebook", type=Path)
     command = commands.add_parser("compare", help="print what changed from one run to another")
     command.add_argument("run_a")
     command.add_argument("run_b")
+    commands.add_parser("selftest", help="run every seeded fault through the notebook that must catch it")
     asked = parser.parse_args(arguments)
     try:
         return COMMANDS[asked.command](asked)
@@ -50,9 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    from_file = read_yaml_file(str(asked.parameters_file)) if asked.parameters_file else None
-    given = {**(from_file or {}), **dict(asked.parameters)}
+    given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
     refuse_unknown(asked.notebook, given)
+    if asked.notebook == READINESS:
+        return _check_readiness(given)
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
     print(f"cases: {', '.join(case.case_id for case in found.cases)}")
@@ -61,14 +72,39 @@ def _check(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _check_readiness(given: dict[str, object]) -> int:
+    read = read_parameters(READINESS, given, [])
+    counted, left_out = choose(out_dir_of(read), str(read["runs"]))
+    for run in counted:
+        print(f"counts: {run.folder.name}, {run.verdict}")
+    for one in left_out:
+        print(f"left out: {one['run_id']}, {one['reason']}")
+    missing = [name for name in JUDGED if name not in {run.info["notebook"] for run in counted}]
+    print(f"missing: {', '.join(missing) or 'none'}")
+    return 0
+
+
+def _from_files(paths: list[Path]) -> dict[str, object]:
+    """Return the parameters of YAML files, a later one overruling those before it."""
+    read = {}
+    for path in paths:
+        content = read_yaml_file(str(path))
+        if content is not None and not isinstance(content, dict):
+            raise ConfigError(f"{path}: accepts a flat YAML mapping of parameters")
+        read |= content or {}
+    return read
+
+
 def _run(asked: argparse.Namespace) -> int:
+    if asked.notebook == ALL:
+        return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=PROJECT / "reports")
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     output = PROJECT / "reports" / f"{asked.notebook}-{stamp}.ipynb"
     output.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "papermill", "--engine", "nsa", "--log-output"]
     command += [str(PROJECT / "notebooks" / f"{asked.notebook}.ipynb"), str(output)]
-    if asked.parameters_file:
-        command += ["-f", str(asked.parameters_file)]
+    for path in asked.parameters_file:
+        command += ["-f", str(path)]
     for name, value in asked.parameters:
         command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
     with StopButton():  # papermill hears Ctrl-C too, and writes the notebook and its report before it ends
@@ -90,12 +126,18 @@ def _report(asked: argparse.Namespace) -> int:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    changed = compare(open_run(asked.run_a), open_run(asked.run_b))
+    run_a, run_b = judged_run(asked.run_a), judged_run(asked.run_b)
+    changed = compare(run_a, run_b)
     print("nothing differs" if changed.empty else changed.to_string(index=False))
+    print(f"\n{figures_table(run_a, run_b)}")
+    path = PROJECT / "reports" / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(comparison_page(run_a, run_b), encoding="utf-8")
+    print(f"\nreport: {path}")
     return 0
 
 
-COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare}
+COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": lambda asked: selftest()}
 
 if __name__ == "__main__":
     sys.exit(main())

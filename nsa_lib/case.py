@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from nsa_lib import checks, data, memory, profiling, training
+from nsa_lib import checks, data, faults, look, memory, preflight, profiling, timing, training
 from nsa_lib.config import CaseConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.telemetry import SCHEMA, Heartbeat
+from nsa_lib.timing import PhaseClock
 
 MIB = 2**20
 
@@ -35,7 +35,8 @@ def run_to_result(case_file: Path) -> None:
         if case.device == "cuda" and not torch.cuda.is_available():
             ending = {"status": "unavailable", "reason": "torch finds no CUDA device"}
         else:
-            run_case(case, heartbeat, facts)
+            with faults.planted(case):
+                run_case(case, heartbeat, facts)
     except FloatingPointError as error:
         ending = {"status": "nan", "reason": str(error)}
     except (RuntimeError, MemoryError) as error:
@@ -60,7 +61,8 @@ def _named_failure(error: Exception) -> str | None:
 def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -> None:
     """Run the case's steps, a heartbeat each, and put what only the worker knows into `facts`.
 
-    A `backward` case waits for the device after each phase, to time it; a `train` case runs as a training does.
+    A `backward` case waits for the device after each phase, to time it; a `train` case runs as a training does; a
+    `timing` case is another loop, over its contestants; a `checks` case one over the checks of a preflight.
 
     Raises:
         NonFiniteError: naming the first offender, when a loss or gradient norm is NaN or Inf.
@@ -69,6 +71,12 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
     if case.device == "cpu":
         # The same sums on every machine, and no threads that spin against each other where cores are shared.
         torch.set_num_threads(1)
+    if case.work == "timing":
+        timing.run_timing(case, heartbeat)
+        return
+    if case.work == "checks":
+        preflight.run_checks(case, heartbeat, facts)
+        return
     torch.manual_seed(case.seed)
     # Made on the CPU and moved in its final dtype: float32 weights must not raise the peak of a bfloat16 run.
     model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
@@ -77,6 +85,8 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
     facts["routes"] = executed_routes(model, case) if case.model.attention == "nsa" else []
     if case.check_attention:
         facts["attention_error"] = checks.attention_errors(model.blocks[0].attention, length=case.seq_len)
+    if case.compare_selected:
+        facts["selected_error"] = checks.selected_errors(model.blocks[0].attention, length=case.seq_len)
     facts["effective"] = effective_settings(model, case)
     if case.device == "cuda":
         torch.cuda.empty_cache()  # the pool of the training starts as if nothing had been checked
@@ -116,24 +126,8 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
             windows.step(meter.operator_counts)
     if windows.early and windows.late:
         facts["operators"] = {"early": windows.early, "late": windows.late}
-
-
-class PhaseClock:
-    """Times the phases of one step, waiting for the device at the end of each."""
-
-    def __init__(self, device: str, mark: Callable[[str], None]):
-        self._device, self._mark = device, mark
-        self.phases_ms: dict[str, float] = {}
-        """`forward_ms`, `backward_ms`."""
-        self._began = time.perf_counter()
-
-    def mark(self, phase: str) -> None:
-        """End a phase."""
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-        self.phases_ms[f"{phase}_ms"] = 1000 * (time.perf_counter() - self._began)
-        self._mark(phase)
-        self._began = time.perf_counter()
+    if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
+        facts["attention_map"] = look.attention_map(model, tokens[:, :-1])
 
 
 def _operator_windows(case: CaseConfig) -> profiling.OperatorWindows | profiling.TrackedWindows:

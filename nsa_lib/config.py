@@ -14,8 +14,14 @@ BRANCHES = ("cmp", "slc", "win")
 PHIS = ("mlp", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
-NOTEBOOKS = ("backward_scaling", "smoke",)
-WORKS = ("train", "backward", "timing")
+NOTEBOOKS = ("preflight", "backward_scaling", "smoke", "backend_contrast", "readiness")
+WORKBOOK = (*NOTEBOOKS, "explore")
+"""Every notebook; `explore` gives no verdict and is no part of a validation."""
+
+JUDGED = ("preflight", "backward_scaling", "smoke", "backend_contrast")
+"""The notebooks that readiness decides over, in the order in which a validation runs them."""
+
+WORKS = ("train", "backward", "timing", "checks")
 
 WARMUP_STEPS = 10
 """Steps at the start of a case that no trend is read from: caches fill, kernels compile, optimizer state is made."""
@@ -136,7 +142,8 @@ class CaseConfig:
     case_id: str
     """Name of the case in its run: `training`, `anomaly`, `profiler`, `dense`."""
     work: str = "train"
-    """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn."""
+    """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn;
+    `checks`: those of a preflight."""
     model: ModelConfig
     seq_len: int
     """Tokens in a sequence."""
@@ -162,10 +169,19 @@ class CaseConfig:
     """Under autograd's anomaly detection."""
     check_attention: bool = False
     """Compare its attention with float64 before training."""
+    compare_selected: bool = False
+    """Compare its selected branch with the reference before training."""
     profile_operators: bool = False
     """Under torch.profiler, early and late."""
+    look: bool = False
+    """After its last step, keep what its attention looks at."""
+    seq_lens: tuple[int, ...] = ()
+    """Lengths of the sweep of a `timing` case."""
+    fault: str = "none"
+    """Seeded fault, one of `fault_table`."""
 
     def __post_init__(self):
+        object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
         for name in ("seq_len", "batch", "steps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
@@ -174,6 +190,8 @@ class CaseConfig:
         _require_choice("device", self.device, DEVICES)
         if self.data != "synthetic" and self.model.vocab < 256:
             raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
+        if self.model.attention == "dense" and (self.check_attention or self.look):
+            raise ConfigError("attention=dense: selects nothing; accepts check_attention=False, look=False only")
         if self.compile and self.device == "cpu":
             raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nsa_lib.config import NOTEBOOKS, ConfigError
+from nsa_lib.config import WORKBOOK, ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
@@ -105,7 +105,7 @@ def source_sha256() -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
-    for name in NOTEBOOKS:
+    for name in WORKBOOK:
         path = PROJECT / "notebooks" / f"{name}.ipynb"
         for cell in json.loads(path.read_text())["cells"] if path.exists() else ():
             if "parameters" not in cell["metadata"].get("tags", ()):
@@ -140,6 +140,25 @@ def require_room(out_dir: Path) -> None:
         raise ConfigError(f"out_dir={out_dir}: {free_mib:.0f} MiB free on its disk, a run needs {ROOM_MIB}")
 
 
+def room(out_dir: Path, facts: Mapping[str, object]) -> dict[str, object]:
+    """Return what is free now: MiB on the disk of the runs, and the processes that hold memory of torch's GPU."""
+    return {
+        "disk_free_mib": round(shutil.disk_usage(out_dir).free / 2**20),
+        "gpu_processes": _gpu_processes(str(facts.get("gpu_uuid"))),
+    }
+
+
+def _gpu_processes(uuid: str) -> list[str]:
+    """Return the processes on a GPU, in words; none that the driver shows in this container is none."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    apps = [line.split(", ", 3) for line in answer.stdout.splitlines() if answer.returncode == 0]
+    # nvidia-smi says GPU-<uuid>, torch the uuid alone.
+    return [f"{app[3]} (pid {app[1]}, {app[2]})" for app in apps if len(app) == 4 and app[0].endswith(uuid)]
+
+
 def oom_kills() -> int | None:
     """Return how many processes the kernel killed for memory in this cgroup, or None where it does not say."""
     for path in (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")):
@@ -162,6 +181,16 @@ def executed_notebook() -> str | None:
     if len(notebooks) > 1:
         return notebooks[-1] if "{" not in notebooks[-1] else None
     return os.environ.get("JPY_SESSION_NAME")
+
+
+def report_path() -> str | None:
+    """Return where the HTML of the notebook being executed belongs, or None where nothing tells or it is no file."""
+    name = executed_notebook()
+    if name is None or "://" in name:
+        return None
+    # Papermill may have started the kernel in another folder; its own is the one that the name is relative to.
+    started_in = os.path.realpath(f"/proc/{os.getppid()}/cwd")
+    return str(Path(started_in, name).with_suffix(".html"))
 
 
 def report_command() -> str:

@@ -29,6 +29,14 @@ class Evidence:
         """Return a case's steps in order."""
         return self.steps[self.steps["case_id"] == case_id].sort_values("step")
 
+    @property
+    def main_case(self) -> str | None:
+        """The case to show first: the training, else the one with most steps of known memory; None without any."""
+        counts = self.steps.loc[self.steps["peak_alloc_mib"].notna(), "case_id"].value_counts()
+        if counts.empty:
+            return None
+        return "training" if "training" in counts.index else str(counts.idxmax())
+
     def parameter(self, name: str) -> object:
         """Return a parameter's effective value."""
         return next(p["value"] for p in self.info["parameters"] if p["name"] == name)

@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-WINDOW_STEPS = 3
-"""Steps in each of the two windows that a case counts."""
+from nsa_lib.config import WARMUP_STEPS
+
+WINDOW_STEPS = 1
+"""Steps in each of the two windows that a case counts; one is enough, since counts repeat exactly."""
+
+FEWEST_STEPS = WARMUP_STEPS + WINDOW_STEPS + 1 + WINDOW_STEPS
+"""Steps that hold both windows, and one before the late one in which the profiler warms up."""
 
 SHARE = 0.05
 CALLS_PER_STEP = 3

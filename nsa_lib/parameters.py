@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nsa_lib.config import BACKEND_NAMES, DEVICES, DTYPES, JUDGED_STEPS, PHIS, ConfigError
+from nsa_lib.fault_table import FAULTS
+from nsa_lib.operators import FEWEST_STEPS
 
 _KINDS = {
     int: "a whole number",
@@ -85,8 +87,10 @@ _RUN = {
     "tag": Parameter(str, "label in the name of the run", ""),
     "accept_review": Parameter(bool, "a REVIEW verdict does not fail the notebook", False),
 }
+_FAULT = {"fault": Parameter(str, "seeded fault, to test the workbook itself", "none", tuple(FAULTS))}
 
 PARAMETERS: dict[str, dict[str, Parameter]] = {
+    "preflight": {**_PROFILE, **SIZES, **_BACKEND, **_MACHINE, **_FAULT, **_RUN},
     "backward_scaling": {
         **_PROFILE,
         "seq_lens": Parameter(list, "lengths whose backward is measured, ascending", above=0),
@@ -95,6 +99,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         **_BACKEND,
         **_MACHINE,
         **_RUN,
+        **_FAULT,
     },
     "smoke": {
         **_PROFILE,
@@ -108,15 +113,26 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "profiler": Parameter(bool, "count operators early and late", True),
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
         **_RUN,
+        **_FAULT,
     },
     "backend_contrast": {
         **_PROFILE,
         "seq_lens": Parameter(list, "lengths of the sweep, ascending", above=0),
-        "steps": Parameter(int, "training steps of the whole model with each backend", above=0),
+        "steps": Parameter(int, f"training steps, {FEWEST_STEPS} or more to be judged", above=0),
         "rounds": Parameter(int, "interleaved rounds of every timing", above=0),
         **SIZES,
         **_MACHINE,
         **_RUN,
+        **_FAULT,
+    },
+    "readiness": {
+        "runs": Parameter(str, "newest, or names, paths or globs of run folders, separated by commas", "newest"),
+        **{name: parameter for name, parameter in _RUN.items() if name != "stall_timeout_s"},
+    },
+    "explore": {
+        "run": Parameter(str, "a run folder, the name of one in runs/, or newest", "newest"),
+        "other": Parameter(str, "a second run to lay over it, named in the same ways", ""),
+        "out_dir": _RUN["out_dir"],
     },
 }
 """Parameters of each notebook, in the order in which it declares them."""

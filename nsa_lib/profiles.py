@@ -21,6 +21,7 @@ _LAPTOP = {
 }  # fmt: skip
 
 PROFILES: dict[str, dict[str, dict[str, Read]]] = {
+    "preflight": {"checklist": _CHECKLIST, "laptop": _LAPTOP},
     "backward_scaling": {
         "checklist": {**_CHECKLIST, "layers": 5, "grad_checkpointing": False, "seq_lens": (128, 512, 1024, 2048),
                       "steps": 10},
@@ -37,7 +38,7 @@ PROFILES: dict[str, dict[str, dict[str, Read]]] = {
 }  # fmt: skip
 """What each profile decides, by notebook. The laptop smoke's memory limit depends on the backend."""
 
-LAPTOP_KNOWN_RESERVED_MIB = {"masked": 50.0, "gather": 230.0, "packed": 50.0}
+LAPTOP_KNOWN_RESERVED_MIB = {"masked": 52.0, "gather": 50.0, "packed": 50.0}
 """Peak reserved memory of the laptop smoke on a CPU, simulated and so the same on every machine."""
 
 LAPTOP_HEADROOM = 1.25
@@ -89,7 +90,7 @@ def _with_laptop_limit(values: dict[str, Value]) -> dict[str, Value]:
 
 
 def differences(notebook: str, values: Mapping[str, Value], *, profile: str) -> list[str]:
-    """Return how a run differs from its profile in model, shapes, dtype, checkpointing, limit or fewer steps."""
+    """Return how a run differs from its profile: model, shapes, dtype, checkpointing, limit, fewer steps, a fault."""
     decided = PROFILES[notebook][profile]
     changed = [name for name in (*SIZES, "seq_lens") if name in values and values[name].value != decided[name]]
     changed += [name for name in ("steps", "rounds") if name in values and values[name].value < decided[name]]
@@ -97,4 +98,6 @@ def differences(notebook: str, values: Mapping[str, Value], *, profile: str) -> 
     limit = values.get("reserved_limit_mib")
     if limit and limit.origin == "given" and limit.value != decided.get("reserved_limit_mib"):
         said.append(f"reserved_limit_mib={limit.value:g}")
+    if "fault" in values and values["fault"].value != "none":
+        said.append(f"fault={values['fault'].value}: a seeded fault")
     return said

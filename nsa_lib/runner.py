@@ -73,7 +73,8 @@ class Watch:
             self.phase, self.beat_at = beat["phase"], time.monotonic()
             if beat["step"] is not None:
                 self.steps_s.append(beat["step_ms"] / 1000)
-                self.memory_mib.append(beat["peak_alloc_mib"])
+                if "peak_alloc_mib" in beat:  # a timing measures no memory
+                    self.memory_mib.append(beat["peak_alloc_mib"])
 
     def overdue(self, limits: Limits) -> tuple[str, str] | None:
         """Return the status and reason with which the case must be ended, or None."""
@@ -135,30 +136,36 @@ def execute(plan: Plan) -> Path:
 
 def make_run_folder(plan: Plan) -> Path:
     """Make the run's folder, which is this run's alone, and write run.json into it."""
-    now = datetime.now(timezone.utc)
-    stem = "-".join(filter(None, [plan.notebook, now.strftime("%Y%m%dT%H%M%SZ"), str(plan["tag"])]))
-    folder, again = plan.out_dir / "runs" / stem, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            again += 1
-            folder = plan.out_dir / "runs" / f"{stem}-{again}"
+    folder, created = new_run_folder(plan.out_dir, plan.notebook, str(plan["tag"]))
     description = {
         "schema": SCHEMA,
         "run_id": folder.name,
         "notebook": plan.notebook,
         "profile": plan.profile,
         "custom": list(plan.custom),
-        "created": now.isoformat(),
+        "created": created,
         "parameters": plan.parameter_rows,
         "environment": dict(plan.environment),
         "case_ids": [case.case_id for case in plan.cases],
         "reproduce": plan.reproduce,
+        "report": environment.report_path(),
     }
     write_json(folder / "run.json", description)
     return folder
+
+
+def new_run_folder(out_dir: Path, notebook: str, tag: str) -> tuple[Path, str]:
+    """Make a folder for a run, which nobody else gets, and return it with the time of its making."""
+    now = datetime.now(timezone.utc)
+    stem = "-".join(filter(None, [notebook, now.strftime("%Y%m%dT%H%M%SZ"), tag]))
+    folder, again = out_dir / "runs" / stem, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder, now.isoformat()
+        except FileExistsError:
+            again += 1
+            folder = out_dir / "runs" / f"{stem}-{again}"
 
 
 def run_case(

@@ -8,6 +8,7 @@ run.steps, run.figures["memory"], run.verdict
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib import charts, gates
-from nsa_lib.config import ConfigError
+from nsa_lib.config import WARMUP_STEPS, ConfigError
 from nsa_lib.environment import PROJECT
 from nsa_lib.evidence import Evidence
 from nsa_lib.profiles import PROFILES
@@ -33,13 +34,16 @@ STEP_COLUMNS = (
     "active_mib", "peak_alloc_mib", "peak_reserved_mib", "peak_alloc_forward_mib", "peak_alloc_backward_mib",
     "peak_alloc_optimizer_mib", "peak_reserved_forward_mib", "peak_reserved_backward_mib",
     "peak_reserved_optimizer_mib", "forward_ms", "backward_ms", "alloc_retries", "ooms", "device_allocs", "ops",
+    "subject", "branches", "backend", "seq_len",
 )  # fmt: skip
 CASE_COLUMNS = (
     "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib", "routes",
-    "attention_error", "operators", "effective", "stderr_tail", "torn_heartbeat",
+    "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
+    "stderr_tail", "torn_heartbeat",
 )  # fmt: skip
-JSON_COLUMNS = ("routes", "attention_error", "operators", "effective")
+JSON_COLUMNS = ("routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks")
 TEXT_COLUMNS = ("status", "reason", "stderr_tail")
+STEP_TEXT_COLUMNS = ("subject", "branches", "backend")
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,17 @@ class Reading:
 
 
 READINGS = {
+    "preflight": Reading(
+        gates.preflight_gates, gates.preflight_advice, gates.preflight_headline, charts.preflight_figures
+    ),
     "backward_scaling": Reading(
         gates.scaling_gates, gates.scaling_advice, gates.scaling_headline, charts.scaling_figures
     ),
     "smoke": Reading(gates.smoke_gates, gates.smoke_advice, gates.smoke_headline, charts.smoke_figures),
+    "backend_contrast": Reading(
+        gates.contrast_gates, gates.contrast_advice, gates.contrast_headline, charts.contrast_figures
+    ),
+    "readiness": Reading(gates.readiness_gates, gates.readiness_advice, gates.readiness_headline, charts.no_figures),
 }
 
 
@@ -72,6 +83,7 @@ class Run:
         """A row a case: how it ended, and what only the worker knew."""
         path = self.folder / "cases.csv"
         frame = _read_csv(path) if path.exists() else _cases_frame(self.folder, self.info["case_ids"])
+        frame = frame.reindex(columns=CASE_COLUMNS)  # an older library kept fewer of them
         texts = {name: frame[name].astype(object).fillna("") for name in TEXT_COLUMNS}
         return frame.assign(**texts)  # CSV does not tell an empty text from a missing one
 
@@ -79,7 +91,8 @@ class Run:
     def steps(self) -> pd.DataFrame:
         """A row a step of each case: loss, times, memory in MiB."""
         path = self.folder / "steps.csv"
-        return _read_csv(path) if path.exists() else _steps_frame(self.folder, self.info["case_ids"])
+        frame = _read_csv(path) if path.exists() else _steps_frame(self.folder, self.info["case_ids"])
+        return frame.reindex(columns=STEP_COLUMNS)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -134,7 +147,10 @@ class Run:
 
     @property
     def _reading(self) -> Reading:
-        return READINGS[str(self.info["notebook"])]
+        notebook = str(self.info["notebook"])
+        if notebook not in READINGS:
+            raise ConfigError(f"{self.folder}: a run of {notebook}, which this library does not know")
+        return READINGS[notebook]
 
 
 def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None) -> Run:
@@ -207,6 +223,54 @@ def _same_configuration(run: Run, other: Run) -> bool:
     )
 
 
+MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration)
+"""What reading a folder can raise whose files are not what they should be."""
+
+
+def judged_run(folder: str | Path) -> Run:
+    """Return a run that was read to its end and judged; all that follows finds it whole.
+
+    Raises:
+        ConfigError: in one line, if a file of it is missing, newer than this library, or not what it should be.
+    """
+    try:
+        run = open_run(folder)
+        _ = (run.summary, _facts(run), machine_name(run.info))
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from None
+    except MALFORMED as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{folder}: cannot be read ({type(error).__name__}: {said})") from error
+    return run
+
+
+def key_figures(run: Run) -> dict[str, float | None]:
+    """Return the figures by which runs are compared: highest peaks in MiB, median pace and last loss of the training.
+
+    A notebook that trains nothing has peaks alone, over all its cases.
+    """
+    training = run.evidence.of("training")
+    settled = training[training["step"] > WARMUP_STEPS]
+    everything = training if len(training) else run.steps
+    figures = {
+        "peak_alloc_mib": everything["peak_alloc_mib"].max(),
+        "peak_reserved_mib": everything["peak_reserved_mib"].max(),
+        "tokens_per_s": settled["tokens_per_s"].median(),
+        "step_ms": settled["step_ms"].median(),
+        "loss": training["loss"].iloc[-1] if len(training) else None,
+    }
+    finite = {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+    return {name: float(finite[name]) if name in finite else None for name in figures}
+
+
+def machine_name(info: Mapping[str, object]) -> str | None:
+    """Return the GPU, or else the processor, that a run was made on."""
+    environment = info["environment"]
+    return environment.get("gpu") or environment.get("cpu")
+
+
 def record(folder: Path) -> Run:
     """Write cases.csv, steps.csv and summary.json of a run that has ended, and return it."""
     run = Run(folder)
@@ -218,30 +282,38 @@ def record(folder: Path) -> Run:
 
 
 def compare(run_a: Run, run_b: Run) -> pd.DataFrame:
-    """Return what differs between two runs, a row each: parameters, environment, gates (outcome and figure)."""
+    """Return what differs between two runs, a row each: parameters, environment, gates with their figures, figures."""
     rows = []
-    for kind, facts_a, facts_b in zip(("parameter", "environment", "gate"), _facts(run_a), _facts(run_b)):
+    for kind, facts_a, facts_b in zip(COMPARED, _facts(run_a), _facts(run_b)):
         for name in sorted({*facts_a, *facts_b}):
             if facts_a.get(name) != facts_b.get(name):
                 rows.append((kind, name, facts_a.get(name), facts_b.get(name)))
-    return pd.DataFrame(rows, columns=["kind", "name", run_a.info["run_id"], run_b.info["run_id"]])
+    run_id_a, run_id_b = run_a.info["run_id"], run_b.info["run_id"]
+    again = " (again)" if run_id_b == run_id_a else ""  # a run and a copy of it
+    return pd.DataFrame(rows, columns=["kind", "name", run_id_a, f"{run_id_b}{again}"])
+
+
+COMPARED = ("parameter", "environment", "gate", "figure")
 
 
 def _facts(run: Run) -> tuple[dict[str, object], ...]:
     parameters = {p["name"]: p["value"] for p in run.info["parameters"]}
-    environment = pd.json_normalize(run.info["environment"]).astype(str).iloc[0].to_dict()
+    # As text each: a frame would make of a missing fact a NaN, which differs from itself.
+    environment = {k: str(v) for k, v in pd.json_normalize(run.info["environment"]).iloc[0].to_dict().items()}
     judged = {
         gate.name: gate.outcome if gate.measured is None else f"{gate.outcome} {gate.measured} {gate.unit}".rstrip()
         for gate in run.gates
     }
-    return parameters, environment, judged
+    return parameters, environment, judged, {"verdict": run.verdict, **key_figures(run)}
 
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # bytes that are no text among them
         raise ConfigError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:
+        raise ConfigError(f"{path}: it has no schema")
     if content["schema"] > SCHEMA:
         raise ConfigError(f"{path}: schema {content['schema']} is newer than this library reads ({SCHEMA})")
     return content
@@ -249,7 +321,7 @@ def _read_json(path: Path) -> dict[str, object]:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Return a frame as it was written: the status `nan` is a text and no missing value, a reason `137` no number."""
-    texts = dict.fromkeys((*TEXT_COLUMNS, *JSON_COLUMNS), str)
+    texts = dict.fromkeys((*TEXT_COLUMNS, *JSON_COLUMNS, *STEP_TEXT_COLUMNS), str)
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 

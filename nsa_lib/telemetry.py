@@ -6,6 +6,7 @@ through a hang.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -24,9 +25,15 @@ class Heartbeat:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def beat(self, phase: str, step: int | None = None, **figures: float | None) -> None:
-        """Append one line. It reaches the file in one write, so that a reader never sees a mixture of two."""
+        """Append one line. It reaches the file in one write, so that a reader never sees a mixture of two.
+
+        Raises OSError if not all of it could be written.
+        """
         line = {"schema": SCHEMA, "ts": time.time(), "step": step, "phase": phase, **figures}
-        os.write(self._descriptor, (json.dumps(line) + "\n").encode())
+        text = (json.dumps(line) + "\n").encode()
+        written = os.write(self._descriptor, text)
+        if written < len(text):  # the next line would be glued to this one
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {written} of {len(text)} bytes of a heartbeat")
 
     def close(self) -> None:
         """Close the file; every line is already in it."""

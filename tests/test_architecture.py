@@ -11,17 +11,19 @@ import nsa_lib
 
 PACKAGE = Path(nsa_lib.__file__).parent
 
-WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "checks", "case", "worker")
+WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "budget",
+               "checks", "timing", "faults", "look", "preflight", "case", "worker")  # fmt: skip
 NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "runner",
-                 "evidence", "scaling", "charts", "gates",
-                 "store", "report", "__main__")  # fmt: skip
-TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry")
+                 "evidence", "scaling", "contrast", "charts", "gates", "store", "review", "readiness", "explore",
+                 "report", "history", "validation", "selftest", "__main__")  # fmt: skip
+TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry", "contestants", "fault_table", "check_names")
 ALONE = ("torch_facts",)
 
 MAY_IMPORT = {
     **{name: set(WORKER_SIDE[:i]) | set(TORCH_FREE_TOOLS) for i, name in enumerate(WORKER_SIDE)},
     **{name: set(NOTEBOOK_SIDE[:i]) | set(TORCH_FREE_TOOLS) for i, name in enumerate(NOTEBOOK_SIDE)},
     **{name: {"config"} for name in (*TORCH_FREE_TOOLS, "attention")},
+    "fault_table": {"config", "operators"},
     "model": {"config", "attention"},
     "training": {"config", "model"},
     **{name: set() for name in ALONE},

@@ -1,5 +1,6 @@
 """Every backend of the selected branch against the reference: one function, whoever computes it."""
 
+import importlib
 import math
 from functools import cache, partial
 
@@ -26,6 +27,9 @@ CASES = [
     (200, 16, 3, 4),
     (200, 64, 3, 2),
 ]
+
+GATHER = importlib.import_module("nsa_lib.attention.backends.gather")
+"""The module, whose name its function hides."""
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -218,3 +222,48 @@ def test_an_unknown_backend_is_refused():
     q, k, v, _ = sample(40, 2)
     with pytest.raises(ValueError, match="backend"):
         selected_attention(q, k, v, random_blocks(40, l_sel=16, n_sel=3, groups=2), l_sel=16, backend="flash")
+
+
+def gathered_keys(monkeypatch, inputs, weight, blocks, dtype=torch.float32, **bounds):
+    """Run gather under other bounds; return output and gradients, and the keys that each chunk gathered."""
+    chunks, original = [], GATHER._gathered
+
+    def watched(flat, source):
+        chunks.append(original(flat, source))
+        return chunks[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GATHER, "_gathered", watched)
+        for name, bound in bounds.items():
+            patch.setattr(GATHER, name, bound)
+        attend = partial(selected_attention, block_indices=blocks, l_sel=16, backend="gather")
+        found = budget.with_gradients(attend, [x.to(dtype) for x in inputs], weight)
+    return found, [chunk for chunk in chunks if chunk.shape[-1] == D_K]
+
+
+@pytest.mark.parametrize("bounds", [{}, {"CHUNK_BYTES": 100_000}, {"CHUNK_SHARE": 2}])
+@pytest.mark.parametrize(("length", "n_sel", "groups"), [(200, 4, 2), (1000, 5, 1), (300, 12, 4)])
+def test_a_chunk_gathers_no_more_keys_than_either_bound(monkeypatch, length, n_sel, groups, bounds):
+    *inputs, weight = sample(length, groups)
+    blocks = random_blocks(length, l_sel=16, n_sel=n_sel, groups=groups)
+    _, keys = gathered_keys(monkeypatch, inputs, weight, blocks, **bounds)
+    most = {"CHUNK_BYTES": GATHER.CHUNK_BYTES, "CHUNK_SHARE": GATHER.CHUNK_SHARE, **bounds}
+    all_keys = groups * length * D_K * 4
+    row = groups * n_sel * 16 * D_K * 4
+    bound = min(most["CHUNK_BYTES"], most["CHUNK_SHARE"] * all_keys)
+    assert bound > row
+    assert bound - row < max(chunk.nbytes for chunk in keys) <= bound
+    assert sum(chunk.shape[2] for chunk in keys) == 2 * length  # each query once in forward, once in backward
+
+
+@every_dtype
+@pytest.mark.parametrize("bounds", [{"CHUNK_BYTES": 1}, {"CHUNK_BYTES": 100_000}, {"CHUNK_SHARE": 2}])
+def test_chunks_change_neither_output_nor_gradients(monkeypatch, dtype, bounds):
+    *inputs, weight = sample(200, 2)
+    blocks = random_blocks(200, l_sel=16, n_sel=4, groups=2)
+    whole, keys = gathered_keys(monkeypatch, inputs, weight, blocks, dtype, CHUNK_SHARE=10**6)
+    assert len(keys) == 2
+    parts, keys = gathered_keys(monkeypatch, inputs, weight, blocks, dtype, **bounds)
+    assert len(keys) > 10
+    for got, want in zip(parts, whole, strict=True):
+        torch.testing.assert_close(got, want)

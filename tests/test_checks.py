@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nsa_lib.attention import BACKENDS, NSAttention
+from nsa_lib.attention import BACKENDS, NSAttention, reference
 from nsa_lib.attention import module as attention_module
-from nsa_lib.checks import attention_errors
+from nsa_lib.checks import SAMPLED_QUERIES, attention_errors, selected_errors
 from nsa_lib.config import NSAConfig
 from nsa_lib.gates import ATTENTION_ERROR_LIMIT
 from nsa_lib.profiles import PROFILES
@@ -69,3 +69,57 @@ def test_the_layer_itself_is_left_as_it_was():
     attention_errors(layer, length=70)
     assert layer.backend == "gather"
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in layer.named_parameters())
+
+
+def selected(backend, dtype=torch.float32, config=NSA, length=100):
+    return selected_errors(NSAttention(config, backend).to(dtype), length=length)
+
+
+@pytest.mark.parametrize("dtype", list(ATTENTION_ERROR_LIMIT))
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_a_right_selected_branch_stays_far_below_its_limit(backend, dtype):
+    found = selected(backend, getattr(torch, dtype))
+    assert list(found) == ["output", "dq", "dk", "dv"]
+    assert max(found.values()) < ATTENTION_ERROR_LIMIT[dtype] / 2
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_two_heads_have_their_own_groups(groups):
+    assert max(selected("gather", config=replace(NSA, groups=groups)).values()) < 1e-5
+
+
+@pytest.mark.parametrize("fault", [first_key_only, rows_read_askew])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_selected_branch_is_far_above_every_limit(monkeypatch, fault, dtype):
+    def planted(q, k, v, block_indices, **options):
+        return fault(q, k, v, block_indices, **options) + 0 * (q.sum() + k.sum())  # a graph that reaches q and k
+
+    monkeypatch.setitem(BACKENDS, "packed", planted)
+    assert selected("packed", dtype)["output"] > 2 * max(ATTENTION_ERROR_LIMIT.values())
+
+
+@pytest.mark.parametrize("lost", ["dq", "dk", "dv"])
+def test_a_lost_gradient_of_the_selected_branch_is_named(monkeypatch, lost):
+    def planted(q, k, v, block_indices, **options):
+        tensors = {"dq": q, "dk": k, "dv": v}
+        tensors[lost] = 0.5 * tensors[lost] + 0.5 * tensors[lost].detach()
+        return BACKENDS["masked"](*tensors.values(), block_indices, **options)
+
+    monkeypatch.setitem(BACKENDS, "packed", planted)
+    found = selected("packed")
+    assert found.pop(lost) == pytest.approx(0.5, rel=1e-3)
+    assert max(found.values()) < 1e-5
+
+
+def test_the_sampled_queries_reach_from_end_to_end(monkeypatch):
+    seen, original = [], reference.selected_attention
+
+    def watched(*tensors, positions, **options):
+        seen.append(positions.tolist())
+        return original(*tensors, positions=positions, **options)
+
+    monkeypatch.setattr(reference, "selected_attention", watched)
+    length = 2 * SAMPLED_QUERIES + 33
+    assert max(selected("masked", length=length).values()) < 1e-5
+    (places,) = seen
+    assert (places[0], places[-1], len(set(places))) == (0, length - 1, SAMPLED_QUERIES)

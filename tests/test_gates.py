@@ -66,7 +66,8 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
         "environment": {"torch": "2.13.0", "packages": {"plotly": "7.1", "pandas": "3.1"}}, "case_ids": [*counts],
     }  # fmt: skip
     beats = [row for case_id, count in counts.items() for row in rows_of(case_id, count, base_mib)]
-    return Evidence(info, pd.DataFrame(cases)[[*CASE_COLUMNS]], pd.DataFrame(beats).reindex(columns=STEP_COLUMNS))
+    frames = pd.DataFrame(cases).reindex(columns=CASE_COLUMNS), pd.DataFrame(beats).reindex(columns=STEP_COLUMNS)
+    return Evidence(info, *frames)
 
 
 def counted(on_gpu):

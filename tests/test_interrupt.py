@@ -95,9 +95,9 @@ def test_a_killed_run_leaves_no_process_and_is_incomplete(killed, way):
 class Lab:
     """A kernel and the notebook's cells, run as JupyterLab does."""
 
-    def __init__(self):
+    def __init__(self, name="smoke"):
         self.manager, self.client = start_new_kernel(cwd=str(FOLDER))
-        notebook = nbformat.read(FOLDER / "smoke.ipynb", as_version=4)
+        notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
         self.kept = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
         self.cells = self.kept
 

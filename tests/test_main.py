@@ -54,6 +54,33 @@ def test_check_reads_a_file_of_parameters_which_the_command_line_overrules(ask, 
     assert ask("check", "smoke", "-f", tmp_path / "empty.yaml", "-p", "out_dir", tmp_path)[0] == 0
 
 
+def test_of_two_files_the_later_overrules(ask, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"steps: 80\nseed: 3\nout_dir: {tmp_path}\n")
+    (tmp_path / "b.yaml").write_text("steps: 90\n")
+    status, out, _ = ask("check", "smoke", "-f", tmp_path / "a.yaml", "-f", tmp_path / "b.yaml")
+    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert (status, rows["steps"][1], rows["seed"][1]) == (0, "90", "3")
+    (tmp_path / "list.yaml").write_text("[1]\n")
+    status, _, err = ask("check", "smoke", "-f", tmp_path / "list.yaml")
+    assert (status, err) == (2, f"{tmp_path / 'list.yaml'}: accepts a flat YAML mapping of parameters\n")
+
+
+def test_check_of_readiness_says_which_runs_count_and_makes_none(ask, tmp_path):
+    record(save(healthy("laptop"), tmp_path / "runs" / "smoke-1"))
+    record(save(healthy("laptop"), tmp_path / "runs" / "smoke-2", custom=["dim=64"], created="2026-01-01T00:00:00Z"))
+    status, out, err = ask("check", "readiness", "-p", "out_dir", tmp_path)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "counts: smoke-1, GO",
+        "left out: smoke-2, custom: dim=64",
+        "missing: preflight, backward_scaling, backend_contrast",
+    ]
+    assert len([*(tmp_path / "runs").iterdir()]) == 2
+    status, out, err = ask("check", "readiness", "-p", "out_dir", tmp_path, "-p", "runs", "smoke-9")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("runs='smoke-9': no such run in")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
@@ -122,6 +149,33 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
     assert out.splitlines()[-1] == f"report: {output.removesuffix('.ipynb')}.html"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-p", "stepz", "3"], "stepz: no such parameter of preflight, backward_scaling, smoke"),
+        (["-p", "runs", "newest"], "runs: a validation decides over the runs that it makes"),
+        (["-f", "/no/p.yaml"], "[Errno 2] No such file or directory: '/no/p.yaml'"),
+    ],
+)
+def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.setattr(__main__, "PROJECT", tmp_path)
+    status, out, err = ask("run", "all", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(line)
+    assert not any(tmp_path.iterdir())
+
+
+def test_run_all_hands_over_files_in_their_order_and_values_as_text_and_its_status(ask, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(__main__, "validate", lambda *given, **named: asked.append((given, named)) or 130)
+    monkeypatch.setattr(__main__, "PROJECT", tmp_path)
+    (tmp_path / "a.yaml").write_text("steps: 80\nseed: 3\n")
+    (tmp_path / "b.yaml").write_text("steps: 90\n")
+    files = ("-f", tmp_path / "a.yaml", "-f", tmp_path / "b.yaml")
+    assert ask("run", "all", *files, "-p", "tag", "007")[0] == 130
+    assert asked == [(({"steps": 90, "seed": 3}, {"tag": "007"}), {"reports": tmp_path / "reports"})]
+
+
 # report
 
 
@@ -137,17 +191,27 @@ def test_report_writes_the_html_of_an_executed_notebook_beside_it(ask, tmp_path)
 # compare
 
 
-def test_compare_prints_what_changed_from_one_run_to_another(ask, tmp_path):
+def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(__main__, "PROJECT", tmp_path / "project")
+    (tmp_path / "project").mkdir()
     record(save(healthy("laptop"), tmp_path / "a", run_id="before"))
     save(with_steps(healthy("laptop", seed=5), loss=lambda step, loss: 6.0), tmp_path / "b", run_id="after")
     status, out, _ = ask("compare", tmp_path / "a", tmp_path / "b")
-    header, *rows = [line.split() for line in out.splitlines()]
+    changed, figures, where = out.split("\n\n")
+    header, *rows = [line.split() for line in changed.splitlines()]
     assert status == 0
     assert header == ["kind", "name", "before", "after"]
     assert rows[0] == ["parameter", "seed", "0", "5"]
     assert rows[1][:3] == ["gate", "loss_falls", "PASS"]
-    assert len(rows) == 2
-    assert ask("compare", tmp_path / "a", tmp_path / "a")[:2] == (0, "nothing differs\n")
+    assert [row[:2] for row in rows[2:]] == [["figure", "loss"], ["figure", "verdict"]]
+    assert figures.splitlines()[2].split() == ["peak", "allocated", "34", "MiB", "34", "MiB", "+0.0", "%"]
+    assert len(figures.splitlines()) == 7
+    page = tmp_path / "project" / "reports" / "compare-a-b.html"
+    assert where == f"report: {page}\n"
+    assert "before against after" in page.read_text()
+    status, out, _ = ask("compare", tmp_path / "a", tmp_path / "a")
+    assert (status, out.splitlines()[0]) == (0, "nothing differs")
+    assert page.with_name("compare-a-a.html").exists()
 
 
 def test_compare_refuses_a_run_of_a_newer_library_in_one_line(ask, tmp_path):

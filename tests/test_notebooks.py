@@ -10,14 +10,14 @@ import nbformat
 import papermill
 import pytest
 
-from nsa_lib.config import NOTEBOOKS
+from nsa_lib.config import WORKBOOK
 from nsa_lib.environment import PROJECT
 from nsa_lib.parameters import PARAMETERS
 from nsa_lib.report import read_verdict
 from nsa_lib.store import open_run
 
 FOLDER = PROJECT / "notebooks"
-PATHS = [FOLDER / f"{name}.ipynb" for name in NOTEBOOKS]
+PATHS = [FOLDER / f"{name}.ipynb" for name in WORKBOOK]
 
 TINY = {"profile": "laptop", "layers": 1, "seq_len": 128, "vocab": 64}
 

@@ -24,4 +24,4 @@ def test_a_file_says_what_its_profile_says(path):
 
 
 def test_each_notebook_has_a_file_for_each_profile():
-    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in NOTEBOOKS for p in PROFILES[n]}
+    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in NOTEBOOKS for p in PROFILES.get(n, ())}

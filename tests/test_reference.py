@@ -107,6 +107,21 @@ def test_attention_and_its_gradients_equal_dense_masks(branch):
         assert_same(got, want)
 
 
+def test_some_queries_by_their_positions_equal_the_rows_of_all():
+    q, k, v, weight = sample(B, H, T, D_K), sample(B, G, T, D_K), sample(B, G, T, D_V), sample(B, H, T, D_V)
+    blocks, rows = random_blocks(T, 3, l_sel=8), torch.tensor([0, 7, 8, 31, T - 1])
+    whole = reference.selected_attention(q, k, v, blocks, l_sel=8)
+    some = reference.selected_attention(q[:, :, rows], k, v, blocks[:, :, rows], l_sel=8, positions=rows)
+    assert_same(some, whole[:, :, rows])
+    only = torch.zeros_like(weight).index_copy(2, rows, weight[:, :, rows])
+    for got, want in zip(
+        torch.autograd.grad((some * weight[:, :, rows]).sum(), (q, k, v)),
+        torch.autograd.grad((whole * only).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert_same(got, want)
+
+
 def test_attention_with_a_zero_query_is_the_mean_of_what_it_sees():
     v = sample(1, 1, T, D_V)
     out = reference.sliding_attention(torch.zeros(1, 1, T, D_K), sample(1, 1, T, D_K), v, w=7)

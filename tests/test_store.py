@@ -11,8 +11,18 @@ import pytest
 
 from nsa_lib.config import ConfigError
 from nsa_lib.gates import smoke_gates
-from nsa_lib.store import CASE_COLUMNS, JSON_COLUMNS, STEP_COLUMNS, compare, open_run, record
-from tests.test_gates import ended, healthy, with_case, with_steps, without_case
+from nsa_lib.store import (
+    CASE_COLUMNS,
+    JSON_COLUMNS,
+    STEP_COLUMNS,
+    compare,
+    judged_run,
+    key_figures,
+    machine_name,
+    open_run,
+    record,
+)
+from tests.test_gates import ended, healthy, kept, with_case, with_steps, without_case
 
 SUMMARY_KEYS = [
     "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "gates", "advice",
@@ -240,6 +250,8 @@ def test_runs_are_compared_by_what_differs_and_nothing_else(tmp_path):
         ("environment", "packages.pandas"): ("3.1", "3.2"),
         ("gate", "anomaly"): ("PASS", "NOT_RUN"),
         ("gate", "loss_falls"): ("PASS 59.53 %", "FAIL 0.0 %"),
+        ("figure", "loss"): (run_a.steps.query("case_id == 'training'")["loss"].iloc[-1], 6.0),
+        ("figure", "verdict"): ("GO", "NO-GO"),
     }
 
 
@@ -248,3 +260,91 @@ def test_a_run_does_not_differ_from_its_copy(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "cases")
     assert compare(open_run(folder), open_run(tmp_path / "copy")).empty
+
+
+def test_gates_and_figures_that_differ_are_named_once_each(tmp_path):
+    run = healthy("laptop")
+    slower = with_steps(run, tokens_per_s=lambda step, pace: pace / 2, step_ms=lambda step, ms: 2 * ms)
+    changed = compare(open_run(save(run, tmp_path / "a")), open_run(save(slower, tmp_path / "b")))
+    assert list(changed["kind"]) == ["figure", "figure"]
+    assert [tuple(row)[1:] for row in changed.to_numpy()] == [("step_ms", 100.0, 200.0), ("tokens_per_s", 20480, 10240)]
+
+
+def test_runs_of_two_notebooks_and_of_one_name_are_compared(tmp_path):
+    run = healthy("laptop")
+    other = save(run, tmp_path / "b", notebook="preflight", environment={"torch": "2.13.0"})
+    changed = compare(open_run(save(run, tmp_path / "a")), open_run(other))
+    assert list(changed)[2:] == [run.info["run_id"], f"{run.info['run_id']} (again)"]
+    assert ("gate", "loss_falls") in set(zip(changed["kind"], changed["name"]))
+
+
+# Key figures
+
+
+def test_key_figures_are_highest_peaks_and_medians_after_the_warm_up(folder):
+    run = with_steps(
+        healthy("laptop"),
+        peak_alloc_mib=lambda step, mib: 90.0 if step == 3 else mib,
+        step_ms=lambda step, ms: 9e9 if step <= 10 else step,
+        tokens_per_s=lambda step, pace: 1.0 if step <= 10 else 7.0,
+    )
+    found = key_figures(open_run(save(run, folder.with_name("smoke-2"))))
+    assert found["peak_alloc_mib"] == 90.0
+    assert found["peak_reserved_mib"] == pytest.approx(1.05 * 34)
+    assert (found["step_ms"], found["tokens_per_s"]) == (55.5, 7.0)
+    assert found["loss"] == pytest.approx(6.2 * 0.99**100)
+    assert all(type(value) is float for value in found.values())
+
+
+def test_a_figure_that_is_not_known_is_none_and_never_nan(folder):
+    run = healthy("laptop")
+    short = open_run(save(kept(run, 5), folder.with_name("short")))
+    assert (key_figures(short)["step_ms"], key_figures(short)["tokens_per_s"]) == (None, None)
+    untrained = key_figures(open_run(save(without_case(run, "training"), folder.with_name("untrained"))))
+    assert untrained["peak_alloc_mib"] == pytest.approx(34.0)
+    assert (untrained["loss"], untrained["step_ms"]) == (None, None)
+    lost = with_steps(run, loss=lambda step, loss: float("nan"), peak_alloc_mib=lambda step, mib: float("inf"))
+    found = key_figures(open_run(save(lost, folder.with_name("lost"))))
+    assert (found["loss"], found["peak_alloc_mib"]) == (None, None)
+    shutil.rmtree(folder / "cases")
+    assert set(key_figures(open_run(folder)).values()) == {None}
+
+
+def test_a_machine_is_named_by_its_gpu_or_else_its_processor():
+    assert machine_name({"environment": {"gpu": "NVIDIA H200", "cpu": "x"}}) == "NVIDIA H200"
+    assert machine_name({"environment": {"gpu": None, "cpu": "x"}}) == "x"
+    assert machine_name({"environment": {}}) is None
+
+
+# A run that was read to its end
+
+
+def test_a_judged_run_is_whole(folder):
+    assert judged_run(folder).verdict == judged_run(str(record(folder).folder)).verdict == "GO"
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda folder: (folder / "run.json").unlink(), "not a run folder"),
+        (lambda folder: with_schema(folder / "cases" / "dense" / "result.json", 2), "schema 2 is newer"),
+        (lambda folder: (folder / "run.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "steps.csv").write_text(""), "cannot be read (EmptyDataError: "),
+        (lambda folder: (folder / "cases.csv").write_bytes(b"\xff\n"), "cannot be read (UnicodeDecodeError: "),
+        (lambda folder: with_info(folder, notebook="cooking"), "a run of cooking, which this library does not know"),
+        (lambda folder: with_info(folder, parameters=[{"name": "x"}]), "cannot be read ("),
+        (lambda folder: with_info(folder, environment=[{}]), "cannot be read (AttributeError: "),
+    ],
+)
+def test_a_run_that_cannot_be_judged_is_refused_in_one_line(folder, damage, line):
+    damage(folder)
+    with pytest.raises(ConfigError) as refusal:
+        judged_run(folder)
+    assert line in str(refusal.value)
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def with_info(folder, **changes):
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -42,3 +43,10 @@ def test_a_whole_line_that_is_not_json_is_an_error(tmp_path):
 
 def test_no_file_yet_is_no_beat(tmp_path):
     assert HeartbeatReader(tmp_path / "h").read() == []
+
+
+def test_a_line_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
+    heartbeat = Heartbeat(tmp_path / "h")
+    monkeypatch.setattr(os, "write", lambda descriptor, text: len(text) - 1)
+    with pytest.raises(OSError, match="No space left on device"):
+        heartbeat.beat("build")

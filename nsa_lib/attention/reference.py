@@ -106,16 +106,20 @@ def selected_attention(
     *,
     l_sel: int,
     scale: float | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Attend to the tokens at or before the query in its blocks [B, G, T, n_sel]: [B, H, T, d_v].
+
+    `positions` [T] of the queries default to 0 .. T-1; with them, some queries of a longer sequence can be judged.
 
     Raises ValueError if a block is listed twice or lies outside the sequence.
     """
     length = k.shape[2]
     indices = block_indices.tolist()
+    places = list(range(q.shape[2])) if positions is None else positions.tolist()
 
-    def seen(b: int, g: int, t: int) -> Tensor:
-        blocks = [j for j in indices[b][g][t] if j != -1]
+    def seen(b: int, g: int, row: int) -> Tensor:
+        blocks, t = [j for j in indices[b][g][row] if j != -1], places[row]
         if len(set(blocks)) < len(blocks):
             raise ValueError(f"block_indices: a block is listed twice in {blocks}")
         if any(not 0 <= j * l_sel < length for j in blocks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -86,12 +86,33 @@ def empty_chart(title: str, unit: str, facts: str, legend: bool = True) -> Chart
     return figure
 
 
-def nothing(title: str, unit: str) -> Chart:
+def nothing(title: str, unit: str, facts: str = "no steps recorded") -> Chart:
     """Return a chart that says that there is nothing to draw."""
-    figure = empty_chart(title, unit, "no steps recorded", legend=False)
+    figure = empty_chart(title, unit, facts, legend=False)
     figure.update_xaxes(range=[0, 1], showticklabels=False)
     figure.update_yaxes(range=[0, 1], showticklabels=False)
     return figure
+
+
+LENGTH_AXIS = "sequence length S in tokens"
+
+
+def log_log_chart(title: str, unit: str, facts: str, lengths: Sequence[int]) -> Chart:
+    """Return an empty chart against the length, both axes logarithmic, with a tick at each length."""
+    figure = empty_chart(title, unit, facts)
+    ticks = {"tickvals": list(lengths), "ticktext": [f"{length:,}" for length in lengths]}
+    figure.update_xaxes(type="log", title_text=LENGTH_AXIS, **ticks)
+    figure.update_yaxes(type="log", dtick="D2", nticks=None)
+    return figure
+
+
+def points(x: Sequence, y: Sequence, name: str, colour: str, dash: str, unit: str) -> go.Scatter:
+    """Return marked points with a line through them."""
+    style = {"color": colour, "dash": dash, "width": 2}
+    hover = f"%{{y:,.1f}} {unit}"
+    return go.Scatter(
+        x=x, y=y, name=name, mode="lines+markers", line=style, marker={"size": 7, "color": colour}, hovertemplate=hover
+    )
 
 
 def line(steps: pd.DataFrame, column: str, name: str, colour: str, hover: str, **options) -> go.Scatter:

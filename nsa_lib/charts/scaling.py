@@ -8,11 +8,20 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from nsa_lib.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, nothing
+from nsa_lib.charts.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILION,
+    Chart,
+    empty_chart,
+    log_log_chart,
+    nothing,
+    points,
+)
 from nsa_lib.evidence import Evidence
 from nsa_lib.scaling import allocator_rows, exponent_rows, layer_rows, length_rows, predicted_peak_mib
-
-LENGTH_AXIS = "sequence length S in tokens"
 
 
 def scaling_figures(run: Evidence) -> dict[str, Chart]:
@@ -30,13 +39,13 @@ def time_against_length(lengths: pd.DataFrame, exponents: pd.DataFrame) -> Chart
     """Draw the time [ms] of forward, backward and both against the length."""
     if lengths.empty:
         return nothing("Time against length", "ms")
-    figure = _log_log("Time against length", "ms", _slope("total", exponents, "time"), lengths["seq_len"])
+    figure = log_log_chart("Time against length", "ms", _slope("total", exponents, "time"), lengths["seq_len"])
     for column, name, colour, dash in (
         ("forward_ms", "forward", BLUE, "dot"),
         ("backward_ms", "backward", VERMILION, "dash"),
         ("total_ms", "both", GREEN, "solid"),
     ):
-        figure.add_trace(_points(lengths["seq_len"], lengths[column], name, colour, dash, "ms"))
+        figure.add_trace(points(lengths["seq_len"], lengths[column], name, colour, dash, "ms"))
     return figure
 
 
@@ -45,7 +54,7 @@ def memory_against_length(lengths: pd.DataFrame, exponents: pd.DataFrame) -> Cha
     if lengths.empty:
         return nothing("Memory against length", "MiB")
     facts = _slope("beyond parameters and gradients", exponents, "memory")
-    figure = _log_log("Memory against length", "MiB", facts, lengths["seq_len"])
+    figure = log_log_chart("Memory against length", "MiB", facts, lengths["seq_len"])
     for column, name, colour, dash in (
         ("peak_reserved_mib", "peak reserved", GREEN, "dash"),
         ("peak_alloc_mib", "peak allocated", VERMILION, "solid"),
@@ -53,7 +62,7 @@ def memory_against_length(lengths: pd.DataFrame, exponents: pd.DataFrame) -> Cha
         ("state_mib", "parameters and gradients", GREY, "dot"),
     ):
         values = lengths[column].where(lengths[column] > 0)
-        figure.add_trace(_points(lengths["seq_len"], values, name, colour, dash, "MiB"))
+        figure.add_trace(points(lengths["seq_len"], values, name, colour, dash, "MiB"))
     return figure
 
 
@@ -99,9 +108,9 @@ def peak_against_layers(measured: pd.DataFrame, layers: int | None = None, peak_
         line = [predicted_peak_mib(measured, layers) for layers in reach]
         style = {"color": GREY, "dash": "dash", "width": 1.5}
         figure.add_trace(go.Scatter(x=reach, y=line, name="highest phase, extrapolated", mode="lines", line=style))
-    figure.add_trace(_points(measured["layers"], measured["peak_alloc_mib"], "train steps", BLUE, "solid", "MiB"))
+    figure.add_trace(points(measured["layers"], measured["peak_alloc_mib"], "train steps", BLUE, "solid", "MiB"))
     if peak_mib:
-        smoke = _points([deepest], [peak_mib], "the smoke", VERMILION, "solid", "MiB")
+        smoke = points([deepest], [peak_mib], "the smoke", VERMILION, "solid", "MiB")
         figure.add_trace(smoke.update(marker={"symbol": "diamond", "size": 11}))
     figure.update_xaxes(title_text="layers", rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
@@ -115,19 +124,3 @@ def _slope(what: str, exponents: pd.DataFrame, quantity: str) -> str:
     row = found.iloc[-1]
     said = f"{what}: exponent {row['exponent']:.2f} ({row['low']:.2f} to {row['high']:.2f}, 95 %)"
     return f"{said}, S {row['first']:,} to {row['last']:,}"
-
-
-def _log_log(title: str, unit: str, facts: str, lengths: pd.Series) -> Chart:
-    figure = empty_chart(title, unit, facts)
-    ticks = {"tickvals": lengths.tolist(), "ticktext": [f"{length:,}" for length in lengths]}
-    figure.update_xaxes(type="log", title_text=LENGTH_AXIS, **ticks)
-    figure.update_yaxes(type="log", dtick="D2", nticks=None)
-    return figure
-
-
-def _points(x, y, name: str, colour: str, dash: str, unit: str) -> go.Scatter:
-    style = {"color": colour, "dash": dash, "width": 2}
-    hover = f"%{{y:,.1f}} {unit}"
-    return go.Scatter(
-        x=x, y=y, name=name, mode="lines+markers", line=style, marker={"size": 7, "color": colour}, hovertemplate=hover
-    )

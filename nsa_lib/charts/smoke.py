@@ -113,9 +113,9 @@ def step_time(steps: pd.DataFrame) -> Chart:
 
 def phase_peaks(steps: pd.DataFrame) -> Chart:
     """Draw the peak allocated memory [MiB] of forward, backward and optimizer: the steps' median and their highest."""
-    phases = ("forward", "backward", "optimizer")
+    phases = [p for p in ("forward", "backward", "optimizer") if finite(steps, [f"peak_alloc_{p}_mib"]).size]
     columns = [f"peak_alloc_{phase}_mib" for phase in phases]
-    if not finite(steps, columns).size:
+    if not phases:
         return nothing("Peak allocated by phase", "MiB")
     highest = steps[columns].max()
     figure = empty_chart(

@@ -5,7 +5,7 @@ Missing data is never a pass: a gate whose case did not end well fails or did no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 PASS, WARN, FAIL, NOT_RUN = "PASS", "WARN", "FAIL", "NOT_RUN"
@@ -44,6 +44,11 @@ def unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) ->
     if gate.outcome in (FAIL, NOT_RUN) or (training and training["status"] == "ok"):
         return gate
     return replace(gate, outcome=NOT_RUN, detail="the training did not come to its end")
+
+
+def worst_error(errors: Iterable[float]) -> float:
+    """Return the largest error; NaN is worse than any."""
+    return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
 def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nsa_lib.config import WARMUP_STEPS
 from nsa_lib.evidence import Evidence, from_json
+from nsa_lib.gates.operators import growth_gate
 from nsa_lib.gates.result import (
     FAIL,
     NOT_RUN,
@@ -18,8 +19,8 @@ from nsa_lib.gates.result import (
     how_it_ended,
     outcome_of,
     unless_cut_short,
+    worst_error,
 )
-from nsa_lib.operators import WINDOW_STEPS, operator_growth
 from nsa_lib.trend import judge_trend, steps_to_limit
 
 CHECKLIST_RESERVED_MIB = 70_000
@@ -128,7 +129,7 @@ def attention_gate(run: Evidence) -> GateResult:
     errors = from_json(run.case("training"), "attention_error")
     if errors is None:
         return replace(gate, detail="the case ended before its attention was compared")
-    worst = max(errors.values(), key=lambda error: float("inf") if error != error else error)  # NaN is worst
+    worst = worst_error(errors.values())
     detail = f"relative error of output {errors['output']:.2g}, of gradient {errors['gradient']:.2g}"
     if run.parameter("compile"):
         detail += "; compared before it was compiled"
@@ -215,22 +216,10 @@ def trend_gate(run: Evidence, name: str, column: str, *, floor_mib: float) -> Ga
 
 def operator_gate(run: Evidence) -> GateResult:
     """Judge that no operator is called more often late in the run than right after warm-up."""
-    gate = GateResult("operator_growth", True, NOT_RUN, limit=0, unit="operators")
+    name = "operator_growth"
     if not run.parameter("profiler"):
-        return replace(gate, detail="switched off by profiler=False")
-    case = run.case("profiler") if run.parameter("device") == "cuda" else run.case("training")
-    if case is not None and case["status"] != "ok":
-        return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
-    windows = from_json(case, "operators")
-    if not windows:
-        return replace(gate, detail="no two windows of steps were counted")
-    early, late = ({op: row["count"] for op, row in windows[when].items()} for when in ("early", "late"))
-    growth = operator_growth(early, late, steps=WINDOW_STEPS)
-    detail = f"{sum(early.values()):,} calls in 3 early steps, {sum(late.values()):,} in 3 late ones"
-    if growth.grown:
-        detail += f"; grew: {', '.join(growth.grown)}"
-    outcome = FAIL if growth.has_grown else PASS
-    return replace(gate, outcome=outcome, measured=len(growth.grown), detail=detail)
+        return GateResult(name, True, NOT_RUN, detail="switched off by profiler=False")
+    return growth_gate(name, run.case("profiler" if run.parameter("device") == "cuda" else "training"))
 
 
 def smoke_advice(run: Evidence) -> list[str]:

@@ -11,11 +11,18 @@ from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
 from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError
 from nsa_lib.parameters import PARAMETERS, read_parameters
+from nsa_lib.plan.contrast import contrast_cases
+from nsa_lib.plan.preflight import preflight_cases
 from nsa_lib.plan.scaling import scaling_cases
 from nsa_lib.plan.smoke import smoke_cases
 from nsa_lib.profiles import PROFILES, Value, differences, resolve
 
-CASES = {"backward_scaling": scaling_cases, "smoke": smoke_cases}
+CASES = {
+    "preflight": preflight_cases,
+    "backward_scaling": scaling_cases,
+    "smoke": smoke_cases,
+    "backend_contrast": contrast_cases,
+}
 """How each notebook's parameters become cases."""
 
 
@@ -93,14 +100,16 @@ def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
     out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
     environment.require_room(out_dir)
     cases = CASES[notebook](values)
-    _require_data(cases[0])
+    require_data(cases[0])
+    # What changes from minute to minute is kept where it is judged; elsewhere two runs would never compare as equal.
+    room = environment.room(out_dir, facts) if notebook == "preflight" else {}
     return Plan(
         notebook=notebook,
         profile=profile,
         values=values,
         custom=tuple(differences(notebook, values, profile=profile)),
         cases=cases,
-        environment={**facts, **environment.machine_facts(), **environment.provenance()},
+        environment={**facts, **environment.machine_facts(), **environment.provenance(), **room},
         out_dir=out_dir,
     )
 
@@ -126,7 +135,8 @@ def _require_device(device: str, profile: str, facts: Mapping[str, object]) -> N
         raise ConfigError("device=cpu: the checklist is judged on a GPU; accepts cuda, or profile=laptop")
 
 
-def _require_data(case: CaseConfig) -> None:
+def require_data(case: CaseConfig) -> None:
+    """Raise ConfigError if the text file that a case reads is not there or too short."""
     if case.data == "synthetic":
         return
     path = Path(case.data)

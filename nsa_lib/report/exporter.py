@@ -7,24 +7,20 @@ of the cells, so that the same notebook always gives the same bytes. Widgets and
 
 from __future__ import annotations
 
-import base64
 import copy
-import gzip
 import hashlib
 import json
 import re
 from html import escape, unescape
-from importlib.resources import files
 
 from nbconvert.exporters import HTMLExporter
 from nbformat import NotebookNode
-from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 from traitlets import default
 from traitlets.config import Config
 
-from nsa_lib.charts import CONFIG
-from nsa_lib.report.verdict import is_record, is_verdict_error, read_verdict
+from nsa_lib.report.page import TEMPLATES, figure_html, packed_plotly
+from nsa_lib.report.verdict import is_record, is_verdict_error, read_verdict, wants_verdict
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
@@ -49,7 +45,7 @@ class NsaHTMLExporter(HTMLExporter):
 
     @default("extra_template_basedirs")
     def _extra_template_basedirs_default(self):
-        return [str(files("nsa_lib.report") / "template")]
+        return [str(TEMPLATES)]
 
     @default("embed_images")
     def _embed_images_default(self):
@@ -65,14 +61,14 @@ class NsaHTMLExporter(HTMLExporter):
     def from_notebook_node(self, nb: NotebookNode, resources: dict | None = None, **kwargs) -> tuple[str, dict]:
         """Return the HTML of `nb` and nbconvert's resources."""
         nb = _without_papermill_markers(nb)
-        nonce, verdict = _nonce(nb), read_verdict(nb)
+        nonce, verdict = _nonce(nb), read_verdict(nb) if wants_verdict(nb) else None
         figures = _replace_outputs(nb)
         css = {mode: HtmlFormatter(style=style).get_style_defs(".highlight") for mode, style in CODE_STYLES.items()}
         page = {"verdict": verdict, "nonce": nonce, "code_css": css}
         html, resources = super().from_notebook_node(nb, {**(resources or {}), "nsa": page}, **kwargs)
         # Only now: nbconvert parses the page once more, which would take long with 2 MB of script in it.
         html = html.replace(f"<!--contents {nonce}-->", _contents(html))
-        return html.replace(f"<!--plotly {nonce}-->", _packed_plotly() if figures else ""), resources
+        return html.replace(f"<!--plotly {nonce}-->", packed_plotly() if figures else ""), resources
 
 
 def _without_papermill_markers(nb: NotebookNode) -> NotebookNode:
@@ -98,23 +94,8 @@ def _replace_outputs(nb: NotebookNode) -> int:
         for output in cell.outputs:
             if PLOTLY_MIME in output.get("data", {}):
                 figures += 1
-                output.data = {"text/html": _figure_html(output.data[PLOTLY_MIME], figures)}
+                output.data = {"text/html": figure_html(output.data[PLOTLY_MIME], figures)}
     return figures
-
-
-def _figure_html(figure: dict, number: int) -> str:
-    """Return a chart as data, drawn by the report's own script."""
-    layout = figure.get("layout", {})
-    meta = layout.get("meta")
-    description = meta.get("description", "") if isinstance(meta, dict) else ""
-    description = description or f"Chart {number}"
-    spec = json.dumps({"data": figure.get("data", []), "layout": layout, "config": CONFIG}, sort_keys=True)
-    spec = spec.replace("<", "\\u003c")
-    return (
-        f'<figure class="nsa-figure"><div class="nsa-chart" role="img" aria-label="{escape(description)}">'
-        "This chart needs JavaScript and a browser of 2023 or later.</div>"
-        f'<script type="application/json">{spec}</script></figure>'
-    )
 
 
 def _contents(html: str) -> str:
@@ -122,9 +103,3 @@ def _contents(html: str) -> str:
     headings = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', html, re.DOTALL)
     texts = [(anchor, escape(unescape(re.sub(r"<[^>]*>", "", text)).strip())) for anchor, text in headings]
     return "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in texts)
-
-
-def _packed_plotly() -> str:
-    """Return Plotly's JavaScript, gzipped so that a report stays under 3 MB; the report's script unpacks it."""
-    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
-    return f'<script type="text/plain" id="nsa-plotly">{packed}</script>'

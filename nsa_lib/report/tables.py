@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
+from nsa_lib.check_names import CHECKS
+from nsa_lib.report.verdict import STYLES
+
 OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲", "warn"), "PASS": ("✔", "success")}
 """Icon and JupyterLab colour of a gate's outcome, worst first."""
+
+
+SLOWEST_SHOWN = 10
+"""Rows of a table of slow steps; the chart shows all of them."""
+
+HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
+"""A git commit or a sha256: two of them beside each other are wider than a page, and 12 digits tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Cell:
     """Set flush right."""
     colour: str = ""
     """JupyterLab's name of a colour, `error`, `warn` or `success`; also sets bold type."""
+    link: str = ""
+    """Address that the text leads to."""
     folded: str = ""
     """Lines of output, shown as they are when a reader opens them."""
 
@@ -59,10 +74,27 @@ class Table:
 
 def gates_table(gates: Iterable[Mapping]) -> Table:
     """Tabulate gate results, those that decide against a run first and those that are not required last."""
-    order = list(OUTCOMES)
-    ranked = sorted(gates, key=lambda gate: (not gate["required"], order.index(gate["outcome"])))
     header = ("outcome", "gate", "measured", "limit", "margin", "detail")
-    return Table("Gates", header, [_gate_row(gate) for gate in ranked])
+    return Table("Gates", header, [_gate_row(gate) for gate in _ranked(gates)])
+
+
+def checks_table(gates: Iterable[Mapping], group: str) -> Table:
+    """Tabulate one part of a preflight: `machine`, or a group of `check_names.CHECKS`."""
+    checks = {name for names in CHECKS.values() for name in names}
+    own = [
+        gate for gate in gates if (gate["name"] in CHECKS[group] if group != MACHINE else gate["name"] not in checks)
+    ]
+    header = ("outcome", "check", "measured", "limit", "margin", "detail")
+    return Table(f"Checks: {group}", header, [_gate_row(gate) for gate in _ranked(own)])
+
+
+MACHINE = "machine"
+"""The part of a preflight that asks for prerequisites."""
+
+
+def _ranked(gates: Iterable[Mapping]) -> list[Mapping]:
+    order = list(OUTCOMES)
+    return sorted(gates, key=lambda gate: (not gate["required"], order.index(gate["outcome"])))
 
 
 def parameters_table(parameters: Iterable[Mapping]) -> Table:
@@ -82,7 +114,12 @@ def parameters_table(parameters: Iterable[Mapping]) -> Table:
 
 def environment_table(environment: Mapping) -> Table:
     """Tabulate the facts of a machine; a nested fact is named by its path, `gpu.name`."""
-    return Table("Environment", ("fact", "value"), [(Cell(k), Cell(format_value(v))) for k, v in _flatten(environment)])
+    return facts_table("Environment", environment)
+
+
+def facts_table(caption: str, facts: Mapping) -> Table:
+    """Tabulate named facts; a nested one is named by its path."""
+    return Table(caption, ("fact", "value"), [(Cell(k), Cell(format_value(v))) for k, v in _flatten(facts)])
 
 
 def cases_table(cases: pd.DataFrame) -> Table:
@@ -153,6 +190,53 @@ def allocator_table(settings: pd.DataFrame) -> Table:
     return frame_table("Allocator settings", settings, columns)
 
 
+def closest_gates_table(gates: pd.DataFrame) -> Table:
+    """Tabulate the gates that have a distance to their limit (`explore.closest_gates`)."""
+    columns = {
+        "name": "gate", "outcome": "outcome", "measured": "measured", "limit": "limit", "unit": "unit",
+        "distance_percent": "left to the limit, %",
+    }  # fmt: skip
+    return frame_table("Gates, the closest to its limit first; negative is beyond it", gates, columns)
+
+
+def slow_steps_table(slow: pd.DataFrame) -> Table:
+    """Tabulate the steps that took longest of those that took unusually long (`explore.slow_steps`)."""
+    columns = {
+        "case_id": "case", "step": "step", "step_ms": "time, ms", "median_ms": "median, ms", "limit_ms": "limit, ms",
+        "times": "times the median",
+    }  # fmt: skip
+    shown = slow.sort_values("times", ascending=False).head(SLOWEST_SHOWN)
+    part = f", the slowest {len(shown)} of them shown" if len(shown) < len(slow) else ""
+    return frame_table(f"Slow steps: {len(slow)}{part}", shown, columns)
+
+
+def differences_table(changed: pd.DataFrame) -> Table:
+    """Tabulate what differs between two runs (`store.compare`)."""
+    short = changed.map(lambda value: HASH.sub(r"\1…", value) if isinstance(value, str) else value)
+    return frame_table(f"{len(changed)} differences", short, {name: name for name in changed})
+
+
+def contrast_table(rows: pd.DataFrame) -> Table:
+    """Tabulate what is known of the model with each backend (`contrast.contrast_rows`)."""
+    columns = {
+        "backend": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
+        "spread_percent": "spread, %", "ratio_to_dense": "dense = 1", "peak_alloc_mib": "peak allocated, MiB",
+        "operators_per_step": "operators a step", "output_error": "error, output",
+        "gradient_error": "error, gradient", "route": "route",
+    }  # fmt: skip
+    caption = "The whole model: medians over the rounds, peaks and operators of its training, errors against float64"
+    short = {name: rows[name].map("{:.2g}".format, na_action="ignore").astype(float) for name in _TWO_DIGITS}
+    return frame_table(caption, rows.assign(**short), columns)
+
+
+_TWO_DIGITS = ("spread_percent", "output_error", "gradient_error")
+
+
+def operators_table(rows: pd.DataFrame) -> Table:
+    """Tabulate the top operators of each backend side by side (`contrast.top_rows`)."""
+    return frame_table("Top operators of one training step", rows, {name: name for name in rows.columns})
+
+
 def format_value(value: object, unit: str = "") -> str:
     """Format a value for reading: thousands separators, four significant digits, the unit; absent is "–"."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -166,17 +250,78 @@ def format_value(value: object, unit: str = "") -> str:
     return f"{text} {unit}".rstrip()
 
 
+def runs_table(run) -> Table:
+    """Tabulate the runs that a readiness run counts, with links to their reports."""
+    folder = _page_folder(run)
+    rows = [
+        (
+            verdict_cell(source["verdict"]),
+            linked(source["notebook"], source["report"], folder),
+            Cell(source["headline"]),
+            Cell(format_value(source["machine"])),
+            Cell(source["run_id"]),
+        )
+        for source in run.info["sources"]
+    ]
+    return Table("Runs that count, with their reports", ("verdict", "notebook", "headline", "machine", "run"), rows)
+
+
+def left_out_table(run) -> Table:
+    """Tabulate the runs that a readiness run does not count, with the reason."""
+    rows = [(Cell(one["run_id"]), Cell(one["notebook"]), Cell(one["reason"])) for one in run.info["left_out"]]
+    return Table("Runs left out", ("run", "notebook", "reason"), rows or [(Cell("none"), Cell(""), Cell(""))])
+
+
+def readiness_table(run) -> Table:
+    """Tabulate every gate of every run that a readiness run counts, with links to their reports."""
+    folder = _page_folder(run)
+    rows = [
+        (linked(source["notebook"], source["report"], folder), *_gate_row(gate)[:4], Cell(gate["detail"]))
+        for source in run.info["sources"]
+        for gate in _ranked(source["gates"])
+    ]
+    return Table("Gates", ("notebook", "outcome", "gate", "measured", "limit", "detail"), rows)
+
+
+def _page_folder(run) -> Path:
+    """Return the folder that a run's report lies in, or else will most likely lie in."""
+    report = run.info["report"]
+    return Path(report).parent if report else run.folder.resolve().parent.parent
+
+
+def verdict_cell(word: str) -> Cell:
+    """Return a verdict as its icon and word in its colour."""
+    icon, colour = STYLES[word]
+    return Cell(f"{icon} {word}", colour=colour)
+
+
+def linked(text: str, report: object, folder: Path) -> Cell:
+    """Return a text that leads to a report: from a page in `folder`, relative where it lies in it, so that both move.
+
+    What stands in a run folder or in the history is not trusted: only the path of a file becomes a link.
+    """
+    if not isinstance(report, str) or not os.path.isabs(report):
+        return Cell(text)
+    path = Path(os.path.normpath(report))
+    inside = path.is_relative_to(folder)
+    return Cell(text, link=quote(str(path.relative_to(folder))) if inside else path.as_uri())
+
+
 def _gate_row(gate: Mapping) -> tuple[Cell, ...]:
     icon, colour = OUTCOMES[gate["outcome"]]
     outcome = f"{icon} {gate['outcome'].replace('_', ' ')}"
     return (
         Cell(outcome if gate["required"] else f"{outcome}, not required", colour=colour if gate["required"] else ""),
         Cell(gate["name"]),
-        Cell(format_value(gate["measured"], gate["unit"] or ""), numeric=True),
-        Cell(format_value(gate["limit"], gate["unit"] or ""), numeric=True),
+        *(_figure(gate[name], gate["unit"] or "") for name in ("measured", "limit")),
         Cell(_percentage(gate["margin"], gate["limit"]), numeric=True),
         Cell(gate["detail"]),
     )
+
+
+def _figure(value: object, unit: str) -> Cell:
+    """Return a gate's figure; one in words may be long, and may break."""
+    return Cell(format_value(value, unit), numeric=not isinstance(value, str))
 
 
 def _percentage(margin: object, limit: object) -> str:
@@ -191,6 +336,8 @@ def _cell_html(cell: Cell) -> str:
         style += f";white-space:nowrap;font-weight:600;color:var(--jp-{cell.colour}-color0)"
     # A setting such as a:1,b:2 may break at its commas, a number may not.
     text = re.sub(r",(?=[^\W\d])", ",<wbr>", escape(cell.text))
+    if cell.link:
+        text = f'<a href="{escape(cell.link)}">{text}</a>'
     if cell.folded:
         text += f"<details><summary>stderr</summary><pre>{escape(cell.folded)}</pre></details>"
     return f'<td style="{style}">{text}</td>'

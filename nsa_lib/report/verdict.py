@@ -128,6 +128,17 @@ def read_verdict(nb: NotebookNode) -> Verdict:
     return _recorded_verdict(*records[0])
 
 
+def wants_verdict(nb: NotebookNode) -> bool:
+    """Return whether a report owes its reader a verdict: always, unless the notebook says of itself that it gives none.
+
+    It says so in its metadata, `"nsa": {"verdict": false}`; one that recorded a verdict all the same is not believed.
+    """
+    said = nb.metadata.get("nsa")
+    silent = isinstance(said, Mapping) and said.get("verdict") is False
+    outputs = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
+    return not silent or any(map(is_record, outputs))
+
+
 def is_record(output: Mapping) -> bool:
     """Return whether a cell's output holds a verdict record."""
     return MIME in output.get("data", {})

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 CHUNK_BYTES = 64 * 2**20
-"""Bytes of the keys that a chunk gathers; the values take as much, and in backward one of the two gradients."""
+"""Most bytes of the keys that a chunk gathers; the values take as much, and in backward one of the two gradients."""
+
+CHUNK_SHARE = 20
+"""The same, in bytes of all keys: a small layer must not gather more than everything else in its model takes."""
 
 
 def gather(
@@ -87,9 +90,10 @@ def _hidden(block_indices: torch.Tensor, l_sel: int) -> torch.Tensor:
 
 
 def _chunks(q: torch.Tensor, source: torch.Tensor, l_sel: int) -> list[slice]:
-    """Cut the queries into chunks whose gathered keys stay below CHUNK_BYTES, one query at least."""
+    """Cut the queries into chunks whose gathered keys stay below both bounds, one query at least."""
     batch, groups, length, n = source.shape
-    size = max(1, CHUNK_BYTES // (batch * groups * n * l_sel * q.shape[-1] * q.element_size()))
+    token_bytes = batch * groups * q.shape[-1] * q.element_size()
+    size = max(1, min(CHUNK_BYTES, CHUNK_SHARE * length * token_bytes) // (n * l_sel * token_bytes))
     return [slice(start, start + size) for start in range(0, length, size)]
 
 

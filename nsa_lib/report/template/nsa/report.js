@@ -6,7 +6,7 @@ const darkScreen = matchMedia("(prefers-color-scheme: dark)");
 const charts = [...document.querySelectorAll(".nsa-chart")];
 const PRINTED_WIDTH = 660; // CSS pixels that fit A4 and Letter between their margins
 
-document.getElementById("nsa-code").addEventListener("click", (event) => {
+document.getElementById("nsa-code")?.addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("show-code"));
 });
 

@@ -1,0 +1,38 @@
+"""The charts of a preflight: what the run's own model looks at after a few steps, for people to judge by eye."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from nsa_lib.charts.chart import BLUE, GREEN, VERMILION, Chart, empty_chart, nothing
+from nsa_lib.charts.explore import BRANCH_WORDS, gate_map, selection_map
+from nsa_lib.evidence import Evidence, from_json
+
+LOOKED_AT = "learning"
+"""The case that trains the run's own model."""
+
+COLOURS = {"cmp": BLUE, "slc": VERMILION, "win": GREEN}
+
+
+def preflight_figures(run: Evidence) -> dict[str, Chart]:
+    """Return the charts of a preflight: selection, gates, mass."""
+    return {
+        "selection": selection_map(run, 0, LOOKED_AT),
+        "gates": gate_map(run, LOOKED_AT),
+        "mass": branch_mass(run),
+    }
+
+
+def branch_mass(run: Evidence) -> Chart:
+    """Draw each branch's share in what the attention of every layer puts out."""
+    kept, title, unit = from_json(run.case(LOOKED_AT), "attention_map"), "Attention mass by branch", "share"
+    if not kept:
+        return nothing(title, unit, "the case that trains the model kept no attention map")
+    figure = empty_chart(title, unit, "norm of gate times output, as a share of the three branches' sum")
+    for place, branch in enumerate(kept["branches"]):
+        shares = [layer[place] for layer in kept["branch_mass"]]
+        hover = f"%{{y:.1%}} {BRANCH_WORDS[branch]}"
+        figure.add_trace(go.Bar(y=shares, name=BRANCH_WORDS[branch], marker_color=COLOURS[branch], hovertemplate=hover))
+    figure.update_xaxes(title_text="layer", dtick=1)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%")
+    return figure.update_layout(barmode="stack", bargap=0.25)

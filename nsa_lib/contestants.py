@@ -1,0 +1,47 @@
+"""Who takes part in a timing, in the order of their turns.
+
+The worker times them, the notebook's side knows from here whom it must find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nsa_lib.config import BACKEND_NAMES
+
+WARMUP_ROUNDS = 2
+"""Rounds that are not counted: kernels are loaded, caches fill."""
+
+DENSE = "dense"
+"""What the yardstick is called where a backend or its branches are named."""
+
+NO_BACKEND = "none"
+"""The backend of a layer without the selected branch."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing whose forward and backward are timed."""
+
+    subject: str
+    """`layer`: attention with its projections; `model`: all layers and the loss."""
+    branches: str
+    """`slc`, `cmp`, `win`, `all` of them, or `dense`."""
+    backend: str
+    """Of the selected branch; `dense` or `none` where there is no such branch."""
+    seq_len: int
+    """Tokens in a sequence."""
+
+
+def contestants(seq_len: int, seq_lens: Sequence[int] = ()) -> tuple[Contestant, ...]:
+    """Return the contestants: parts, layers and whole models at `seq_len`, then whole layers at the other lengths."""
+    parts = [Contestant("layer", "slc", name, seq_len) for name in BACKEND_NAMES]
+    parts += [Contestant("layer", branch, NO_BACKEND, seq_len) for branch in ("cmp", "win")]
+    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length)]
+    return (*parts, *_whole("layer", seq_len), *_whole("model", seq_len), *sweep)
+
+
+def _whole(subject: str, seq_len: int) -> list[Contestant]:
+    nsa = [Contestant(subject, "all", name, seq_len) for name in BACKEND_NAMES]
+    return [*nsa, Contestant(subject, DENSE, DENSE, seq_len)]

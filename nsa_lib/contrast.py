@@ -1,0 +1,169 @@
+"""What a backend contrast measured, as frames: speed, memory, errors, operators, crossing points.
+
+Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pandas as pd
+
+from nsa_lib.config import BACKEND_NAMES
+from nsa_lib.contestants import DENSE
+from nsa_lib.evidence import Evidence, from_json
+from nsa_lib.operators import WINDOW_STEPS
+
+CONTESTED = (*BACKEND_NAMES, DENSE)
+"""What is compared: every backend, and the yardstick."""
+
+OPERATOR = re.compile(r"\w+::[\w.]+")
+"""The name of a dispatched operator; kernels and named ranges, which a profile holds too, look different."""
+
+TIMED = ["subject", "branches", "backend", "seq_len"]
+
+
+def timing_rows(run: Evidence) -> pd.DataFrame:
+    """Return a row for each contestant that has a counted round, in the order of their turns.
+
+    Columns: subject, branches, backend, seq_len, rounds, forward_ms, backward_ms, total_ms (medians), the quartiles
+    <phase>_low_ms and <phase>_high_ms of each, spread_percent (interquartile range of the total over its median).
+    """
+    steps = run.of("timing")
+    counted = steps[steps["phase"] == "step"].dropna(subset=["forward_ms", "backward_ms"])
+    counted = counted.assign(total_ms=counted["forward_ms"] + counted["backward_ms"])
+    rows = []
+    for key, turns in counted.groupby(TIMED, sort=False):
+        row = dict(zip(TIMED, key)) | {"seq_len": int(key[-1]), "rounds": len(turns)}
+        for phase in ("forward", "backward", "total"):
+            low, median, high = turns[f"{phase}_ms"].quantile([0.25, 0.5, 0.75])
+            row |= {f"{phase}_ms": median, f"{phase}_low_ms": low, f"{phase}_high_ms": high}
+        row["spread_percent"] = 100 * (row["total_high_ms"] - row["total_low_ms"]) / row["total_ms"]
+        rows.append(row)
+    figures = [f"{phase}{end}_ms" for phase in ("forward", "backward", "total") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=[*TIMED, "rounds", *figures, "spread_percent"])
+
+
+def contrast_rows(run: Evidence) -> pd.DataFrame:
+    """Return a row for each backend and for dense attention, with what is known of its whole model.
+
+    Columns: backend, forward_ms, backward_ms, total_ms, spread_percent, ratio_to_dense, peak_alloc_mib,
+    peak_reserved_mib, operators_per_step, output_error, gradient_error, route. The errors are the worst of both
+    comparisons, of the whole layer and of the selected branch.
+    """
+    timed = timing_rows(run)
+    models = timed[timed["subject"] == "model"].set_index("backend")
+    columns = ["forward_ms", "backward_ms", "total_ms", "spread_percent"]
+    rows = [
+        {
+            "backend": name,
+            **(models.loc[name, columns].to_dict() if name in models.index else {}),
+            **_memory(run, name),
+            "operators_per_step": sum(early_counts(run, name).values()) / WINDOW_STEPS or None,
+            **_errors(run, name),
+            "route": ", ".join(from_json(run.case(f"model_{name}"), "routes") or ()) or None,
+        }
+        for name in CONTESTED
+    ]
+    order = ["backend", *columns, "peak_alloc_mib", "peak_reserved_mib", "operators_per_step", "output_error",
+             "gradient_error", "route"]  # fmt: skip
+    found = pd.DataFrame(rows, columns=order)
+    numbers = found.columns.drop(["backend", "route"])
+    found[numbers] = found[numbers].astype(float)
+    dense_ms = found.loc[found["backend"] == DENSE, "total_ms"].item()
+    found.insert(order.index("spread_percent") + 1, "ratio_to_dense", found["total_ms"] / dense_ms)
+    return found
+
+
+def _memory(run: Evidence, backend: str) -> dict[str, float]:
+    return run.of(f"model_{backend}")[["peak_alloc_mib", "peak_reserved_mib"]].astype(float).max().to_dict()
+
+
+def _errors(run: Evidence, backend: str) -> dict[str, float]:
+    case = run.case(f"model_{backend}")
+    found = [(from_json(case, field) or {}) for field in ("attention_error", "selected_error")]
+    outputs = [errors["output"] for errors in found if "output" in errors]
+    gradients = [error for errors in found for name, error in errors.items() if name != "output"]
+    return {"output_error": _worst(outputs), "gradient_error": _worst(gradients)}
+
+
+def _worst(errors: list[float]) -> float:
+    """Return the largest error, NaN if one of them is NaN or there is none."""
+    return pd.Series(errors, dtype=float).max(skipna=False)
+
+
+def early_counts(run: Evidence, backend: str) -> dict[str, int]:
+    """Return the calls of each dispatched operator in the early window of a backend's training, {} if not counted."""
+    return {name: int(row["count"]) for name, row in _early_operators(run, backend).items()}
+
+
+def _early_operators(run: Evidence, backend: str) -> Mapping[str, Mapping[str, float]]:
+    windows = from_json(run.case(f"model_{backend}"), "operators") or {"early": {}}
+    return {name: row for name, row in windows["early"].items() if OPERATOR.fullmatch(name)}
+
+
+RANKED_BY = {"time": ("ms", "ms"), "memory": ("mib", "MiB"), "calls": ("calls", "calls")}
+"""By what operators are ranked: the column, and its unit."""
+
+
+def top_operators(run: Evidence, backend: str, by: str, count: int = 10) -> pd.DataFrame:
+    """Return the operators of a backend's training that need most, a row each: operator, calls, ms, mib, a step each.
+
+    Args:
+        run: the contrast.
+        backend: its backend, or `dense`.
+        by: `time` on the device, `memory` that is still held when the operator returns, or `calls`; on a CPU only calls
+            are counted.
+        count: how many rows.
+    """
+    rows = [
+        {
+            "operator": name,
+            "calls": row["count"] / WINDOW_STEPS,
+            "ms": row.get("self_device_ms", float("nan")) / WINDOW_STEPS,
+            "mib": row.get("self_device_mib", float("nan")) / WINDOW_STEPS,
+        }
+        for name, row in _early_operators(run, backend).items()
+    ]
+    column, _ = RANKED_BY[by]
+    found = pd.DataFrame(rows, columns=["operator", "calls", "ms", "mib"]).dropna(subset=[column])
+    return found.sort_values([column, "operator"], ascending=[False, True]).head(count).reset_index(drop=True)
+
+
+def top_rows(run: Evidence) -> pd.DataFrame:
+    """Return the top operators of all backends side by side, most first: by time and memory, on a CPU by calls.
+
+    Columns: by, and one for each backend with texts such as `mm  12.3 ms`.
+    """
+    ranks = ("time", "memory") if run.parameter("device") == "cuda" else ("calls",)
+    parts = [pd.DataFrame({name: _said(run, name, by) for name in CONTESTED}).assign(by=by) for by in ranks]
+    return pd.concat(parts, ignore_index=True).fillna("")[["by", *CONTESTED]]
+
+
+def _said(run: Evidence, backend: str, by: str) -> pd.Series:
+    column, unit = RANKED_BY[by]
+    top = top_operators(run, backend, by)
+    names = top["operator"].str.removeprefix("aten::")
+    said = [f"{name}  {value:,.{0 if value >= 100 else 2}f} {unit}" for name, value in zip(names, top[column])]
+    return pd.Series(said, dtype=object)
+
+
+def first_faster(run: Evidence) -> dict[str, int | None]:
+    """Return, for each backend measured, the length from which its layer is faster than dense attention, or None.
+
+    From that length on it is faster at every longer one that was measured.
+    """
+    timed = timing_rows(run)
+    layers = timed[(timed["subject"] == "layer") & timed["branches"].isin(["all", DENSE])]
+    table = layers.pivot(index="seq_len", columns="backend", values="total_ms").sort_index()
+    if DENSE not in table:
+        return {}
+    found: dict[str, int | None] = {}
+    for backend in BACKEND_NAMES:
+        if backend not in table:
+            continue
+        pair = table[[backend, DENSE]].dropna()
+        faster = (pair[backend] < pair[DENSE])[::-1].cummin()[::-1]
+        found[backend] = int(faster.idxmax()) if faster.any() else None
+    return found

@@ -1,0 +1,116 @@
+"""A copy task for each branch alone: a small model must learn to name a token that only that branch can show it.
+
+A sequence is filler with a token to copy, and ends with a question; the token that follows the question is the one to
+copy. Where the branch has a limit, another such token lies beyond it: a branch that sees too much is wrong half of the
+time. In float32, so that bfloat16's rounding of small updates decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from nsa_lib import training
+from nsa_lib.config import CaseConfig, ModelConfig, NSAConfig
+from nsa_lib.model import TinyLM
+from nsa_lib.preflight.finding import Finding, at_least
+
+COPIED = 8
+"""Tokens that may be copied, 1 to COPIED; 0 is filler."""
+QUESTION = COPIED + 1
+VOCAB = COPIED + 2
+BLOCK = 4
+LENGTH = 16
+WINDOW = 4
+HEAD = {"dim": 32, "heads": 2, "groups": 2, "d_k": 16, "d_v": 16}
+LAYERS = 2
+BATCH = 64
+STEPS = 200
+LR = 3e-3
+ASKED = 256
+"""Sequences, none of them trained on, that are asked after the training."""
+ACCURACY_PERCENT = 90.0
+"""A guess is right in one of COPIED cases; whoever cannot tell the token from the one beyond the limit, in half."""
+
+
+def copying_checks(
+    case: CaseConfig, facts: dict[str, object], alive: Callable[[], None]
+) -> Mapping[str, Callable[[], Finding]]:
+    """Return the checks by name."""
+    return {f"copy_{branch}": partial(learns_to_copy, case, branch, alive) for branch in SEQUENCES}
+
+
+def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = lambda: None) -> Finding:
+    """Train a small model with one branch on its copy task, and count how often it is right on new sequences."""
+    generator = torch.Generator().manual_seed(case.seed)
+    torch.manual_seed(case.seed)
+    nsa = NSAConfig(**HEAD, l=BLOCK, d=BLOCK, l_sel=BLOCK, n_sel=3, w=WINDOW, branches=(branch,))
+    model = TinyLM(
+        ModelConfig(nsa=nsa, layers=LAYERS, vocab=VOCAB, backend=case.model.backend),
+        grad_checkpointing=case.grad_checkpointing,
+    ).to(case.device)
+    optimizer = training.make_optimizer(model, LR)
+    for _ in range(STEPS):
+        training.train_step(model, optimizer, SEQUENCES[branch](BATCH, generator).to(case.device))
+        alive()
+    model.grad_checkpointing = False
+    asked = SEQUENCES[branch](ASKED, generator).to(case.device)
+    with torch.no_grad():
+        answers = model(asked[:, :-1])[:, -1].argmax(-1)
+    right = 100 * (answers == asked[:, -1]).double().mean().item()
+    detail = f"right answers of {ASKED} after {STEPS} steps, {branch} alone in {LAYERS} layers, float32"
+    return at_least(round(right, 1), ACCURACY_PERCENT, "%", detail)
+
+
+def from_selected(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return sequences, [count, LENGTH + 1], whose token lies in block 0 or the one before the last; another between.
+
+    With three blocks a query, those two and its own are all that it selects. Each is there twice in a row: a single one
+    is hard to find among a whole selection.
+    """
+    tokens, wanted, other = _blank(count, generator)
+    inside = torch.randint(BLOCK - 1, (2, count), generator=generator)
+    last = (LENGTH - 1) // BLOCK
+    # Never token 0: attention that reads the first key only must not find it.
+    in_first, in_previous = inside[0].clamp(min=1), (last - 1) * BLOCK + inside[0]
+    near = torch.where(torch.rand(count, generator=generator) < 0.5, in_first, in_previous)
+    between = torch.randint(1, last - 1, (count,), generator=generator) * BLOCK + inside[1]
+    return _placed(tokens, (wanted, near), (wanted, near + 1), (other, between), (other, between + 1))
+
+
+def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return sequences, [count, LENGTH + 1], whose token is repeated over a whole compression block, not the first."""
+    tokens, wanted, _ = _blank(count, generator)
+    start = torch.randint(1, LENGTH // BLOCK, (count,), generator=generator) * BLOCK
+    rows = start[:, None] + torch.arange(BLOCK)
+    tokens.scatter_(1, rows.clamp(max=LENGTH - 2), wanted[:, None].expand(-1, BLOCK))
+    return tokens
+
+
+def from_window(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return sequences, [count, LENGTH + 1], whose token lies within the window of the question; another before it."""
+    tokens, wanted, other = _blank(count, generator)
+    inside = torch.randint(LENGTH - WINDOW, LENGTH - 1, (count,), generator=generator)
+    before = torch.randint(1, LENGTH - LAYERS * WINDOW, (count,), generator=generator)
+    return _placed(tokens, (wanted, inside), (other, before))
+
+
+SEQUENCES = {"slc": from_selected, "cmp": from_compressed, "win": from_window}
+"""What makes the sequences of each branch's task."""
+
+
+def _blank(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return sequences of filler with question and answer, the answers, and as many other tokens of that kind."""
+    wanted, other = torch.randint(1, COPIED + 1, (2, count), generator=generator)
+    tokens = torch.zeros(count, LENGTH + 1, dtype=torch.int64)
+    tokens[:, LENGTH - 1] = QUESTION
+    tokens[:, LENGTH] = wanted
+    return tokens, wanted, other
+
+
+def _placed(tokens: torch.Tensor, *placed: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    for values, positions in placed:
+        tokens.scatter_(1, positions[:, None], values[:, None])
+    return tokens

@@ -1,0 +1,41 @@
+"""What one check found: a figure beside its limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure, the limit that it is held to, and whether it holds."""
+
+    measured: float | str
+    limit: float | str
+    unit: str
+    detail: str
+    holds: bool
+
+    def record(self, name: str) -> dict[str, object]:
+        """Return the finding as a result keeps it. JSON knows no NaN and no Inf, so they become text."""
+        finite = isinstance(self.measured, str) or math.isfinite(self.measured)
+        return {"name": name, **asdict(self), "measured": self.measured if finite else str(self.measured)}
+
+
+def at_most(measured: float, limit: float, unit: str, detail: str) -> Finding:
+    """Return a finding that holds up to its limit, and not for NaN."""
+    return Finding(measured, limit, unit, detail, measured <= limit)
+
+
+def at_least(measured: float, limit: float, unit: str, detail: str) -> Finding:
+    """Return a finding that holds from its limit on, and not for NaN."""
+    return Finding(measured, limit, unit, detail, measured >= limit)
+
+
+def within_budget(errors: Mapping[str, float], budgets: Mapping[str, float]) -> Finding:
+    """Return the error that uses most of its budget, beside that budget, in relative errors by what they are of."""
+    used = {name: error / budgets[name] for name, error in errors.items()}
+    worst = max(used, key=lambda name: math.inf if math.isnan(used[name]) else used[name])
+    detail = f"{worst} uses {100 * used[worst]:.0f} % of its error budget; {len(errors)} tensors were compared"
+    return at_most(float(f"{errors[worst]:.3g}"), float(f"{budgets[worst]:.3g}"), "", detail)

@@ -1,0 +1,81 @@
+"""Pages over several runs, and how a chart is kept in any page: as data, drawn by the page's own script.
+
+Needs no nbconvert, which takes seconds to load: a notebook writes such a page at its end.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from nsa_lib.charts import CONFIG, Chart
+from nsa_lib.report.tables import Table
+
+TEMPLATES = Path(str(files("nsa_lib.report") / "template"))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a page: a heading and what stands under it, in this order."""
+
+    heading: str
+    prose: Sequence[str] = ()
+    """Paragraphs."""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = field(default=())
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """Return one self-contained HTML page: it loads nothing, runs no script but its own, and every text is escaped."""
+    shown, charts = [], 0
+    for section in sections:
+        figures = []
+        for chart in section.charts:
+            charts += 1
+            figures.append(Markup(figure_html(json.loads(chart.to_json()), charts)))
+        tables = [Markup(table._repr_html_()) for table in section.tables]
+        shown.append({"heading": section.heading, "prose": section.prose, "tables": tables, "charts": figures})
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES / "nsa"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    content = {"title": title, "sections": shown, "plotly": Markup(packed_plotly() if charts else "")}
+    # A hash of all that is shown: what stands in a run cannot contain it.
+    nonce = hashlib.sha256(json.dumps([title, shown]).encode()).hexdigest()
+    return environment.get_template("page.html.j2").render(page={**content, "nonce": nonce})
+
+
+def figure_html(figure: dict, number: int) -> str:
+    """Return a chart as data, drawn by the report's own script."""
+    layout = figure.get("layout", {})
+    meta = layout.get("meta")
+    description = meta.get("description", "") if isinstance(meta, dict) else ""
+    description = description or f"Chart {number}"
+    spec = json.dumps({"data": figure.get("data", []), "layout": layout, "config": CONFIG}, sort_keys=True)
+    spec = spec.replace("<", "\\u003c")
+    return (
+        f'<figure class="nsa-figure"><div class="nsa-chart" role="img" aria-label="{escape(description)}">'
+        "This chart needs JavaScript and a browser of 2023 or later.</div>"
+        f'<script type="application/json">{spec}</script></figure>'
+    )
+
+
+@cache
+def packed_plotly() -> str:
+    """Return Plotly's JavaScript, gzipped so that a report stays under 3 MB; the report's script unpacks it."""
+    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return f'<script type="text/plain" id="nsa-plotly">{packed}</script>'

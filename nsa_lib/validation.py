@@ -1,0 +1,176 @@
+"""The whole checklist in one go: its notebooks in order, each through papermill, and one verdict over their runs.
+
+A notebook that does not end in GO stops nothing: the others are run all the same, and readiness says what it all means.
+It decides over the runs made here and no others, so that an older run cannot stand in for one that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import nbformat
+
+from nsa_lib.config import JUDGED, NOTEBOOKS, ConfigError
+from nsa_lib.environment import PROJECT
+from nsa_lib.parameters import PARAMETERS, read_value
+from nsa_lib.readiness import out_dir_of
+from nsa_lib.report.verdict import Verdict, read_verdict
+from nsa_lib.runner import StopButton
+
+READINESS = "readiness"
+VALIDATE_ORDER = tuple(name for name in (*JUDGED, READINESS) if name in NOTEBOOKS)
+POLL_S = 0.1
+STOPPED = 130
+"""Exit status of a shell's command that Ctrl-C ended."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one notebook of a validation ended."""
+
+    notebook: str
+    verdict: Verdict
+    report: Path
+    seconds: float
+    status: int
+    """Exit status of papermill."""
+
+    def __str__(self) -> str:
+        said = f"{self.verdict.icon} {self.verdict.word:<10}  {self.notebook:<16}  {self.verdict.headline}"
+        where = self.report if self.report.exists() else "no report"
+        return f"{said}  {where}  ({self.seconds:.0f} s)"
+
+
+def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, reports: Path | None = None) -> int:
+    """Run the notebooks in order, then readiness over their runs; print a line for each and the verdict.
+
+    Ctrl-C interrupts the notebook that runs, which is saved with its report, and starts no other.
+
+    Args:
+        in_files: parameters read from files; each goes to the notebooks that declare it.
+        on_line: parameters given as text, which overrule those.
+        reports: where executed notebooks and reports go; the project's reports/ by default.
+
+    Returns:
+        0 if readiness is GO, or REVIEW where `accept_review` says so; else another exit status.
+
+    Raises:
+        ConfigError: before anything is started, for a parameter that no notebook declares or a value not accepted.
+    """
+    given = {**in_files, **on_line}
+    check_parameters(given)
+    reports = reports or PROJECT / "reports"
+    reports.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    run_ids: list[str] = []
+    with StopButton() as stop:
+        for place, notebook in enumerate(VALIDATE_ORDER):
+            own = {**on_line, "runs": ",".join(run_ids)} if notebook == READINESS else on_line
+            output = reports / f"{notebook}-{stamp}.ipynb"
+            ended, stopped = _run_notebook(papermill_command(notebook, output, in_files, own), notebook, output, stop)
+            print(ended, flush=True)
+            run_ids += [ended.verdict.run_id] if ended.verdict.run_id else []
+            if stopped and notebook != READINESS:
+                print(f"stopped; not started: {', '.join(VALIDATE_ORDER[place + 1 :])}", flush=True)
+                return STOPPED
+    _print_verdict(ended, Path(out_dir_of({"out_dir": given.get("out_dir")})))
+    return ended.status if ended.verdict.word in ("GO", "REVIEW") else ended.status or 1
+
+
+def check_parameters(given: Mapping[str, object]) -> None:
+    """Raise ConfigError, naming it, for a parameter that no notebook declares or a value that one does not accept."""
+    if "runs" in given:
+        raise ConfigError("runs: a validation decides over the runs that it makes; to choose them, run readiness alone")
+    for name, value in given.items():
+        declaring = [notebook for notebook in VALIDATE_ORDER if name in PARAMETERS[notebook]]
+        if not declaring:
+            raise ConfigError(f"{name}: no such parameter of {', '.join(VALIDATE_ORDER)}")
+        for notebook in declaring:
+            read_value(PARAMETERS[notebook], name, value)
+
+
+def papermill_command(
+    notebook: str, output: Path, in_files: Mapping[str, object], on_line: Mapping[str, str]
+) -> list[str]:
+    """Return the command that executes a notebook, given those parameters that it declares."""
+    command = [sys.executable, "-m", "papermill", "--engine", "nsa", "--no-progress-bar"]
+    command += [str(PROJECT / "notebooks" / f"{notebook}.ipynb"), str(output)]
+    from_files = {name: value for name, value in in_files.items() if name in PARAMETERS[notebook]}
+    if from_files:
+        command += ["-y", json.dumps(from_files)]  # JSON is YAML
+    for name, value in on_line.items():
+        if name in PARAMETERS[notebook]:
+            command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
+    return command
+
+
+def _run_notebook(command: list[str], notebook: str, output: Path, stop: StopButton) -> tuple[Ended, bool]:
+    """Execute a notebook; return how it ended and whether Ctrl-C was pressed meanwhile."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        status, stopped = _supervise(command, log, stop, _ticker(notebook))
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    if output.exists():
+        verdict = read_verdict(nbformat.read(output, as_version=4))
+    else:
+        verdict = Verdict("INCOMPLETE", f"papermill left no notebook: {said[-1] if said else f'exit status {status}'}")
+    seconds = time.monotonic() - began
+    return Ended(notebook, verdict, output.with_suffix(".html"), seconds, status), stopped
+
+
+def _supervise(command: list[str], log, stop: StopButton, tell: Callable[[], None]) -> tuple[int, bool]:
+    """Run papermill to its end and return its exit status and whether Ctrl-C was pressed.
+
+    In a session of its own it hears Ctrl-C from here alone, once for each press, and has the time to save the notebook.
+    """
+    stopped = False
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        while process.poll() is None:
+            if stop.pressed:
+                stop.pressed, stopped = False, True
+                process.send_signal(signal.SIGINT)
+            tell()
+            time.sleep(POLL_S)
+    finally:  # if the supervision itself fails: a notebook that nobody waits for must not go on
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return process.returncode, stopped or stop.pressed
+
+
+def _ticker(notebook: str) -> Callable[[], None]:
+    """Return what tells on stderr that a notebook runs: once, or on a terminal with the seconds, in one line."""
+    began, shown, terminal = time.monotonic(), -1, sys.stderr.isatty()
+
+    def tell() -> None:
+        nonlocal shown
+        seconds = int(time.monotonic() - began)
+        if seconds == shown or (shown >= 0 and not terminal):
+            return
+        shown = seconds
+        # Back to the start of the line and rub it out: the line that says how it ended takes its place.
+        said = f"{notebook} runs, {seconds} s\r" if terminal else f"{notebook} runs\n"
+        print(f"\033[K{said}" if terminal else said, end="", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _print_verdict(ended: Ended, out_dir: Path) -> None:
+    verdict = ended.verdict
+    print(f"\n{verdict.icon} {verdict.word}: {verdict.headline}")
+    for line in (*(f"  - {reason}" for reason in verdict.reasons), *verdict.notes):
+        print(line)
+    if verdict.run_id:
+        print(f"for review: {out_dir / 'runs' / verdict.run_id / 'review.zip'}")
+    print(f"report: {ended.report}\nall runs: {out_dir / 'index.html'}")

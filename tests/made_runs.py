@@ -1,0 +1,143 @@
+"""Made-up runs of every notebook that readiness judges, whose verdict is known; each test breaks one thing."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+
+from nsa_lib.check_names import CHECKS
+from nsa_lib.config import BACKEND_NAMES, JUDGED
+from nsa_lib.contestants import DENSE, contestants
+from nsa_lib.evidence import Evidence
+from nsa_lib.parameters import read_parameters
+from nsa_lib.profiles import resolve
+from nsa_lib.store import CASE_COLUMNS, STEP_COLUMNS, record
+from tests import test_gates, test_scaling
+from tests.test_store import save
+
+MACHINE = {
+    "torch": "2.13.0", "cpu": "a processor", "gpu": None, "disk_free_mib": 50_000, "source_sha256": "a" * 64,
+    "packages": {"plotly": "7.1"},
+}  # fmt: skip
+
+
+def day(number):
+    """Return the ISO time of a day in March."""
+    return f"2025-03-{number:02}T10:15:00.000000+00:00"
+
+
+def described(notebook, parameters, case_ids):
+    """Return the run.json of a run on the first day."""
+    return {
+        "schema": 1, "run_id": notebook, "notebook": notebook, "profile": "laptop", "custom": [], "created": day(1),
+        "parameters": parameters, "environment": MACHINE, "case_ids": list(case_ids), "reproduce": "papermill",
+        "report": None,
+    }  # fmt: skip
+
+
+def _evidence(notebook, cases, rows):
+    values = resolve(notebook, read_parameters(notebook, {}, []), profile="laptop")
+    frames = pd.DataFrame(cases).reindex(columns=CASE_COLUMNS), pd.DataFrame(rows).reindex(columns=STEP_COLUMNS)
+    parameters = [{**vars(value), "differs": value.differs} for value in values.values()]
+    return Evidence(described(notebook, parameters, [case["case_id"] for case in cases]), *frames)
+
+
+def preflight():
+    """Return a preflight that is GO."""
+    found = {"holds": True, "measured": 0.0, "limit": 1.0, "unit": "", "detail": "planted"}
+    cases = [
+        {"case_id": group, "status": "ok", "reason": "", "seconds": 1.0,
+         "checks": json.dumps([{"name": name, **found} for name in names])}
+        for group, names in CHECKS.items()
+    ]  # fmt: skip
+    return _evidence("preflight", cases, [])
+
+
+def scaling():
+    """Return a backward scaling that is GO."""
+    run = test_scaling.known(profile="laptop")
+    values = resolve("backward_scaling", read_parameters("backward_scaling", {}, []), profile="laptop")
+    rows = [{**vars(value), "differs": value.differs} for value in values.values()]
+    return replace(run, info=described("backward_scaling", rows, run.cases["case_id"]))
+
+
+def smoke():
+    """Return a smoke that is GO."""
+    run = test_gates.healthy("laptop")
+    return replace(run, info=described("smoke", run.info["parameters"], run.info["case_ids"]))
+
+
+def contrast():
+    """Return a backend contrast that is GO; `packed` is the fastest."""
+    values = resolve("backend_contrast", read_parameters("backend_contrast", {}, []), profile="laptop")
+    timed = contestants(values["seq_len"].value, values["seq_lens"].value)
+    ms = {"masked": 3.0, "gather": 2.0, "packed": 1.0, DENSE: 2.5}
+    cases, rows = [{"case_id": "timing", "status": "ok", "reason": ""}], []
+    for place, one in enumerate(timed * values["rounds"].value, start=1):
+        times = dict.fromkeys(("forward_ms", "backward_ms"), ms.get(one.backend, 1.0))
+        rows.append({"case_id": "timing", "step": place, "phase": "step", **vars(one), **times})
+    for number, backend in enumerate((*BACKEND_NAMES, DENSE)):
+        counts, error = {"aten::mm": {"count": 30 + 3 * number}}, {"output": 1e-6, "gradient": 1e-6}
+        cases.append(
+            {"case_id": f"model_{backend}", "status": "ok", "reason": "",
+             "routes": json.dumps([] if backend == DENSE else [backend]), "attention_error": json.dumps(error),
+             "selected_error": json.dumps(error), "operators": json.dumps({"early": counts, "late": counts})}
+        )  # fmt: skip
+        beat = {"case_id": f"model_{backend}", "phase": "step", "peak_alloc_mib": 30.0 + number / 10, "loss": 6.0}
+        rows += [{**beat, "step": step} for step in range(1, values["steps"].value + 1)]
+    return _evidence("backend_contrast", cases, rows)
+
+
+def noisy_smoke():
+    """Return a smoke that is REVIEW: its memory creeps."""
+    return test_gates.leaking(smoke(), "peak_alloc_mib", 0.05)
+
+
+def untaught_smoke():
+    """Return a smoke that is NO-GO: its loss does not fall."""
+    return test_gates.with_steps(smoke(), loss=lambda step, loss: 6.0)
+
+
+def cut_smoke():
+    """Return a smoke that is INCOMPLETE: a case of it was never run."""
+    return test_gates.without_case(smoke(), "anomaly")
+
+
+MADE = dict(zip(JUDGED, (preflight, scaling, smoke, contrast)))
+
+
+class Templates:
+    """Recorded run folders, each made once and copied wherever a test wants it."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def put(self, out_dir, notebook, name=None, *, make=None, created=None, **changes):
+        """Copy a run into `out_dir`, under a name and with changes to its run.json; return its folder."""
+        make = make or MADE[notebook]
+        template = self._folder / make.__name__
+        if not template.exists():
+            record(save(make(), template))
+        folder = out_dir / "runs" / (name or f"{notebook}-1")
+        shutil.copytree(template, folder)
+        edit(folder / "run.json", run_id=folder.name, created=created or day(1), **changes)
+        return folder
+
+
+def edit(path, **changes):
+    """Change what a JSON file says."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def set_parameter(folder, name, value):
+    """Change what a run was made with, whatever it recorded."""
+    info = json.loads((folder / "run.json").read_text())
+    rows = [row for row in info["parameters"] if row["name"] != name]
+    edit(folder / "run.json", parameters=[*rows, {"name": name, "value": value, "origin": "given"}])
+
+
+def set_fact(folder, name, value):
+    """Change a fact of the machine that a run was made on."""
+    info = json.loads((folder / "run.json").read_text())
+    edit(folder / "run.json", environment={**info["environment"], name: value})
