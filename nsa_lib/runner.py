@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -121,17 +122,47 @@ def execute(plan: Plan) -> Path:
     limits = Limits(given_s=plan["stall_timeout_s"])
     with StopButton() as stop:
         folder = make_run_folder(plan)
-        for case in plan.cases:
-            case_folder = folder / "cases" / case.case_id
-            case_folder.mkdir(parents=True)
-            (case_folder / "case.json").write_text(case.to_json())
-            if stop.pressed:
-                result = _result(case, "interrupted", "not started")
-                write_json(case_folder / "result.json", result)
-            else:
-                result = run_case(case, case_folder, limits=limits, progress=progress, stop=stop)
-            progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
+        folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
+        ahead: subprocess.Popen | None = None
+        try:
+            for case, following in zip(plan.cases, (*plan.cases[1:], None)):
+                case_folder = folders[case.case_id]
+                if stop.pressed:
+                    result = _result(case, "interrupted", "not started")
+                    write_json(case_folder / "result.json", result)
+                else:
+                    process = ahead or start_worker(case, case_folder)
+                    ahead = start_worker(following, folders[following.case_id]) if following else None
+                    result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
+                progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
+        finally:
+            if ahead:
+                ahead.stdin.close()
+                end_group(ahead)
     return folder
+
+
+def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
+    case_folder = folder / "cases" / case.case_id
+    case_folder.mkdir(parents=True)
+    (case_folder / "case.json").write_text(case.to_json())
+    return case_folder
+
+
+def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
+    """Start the process of a case, which imports torch and then waits for a line.
+
+    It is started one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
+    """
+    with (folder / "stderr.log").open("wb") as log:
+        return subprocess.Popen(
+            [*WORKER, str(folder / "case.json"), str(os.getpid())],
+            env=environment.case_environment(case.alloc_conf),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def make_run_folder(plan: Plan) -> Path:
@@ -169,19 +200,11 @@ def new_run_folder(out_dir: Path, notebook: str, tag: str) -> tuple[Path, str]:
 
 
 def run_case(
-    case: CaseConfig, folder: Path, *, limits: Limits, progress: Progress, stop: StopButton
+    case: CaseConfig, folder: Path, process: subprocess.Popen, *, limits: Limits, progress: Progress, stop: StopButton
 ) -> dict[str, object]:
-    """Run one case from start to result, which is written to its folder and returned."""
+    """Run one case in the process that waits for it, and return its result, which is written to its folder too."""
     kills = environment.oom_kills()
-    with (folder / "stderr.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*WORKER, str(folder / "case.json"), str(os.getpid())],
-            env=environment.case_environment(case.alloc_conf),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    _let_go(process)
     watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"))
     ending = None
     try:
@@ -203,6 +226,13 @@ def run_case(
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def _let_go(process: subprocess.Popen) -> None:
+    """Write the line that a worker waits for; one that is dead already is seen as such by who supervises it."""
+    with suppress(BrokenPipeError):
+        process.stdin.write(b"\n")
+        process.stdin.close()
 
 
 def _supervise(

@@ -19,7 +19,7 @@ import nbformat
 
 from nsa_lib.config import ConfigError
 from nsa_lib.environment import PROJECT, provenance
-from nsa_lib.fault_table import TRIALS, Trial
+from nsa_lib.fault_table import FAULTS, TRIALS, Trial
 from nsa_lib.gates import FAIL, NOT_RUN
 from nsa_lib.report import read_verdict
 from nsa_lib.runner import write_json, write_text
@@ -35,6 +35,7 @@ RED = {"NO-GO": FAIL, "INCOMPLETE": NOT_RUN}
 """The outcome of the gate that is the reason for a verdict."""
 
 COLUMNS = ("fault", "notebook", "expected", "got", "gate", "seconds", "caught", "because")
+"""Of the printed table; the one in Markdown also says what was planted."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Finding:
     """What became of one trial."""
 
     fault: str
+    planted: str
+    """What the fault is, with its size."""
     notebook: str
     expected: str
     """The verdict that it must come to."""
@@ -68,7 +71,7 @@ def selftest(reports: Path = PROJECT / "reports", trials: Sequence[Trial] = TRIA
         running = {pool.submit(attempt, trial, folder): trial for trial in trials}
         for ended in as_completed(running):
             findings[running[ended].name] = ended.result()
-            print(_row(_cells(ended.result())), flush=True)
+            print(_row(_cells(ended.result(), COLUMNS)), flush=True)
     in_order = [findings[trial.name] for trial in trials]
     table = folder.with_suffix(".json")
     write_json(
@@ -97,6 +100,7 @@ def attempt(trial: Trial, folder: Path) -> Finding:
     got, caught, because = judge(trial, own, status)
     return Finding(
         fault=trial.fault,
+        planted=FAULTS[trial.fault],
         notebook=trial.notebook,
         expected=trial.verdict,
         got=got,
@@ -147,9 +151,9 @@ def _is_labelled(run: Run, trial: Trial) -> bool:
     return any(said.startswith(f"fault={trial.fault}:") for said in run.info["custom"])
 
 
-def _cells(finding: Finding) -> tuple[str, ...]:
+def _cells(finding: Finding, columns: Sequence[str]) -> tuple[str, ...]:
     figures = {**asdict(finding), "caught": "yes" if finding.caught else "NO", "seconds": f"{finding.seconds:.1f}"}
-    return tuple(str(figures[name]) for name in COLUMNS)
+    return tuple(str(figures[name]) for name in columns)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -161,6 +165,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def markdown(findings: Sequence[Finding]) -> str:
     """Return the table in Markdown."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, findings)]
+    columns = (COLUMNS[0], "planted", *COLUMNS[1:])
+    rows = [columns, ["---"] * len(columns), *(_cells(finding, columns) for finding in findings)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

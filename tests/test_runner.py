@@ -16,7 +16,7 @@ import pytest
 from nsa_lib import environment, runner
 from nsa_lib.plan import plan
 from nsa_lib.progress import Progress
-from nsa_lib.runner import Limits, StopButton, execute, make_run_folder, run_case
+from nsa_lib.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
 from tests.test_config import CASE
 from tests.test_plan import CPU
 
@@ -29,6 +29,8 @@ sys.path.insert(0, {str(environment.PROJECT)!r})
 from nsa_lib.telemetry import Heartbeat
 faulthandler.enable(); faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
 folder = Path(sys.argv[1]).parent
+(folder / "ready").touch()
+sys.stdin.readline()
 h = Heartbeat(folder / "heartbeat.jsonl")
 h.beat("warmup")
 def step(n, seconds=0.01):
@@ -51,7 +53,8 @@ def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):
     plant(tmp_path, monkeypatch, code)
     (tmp_path / "case.json").write_text(CASE.to_json())
     with StopButton() as stop:
-        return run_case(CASE, tmp_path, limits=limits, progress=Progress({"training": 3}), stop=stop)
+        process = start_worker(CASE, tmp_path)
+        return run_case(CASE, tmp_path, process, limits=limits, progress=Progress({"training": 3}), stop=stop)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,36 @@ def processes(word):
         if word in words:
             found.append(int(path.parent.name))
     return found
+
+
+def test_the_next_worker_is_started_ahead_and_begins_when_its_turn_comes(tmp_path, monkeypatch, smoke):
+    plant(tmp_path, monkeypatch, "time.sleep(0.5)" + RESULT.replace("STATUS", "ok"))
+    folder = execute(smoke)
+    cases = [folder / "cases" / case.case_id for case in smoke.cases]
+    began = [json.loads((case / "heartbeat.jsonl").read_text().splitlines()[0])["ts"] for case in cases]
+    ended = [(case / "result.json").stat().st_mtime for case in cases]
+    ready = [(case / "ready").stat().st_mtime for case in cases]
+    for before, after in ((0, 1), (1, 2)):
+        assert ready[after] < ended[before] < began[after]
+
+
+def test_a_worker_that_dies_before_its_turn_fails_its_own_case_alone(tmp_path, monkeypatch, smoke):
+    plant(tmp_path, monkeypatch, RESULT.replace("STATUS", "ok"))
+    script = tmp_path / "planted.py"
+    death = "import sys\nif 'third' in sys.argv[1]: raise ImportError('planted')\n"
+    script.write_text(death + script.read_text())
+    folder = execute(smoke)
+    results = [json.loads((folder / f"cases/{case.case_id}/result.json").read_text()) for case in smoke.cases]
+    assert [result["status"] for result in results] == ["ok", "ok", "failed"]
+    assert results[2]["reason"] == "ImportError: planted"
+
+
+def test_a_worker_that_is_not_let_go_ends_with_the_pipe_that_it_waits_at(tmp_path):
+    (tmp_path / "case.json").write_text(CASE.to_json())
+    process = start_worker(CASE, tmp_path)
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"case.json", "stderr.log"}
 
 
 def test_no_worker_outlives_a_supervision_that_fails(tmp_path, monkeypatch):
