@@ -7,7 +7,7 @@ covered: attention under torch.compile, which is compared before it is compiled.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -32,8 +32,8 @@ def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]
     x, cotangent = (torch.randn(shape, generator=generator).to(weight.dtype) for _ in range(2))
     twin = copy.deepcopy(attention).to("cpu", torch.float64)
     twin.backend = "masked"
-    found = _with_gradients(attention, [x.to(weight.device)], cotangent.to(weight.device))
-    expected = _with_gradients(twin, [x.double()], cotangent.double())
+    found = with_gradients(attention, [x.to(weight.device)], cotangent.to(weight.device))
+    expected = with_gradients(twin, [x.double()], cotangent.double())
     errors = (_relative_error(a, b) for a, b in zip(found, expected))
     return dict(zip(("output", "gradient"), errors))
 
@@ -67,14 +67,14 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return BACKENDS[attention.backend](q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
 
-    output, *gradients = _with_gradients(run, tensors, cotangent.to(weight.device))
-    expected = _with_gradients(judged, [t.cpu().double() for t in tensors], cotangent[:, :, sample].double())
+    output, *gradients = with_gradients(run, tensors, cotangent.to(weight.device))
+    expected = with_gradients(judged, [t.cpu().double() for t in tensors], cotangent[:, :, sample].double())
     errors = [_relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected)]
     return dict(zip(("output", "dq", "dk", "dv"), errors))
 
 
-def _with_gradients(
-    function: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], cotangent: torch.Tensor
+def with_gradients(
+    function: Callable[..., torch.Tensor], tensors: Iterable[torch.Tensor], cotangent: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Return what a function makes of tensors, and its gradient with respect to each."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]

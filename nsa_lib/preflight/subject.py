@@ -9,7 +9,7 @@ B batch, T tokens, H heads, G groups, D head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -17,6 +17,7 @@ import torch
 
 from nsa_lib import budget, profiling, training
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, reference, select_blocks, selected_attention
+from nsa_lib.checks import with_gradients
 from nsa_lib.config import CaseConfig, ModelConfig, NSAConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.preflight.finding import Finding, at_most, within_budget
@@ -122,15 +123,6 @@ class Subject:
 
         exact = with_gradients(judge, [t.cpu().double() for t in (q, k, v)], cotangent.cpu().double())
         return (q, k, v), blocks.to(self.device), cotangent, exact
-
-
-def with_gradients(
-    function: Callable[..., torch.Tensor], tensors: Iterable[torch.Tensor], cotangent: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Return a function's output on tensors, and its gradient by each of them."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    output = function(*leaves)
-    return output.detach(), *torch.autograd.grad(output, leaves, cotangent)
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
