@@ -1,0 +1,13 @@
+"""Native Sparse Attention by Triton kernels: all branches, forward and backward, and the choice of blocks.
+
+For CUDA devices of compute capability 8.0 and later; bfloat16, float16, and float32 without hurry. Gradients are the
+same bits in two runs. There is no buffer of queries times keys or blocks. Files here allocate and launch and need no
+Triton to be imported; `kernels/` is Triton.
+"""
+
+from nsa_lib.attention.fused.band import compressed_attention, sliding_attention
+from nsa_lib.attention.fused.choice import select_blocks
+from nsa_lib.attention.fused.mix import mix
+from nsa_lib.attention.fused.selected import selected_attention
+
+__all__ = ["compressed_attention", "mix", "select_blocks", "selected_attention", "sliding_attention"]

@@ -1,0 +1,182 @@
+"""Attention to the keys of a band, for the compressed and the sliding branch.
+
+Key j ends at position e_j = j * STRIDE + OFFSET; query t sees it if 0 <= t - e_j < w. For compressed keys STRIDE is d,
+OFFSET l - 1 and there is no w (WINDOWED is false); for the sliding window STRIDE is 1 and OFFSET 0.
+"""
+
+import triton
+import triton.language as tl
+
+from nsa_lib.attention.fused.kernels.tile import (
+    LOG2E,
+    LOWEST,
+    attend,
+    finish,
+    key_gradient,
+    load_rows,
+    load_tile,
+    query_gradient,
+    row_state,
+    row_state_of,
+    store_rows,
+)
+
+_SIZES = ["T", "C", "H", "w"]
+
+
+@triton.jit
+def _ended(position, C, STRIDE: tl.constexpr, OFFSET: tl.constexpr):
+    """Return how many keys end at or before a position."""
+    return tl.minimum(tl.maximum((position - OFFSET + STRIDE) // STRIDE, 0), C)
+
+
+@triton.jit
+def _seen(t, j, C, w, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr):
+    """Return whether queries t see keys j; the two broadcast."""
+    distance = t - (j * STRIDE + OFFSET)
+    seen = (distance >= 0) & (j < C)
+    if WINDOWED:
+        seen = seen & (distance < w)
+    return seen
+
+
+@triton.jit
+def _key_tiles(first, last, C, w, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, BN: tl.constexpr):
+    """Return where the tiles of keys of queries first..last start, where those that all see start and end, and end."""
+    end = _ended(last, C, STRIDE, OFFSET)
+    whole_end = _ended(first, C, STRIDE, OFFSET) // BN * BN
+    if WINDOWED:
+        start = _ended(first - w, C, STRIDE, OFFSET) // BN * BN
+        whole_start = tl.minimum(tl.cdiv(_ended(last - w, C, STRIDE, OFFSET), BN) * BN, end)
+    else:
+        start = whole_end * 0
+        whole_start = start
+    return start, whole_start, tl.maximum(whole_start, whole_end), end
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def band_forward(
+    Q, K, V, OUT, LSE, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, scale,
+    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write output and log-sum-exp of a tile of queries of one head. Grid (B * H, tiles)."""
+    i = tl.num_programs(1) - 1 - tl.program_id(1)  # the tiles that see the most keys start first
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
+    t = i * M + tl.arange(0, M)
+    valid = t < T
+    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+    k_base, v_base = K + b * k_b + h // GS * k_h, V + b * v_b + h // GS * v_h
+    scale2 = scale * LOG2E
+    m, l = tl.full((M,), LOWEST, tl.float32), tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, EP), tl.float32)
+    last = tl.minimum(i * M + M, T) - 1
+    start, whole_start, whole_end, end = _key_tiles(i * M, last, C, w, STRIDE, OFFSET, WINDOWED, BN)
+    if WINDOWED:
+        for first in range(start, whole_start, BN):
+            j = first + tl.arange(0, BN)
+            k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+            seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+            m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    for first in range(whole_start, whole_end, BN):
+        k, v = load_tile(k_base, k_t, first, BN, D, DP), load_tile(v_base, v_t, first, BN, E, EP)
+        m, l, acc = attend(q, k, v, m, l, acc, scale2, valid, False, PRECISION)
+    for first in range(whole_end, end, BN):
+        j = first + tl.arange(0, BN)
+        k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+        seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    out, lse = finish(m, l, acc)
+    store_rows(OUT + (b * T * H + h) * E, H * E, t, valid, out, E, EP)
+    tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def band_query_gradient(
+    Q, K, V, OUT, D_OUT, LSE, DELTA, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, scale,
+    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write dq of a tile of queries of one head, and their delta. Grid (B * H, tiles)."""
+    i = tl.num_programs(1) - 1 - tl.program_id(1)
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
+    t = i * M + tl.arange(0, M)
+    valid = t < T
+    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+    d_out = load_rows(D_OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
+    lse, delta = row_state_of(OUT, d_out, LSE, DELTA, b, h, t, T, H, E, EP)
+    k_base, v_base = K + b * k_b + h // GS * k_h, V + b * v_b + h // GS * v_h
+    scale2 = scale * LOG2E
+    dq = tl.zeros((M, DP), tl.float32)
+    last = tl.minimum(i * M + M, T) - 1
+    start, whole_start, whole_end, end = _key_tiles(i * M, last, C, w, STRIDE, OFFSET, WINDOWED, BN)
+    if WINDOWED:
+        for first in range(start, whole_start, BN):
+            j = first + tl.arange(0, BN)
+            k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+            seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+            dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
+    for first in range(whole_start, whole_end, BN):
+        k, v = load_tile(k_base, k_t, first, BN, D, DP), load_tile(v_base, v_t, first, BN, E, EP)
+        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, valid, False, PRECISION)
+    for first in range(whole_end, end, BN):
+        j = first + tl.arange(0, BN)
+        k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+        seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
+    store_rows(DQ + (b * T * H + h) * D, H * D, t, valid, dq * scale, D, DP)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "PARTS"])
+def band_key_gradient(
+    Q, K, V, D_OUT, LSE, DELTA, DK, DV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, scale,
+    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write dk and dv of a tile of keys, from one of PARTS shares of the queries that see it, all heads of its group.
+
+    DK and DV are [PARTS, B, C, G, width], to be added up. Grid (B * G * PARTS, tiles of keys).
+    """
+    G = H // GS
+    part = tl.program_id(0) % PARTS
+    b, g = (tl.program_id(0) // PARTS // G).to(tl.int64), (tl.program_id(0) // PARTS % G).to(tl.int64)
+    first = tl.program_id(1) * BN
+    j = first + tl.arange(0, BN)
+    k = load_rows(K + b * k_b + g * k_h, k_t, j, j < C, D, DP)
+    v = load_rows(V + b * v_b + g * v_h, v_t, j, j < C, E, EP)
+    scale2 = scale * LOG2E
+    earliest, latest = first * STRIDE + OFFSET, (tl.minimum(first + BN, C) - 1) * STRIDE + OFFSET
+    start, tiles = earliest // M, tl.cdiv(T, M)
+    whole_end = tiles
+    if WINDOWED:
+        tiles = tl.cdiv(tl.minimum(T, latest + w), M)
+        whole_end = (earliest + w) // M
+    share = tl.cdiv(tl.maximum(tiles - start, 0), PARTS)
+    start = start + part * share
+    end = tl.minimum(start + share, tiles)
+    whole_start = tl.minimum(tl.maximum(tl.cdiv(latest, M), start), end)
+    whole_end = tl.minimum(tl.maximum(whole_end, whole_start), end)
+    dk, dv = tl.zeros((BN, DP), tl.float32), tl.zeros((BN, EP), tl.float32)
+    for share_head in range(0, GS):
+        h = g * GS + share_head
+        q_base, d_base, row = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, (b * H + h) * T
+        for i in range(start, whole_start):
+            t = i * M + tl.arange(0, M)
+            q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
+            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            seen = _seen(t[None, :], j[:, None], C, w, STRIDE, OFFSET, WINDOWED)
+            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
+        for i in range(whole_start, whole_end):
+            t = i * M + tl.arange(0, M)
+            q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
+            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
+        for i in range(whole_end, end):
+            t = i * M + tl.arange(0, M)
+            q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
+            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            seen = _seen(t[None, :], j[:, None], C, w, STRIDE, OFFSET, WINDOWED)
+            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
+    copy = (part * (tl.num_programs(0) // PARTS) // G + b) * C * G + g
+    store_rows(DK + copy * D, G * D, j, j < C, dk * scale, D, DP)
+    store_rows(DV + copy * E, G * E, j, j < C, dv, E, EP)

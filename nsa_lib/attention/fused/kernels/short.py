@@ -1,0 +1,143 @@
+"""Selected attention where there are at most 32 blocks: what a query selects is one 32-bit word.
+
+Tiles of queries walk over all blocks before them, as dense attention does; a bit decides whether a row takes part. At
+32 blocks a random choice of 16 leaves few tiles without a row, so nothing is gathered or sorted. A row that does not
+take part gets a log-sum-exp (or maximum) of +inf, so that its p is 0 without a mask over the tile.
+"""
+
+import triton
+import triton.language as tl
+
+from nsa_lib.attention.fused.kernels.tile import (
+    LOG2E,
+    LOWEST,
+    attend,
+    bitwise_or,
+    finish,
+    key_gradient,
+    load_rows,
+    load_tile,
+    query_gradient,
+    row_state,
+    row_state_of,
+    store_rows,
+)
+
+_SIZES = ["T", "H"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def short_forward(
+    Q, K, V, CHOSEN, OUT, LSE, WORDS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr,
+):  # fmt: skip
+    """Write output, log-sum-exp and the words [B, G, T] of a tile of queries of one head. Grid (B * H, tiles)."""
+    i = tl.num_programs(1) - 1 - tl.program_id(1)
+    G = H // GS
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
+    g = h // GS
+    t = i * TQ + tl.arange(0, TQ)
+    valid = t < T
+    slot = tl.arange(0, NP)
+    chosen = CHOSEN + ((b * G + g) * T + t[:, None]) * n + slot[None, :]
+    block = tl.load(chosen, mask=valid[:, None] & (slot < n)[None, :], other=-1).to(tl.int32)
+    bits = tl.where(block >= 0, tl.full((TQ, NP), 1, tl.int32) << (block & 31), 0)
+    word = tl.reduce(bits, 1, bitwise_or)
+    if h % GS == 0:
+        tl.store(WORDS + (b * G + g) * T + t, word, mask=valid)
+    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+    k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
+    scale2 = scale * LOG2E
+    m, l = tl.full((TQ,), LOWEST, tl.float32), tl.zeros((TQ,), tl.float32)
+    acc = tl.zeros((TQ, EP), tl.float32)
+    for j in range(0, i * (TQ // BS)):
+        selects = ((word >> j) & 1) == 1
+        k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
+        p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
+        shrink = tl.math.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        m = m_new
+    for z in tl.static_range(TQ // BS):
+        j = i * (TQ // BS) + z
+        key = j * BS + tl.arange(0, BS)
+        k, v = load_rows(k_base, k_t, key, key < T, D, DP), load_rows(v_base, v_t, key, key < T, E, EP)
+        seen = (((word >> j) & 1) == 1)[:, None] & (t[:, None] >= key[None, :])
+        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    out, lse = finish(m, l, acc)
+    store_rows(OUT + (b * T * H + h) * E, H * E, t, valid, out, E, EP)
+    tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def short_query_gradient(
+    Q, K, V, OUT, D_OUT, LSE, DELTA, WORDS, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    PRECISION: tl.constexpr, TQ: tl.constexpr,
+):  # fmt: skip
+    """Write dq of a tile of queries of one head, and their delta. Grid (B * H, tiles)."""
+    i = tl.num_programs(1) - 1 - tl.program_id(1)
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
+    g = h // GS
+    t = i * TQ + tl.arange(0, TQ)
+    valid = t < T
+    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+    d_out = load_rows(D_OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
+    lse, delta = row_state_of(OUT, d_out, LSE, DELTA, b, h, t, T, H, E, EP)
+    word = tl.load(WORDS + (b * (H // GS) + g) * T + t, mask=valid, other=0)
+    k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
+    scale2 = scale * LOG2E
+    dq = tl.zeros((TQ, DP), tl.float32)
+    for j in range(0, i * (TQ // BS)):
+        lse_j = tl.where(((word >> j) & 1) == 1, lse, float("inf"))
+        k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
+        dq = query_gradient(q, k, v, d_out, lse_j, delta, dq, scale2, valid, False, PRECISION)
+    for z in tl.static_range(TQ // BS):
+        j = i * (TQ // BS) + z
+        key = j * BS + tl.arange(0, BS)
+        k, v = load_rows(k_base, k_t, key, key < T, D, DP), load_rows(v_base, v_t, key, key < T, E, EP)
+        seen = (((word >> j) & 1) == 1)[:, None] & (t[:, None] >= key[None, :])
+        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
+    store_rows(DQ + (b * T * H + h) * D, H * D, t, valid, dq * scale, D, DP)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def short_key_gradient(
+    Q, K, V, D_OUT, LSE, DELTA, WORDS, DK, DV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    PRECISION: tl.constexpr, TQ: tl.constexpr,
+):  # fmt: skip
+    """Write dk and dv of a block, from all heads of its group. Grid (B * G, blocks); TQ divides BS or BS divides TQ."""
+    G = H // GS
+    b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
+    j = tl.program_id(1)
+    key = j * BS + tl.arange(0, BS)
+    k = load_rows(K + b * k_b + g * k_h, k_t, key, key < T, D, DP)
+    v = load_rows(V + b * v_b + g * v_h, v_t, key, key < T, E, EP)
+    words = WORDS + (b * G + g) * T
+    scale2 = scale * LOG2E
+    dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
+    own: tl.constexpr = (BS + TQ - 1) // TQ  # tiles that hold queries of this very block
+    start = j * BS // TQ
+    for share_head in range(0, GS):
+        h = g * GS + share_head
+        q_base, d_base, row = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, (b * H + h) * T
+        for z in tl.static_range(own):
+            t = (start + z) * TQ + tl.arange(0, TQ)
+            word = tl.load(words + t, mask=t < T, other=0)
+            q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
+            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            seen = (((word >> j) & 1) == 1)[None, :] & (t[None, :] >= key[:, None])
+            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
+        for i in range(start + own, tl.cdiv(T, TQ)):
+            t = i * TQ + tl.arange(0, TQ)
+            word = tl.load(words + t, mask=t < T, other=0)
+            q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
+            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            lse = tl.where(((word >> j) & 1) == 1, lse, float("inf"))
+            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
+    store_rows(DK + (b * T * G + g) * D, G * D, key, key < T, dk * scale, D, DP)
+    store_rows(DV + (b * T * G + g) * E, G * E, key, key < T, dv, E, EP)

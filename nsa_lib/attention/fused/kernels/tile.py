@@ -1,0 +1,129 @@
+"""What the kernels share: rows of a tensor, and the steps of a softmax over tiles."""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-1.0e30)
+"""The maximum of a row that has seen nothing: finite, so that it can be subtracted from -inf."""
+
+
+@triton.jit
+def load_rows(base, stride, rows, valid, D: tl.constexpr, DP: tl.constexpr):
+    """Load some rows, [rows, DP], 0 where a row is not valid or beyond D."""
+    column = tl.arange(0, DP)
+    mask = valid[:, None]
+    if D < DP:
+        mask = mask & (column < D)[None, :]
+    return tl.load(base + rows.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_tile(base, stride, first, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    """Load N rows from `first` on, all of which exist, [N, DP]."""
+    column = tl.arange(0, DP)
+    pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, N)[:, None] * stride + column[None, :]
+    if D < DP:
+        return tl.load(pointers, mask=(column < D)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def store_rows(base, stride, rows, valid, x, D: tl.constexpr, DP: tl.constexpr):
+    """Store rows [rows, DP] in the dtype of their tensor, those that are valid, up to D."""
+    column = tl.arange(0, DP)
+    mask = valid[:, None]
+    if D < DP:
+        mask = mask & (column < D)[None, :]
+    pointers = base + rows.to(tl.int64)[:, None] * stride + column[None, :]
+    tl.store(pointers, x.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attend(q, k, v, m, l, acc, scale2, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Take one tile of keys into a softmax: its maximum m, its sum l, the weighted values acc.
+
+    `scale2` is the logits' scale in units of log2; `seen` says which keys a query sees, and counts if MASKED.
+    """
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if MASKED:
+        s = tl.where(seen, s * scale2, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1))
+        p = tl.math.exp2(s - m_new[:, None])
+    else:
+        m_new = tl.maximum(m, tl.max(s, 1) * scale2)
+        p = tl.math.exp2(s * scale2 - m_new[:, None])
+    shrink = tl.math.exp2(m - m_new)
+    l = l * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return m_new, l, acc
+
+
+@triton.jit
+def finish(m, l, acc):
+    """Return output and log-sum-exp of a softmax; 0 and -inf for a row that saw nothing."""
+    has = l > 0
+    total = tl.where(has, l, 1.0)
+    return acc / total[:, None], tl.where(has, (m + tl.math.log2(total)) * LN2, float("-inf"))
+
+
+@triton.jit
+def row_state(LSE, DELTA, offset, rows, valid):
+    """Load what backward needs of rows: the log-sum-exp in units of log2, +inf where there is no weight, and delta."""
+    lse = tl.load(LSE + offset + rows, mask=valid, other=float("inf")) * LOG2E
+    return tl.where(lse == float("-inf"), float("inf"), lse), tl.load(DELTA + offset + rows, mask=valid, other=0.0)
+
+
+@triton.jit
+def row_state_of(OUT, d_out, LSE, DELTA, b, h, t, T, H, E: tl.constexpr, EP: tl.constexpr):
+    """Make delta = sum(out * dOut) of queries t of a head, store it for the keys' gradient; return lse and delta."""
+    valid = t < T
+    out = load_rows(OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    row = (b * H + h) * T
+    tl.store(DELTA + row + t, delta, mask=valid)
+    lse = tl.load(LSE + row + t, mask=valid, other=float("inf")) * LOG2E
+    return tl.where(lse == float("-inf"), float("inf"), lse), delta
+
+
+@triton.jit
+def query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Add to dq, unscaled, what a tile of keys contributes: p (dOut vᵀ - delta) k."""
+    p = tl.math.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - lse[:, None])
+    if MASKED:
+        p = tl.where(seen, p, 0.0)
+    ds = p * (tl.dot(d_out, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+
+
+@triton.jit
+def key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Add to dk, unscaled, and dv what a tile of queries contributes; `seen` is [keys, queries].
+
+    Also return its p (dOut vᵀ - delta), keys by queries, in the dtype of the queries.
+    """
+    p = tl.math.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2 - lse[None, :])
+    if MASKED:
+        p = tl.where(seen, p, 0.0)
+    dv = tl.dot(p.to(d_out.dtype), d_out, dv, input_precision=PRECISION)
+    ds = p * (tl.dot(v, tl.trans(d_out), input_precision=PRECISION) - delta[None, :])
+    ds = ds.to(q.dtype)
+    return tl.dot(ds, q, dk, input_precision=PRECISION), dv, ds
+
+
+@triton.jit
+def bitwise_or(a, b):
+    return a | b
+
+
+@triton.jit
+def count_bits(x):
+    """Return how many bits of each int32 are set."""
+    x = x.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    x = x + (x >> 8)
+    x = x + (x >> 16)
+    return (x & 0x3F).to(tl.int32)

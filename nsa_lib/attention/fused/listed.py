@@ -1,0 +1,127 @@
+"""Launches of kernels/listed.py: selected attention with more than 32 blocks, each head by itself."""
+
+from __future__ import annotations
+
+import torch
+
+from nsa_lib.attention.fused.block_0 import add_shares, empty_shares
+from nsa_lib.attention.fused.inverse import invert
+from nsa_lib.attention.fused.op import op
+from nsa_lib.attention.fused.shape import cdiv, empty_by_token, power_of_two, strides, tile_class, widths
+
+PARTIAL_BYTES = 2**30
+"""Most bytes of partial outputs, and of partial dq: the heads go in passes of so many, one group at least."""
+
+_ROWS = 64
+
+_FAR = {
+    "narrow": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 4},
+    "wide": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 2},
+    "float32": {"TQ": 32, "SHARES": 4, "num_warps": 4, "num_stages": 1},
+}
+_MERGE = {
+    "narrow": {"STAGES": 3, "num_warps": 4},
+    "wide": {"STAGES": 2, "num_warps": 4},
+    "float32": {"STAGES": 1, "num_warps": 4},
+}
+_BLOCK = {
+    "narrow": {"TQ": 64, "num_warps": 4, "num_stages": 3},
+    "wide": {"TQ": 32, "num_warps": 8, "num_stages": 2},
+    "float32": {"TQ": 32, "num_warps": 4, "num_stages": 1},
+}
+
+
+def forward(q, k, v, chosen, l_sel, scale):
+    """Return output, log-sum-exp and the inverse of the selection."""
+    inverse = invert(chosen, l_sel, near=False)
+    out = empty_by_token(q, v.shape[-1])
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    heads = _heads_a_pass(q, k, chosen, v.shape[-1])
+    part = _partials(q, chosen, heads, v.shape[-1])
+    part_lse = torch.empty(part.shape[:3], dtype=torch.float32, device=q.device)
+    for head in range(0, q.shape[0] * q.shape[1], heads):
+        _forward(q, k, v, chosen, *inverse, part, part_lse, out, lse, head, l_sel, scale)
+    return out, lse, inverse
+
+
+def backward(q, k, v, chosen, out, lse, d_out, inverse, l_sel, scale):
+    """Return dq, dk, dv."""
+    delta = torch.empty_like(lse)
+    dq, dk, dv = (empty_by_token(x, x.shape[-1]) for x in (q, k, v))
+    heads = _heads_a_pass(q, k, chosen, q.shape[-1])
+    part = _partials(q, chosen, heads, q.shape[-1])
+    dk_0, dv_0 = empty_shares(k, l_sel), empty_shares(v, l_sel)
+    _delta(out, d_out, delta)
+    for head in range(0, q.shape[0] * q.shape[1], heads):
+        _gradient(q, k, v, chosen, *inverse, d_out, lse, delta, part, dk_0, dv_0, dq, dk, dv, head, l_sel, scale)
+    add_shares(dk, dk_0)
+    add_shares(dv, dv_0)
+    return dq, dk, dv
+
+
+def _heads_a_pass(q, k, chosen, width) -> int:
+    """Return how many heads go in a pass, whole groups, as many in each pass."""
+    share, total = q.shape[1] // k.shape[1], q.shape[0] * q.shape[1]
+    most = max(1, PARTIAL_BYTES // (chosen.shape[2] * chosen.shape[3] * width * q.element_size() * share))
+    return cdiv(total // share, cdiv(total // share, most)) * share
+
+
+def _partials(q, chosen, heads, width) -> torch.Tensor:
+    return torch.empty(heads, *chosen.shape[2:], width, dtype=q.dtype, device=q.device)
+
+
+def _constants(q, k, v, chosen, l_sel) -> dict:
+    n = chosen.shape[-1]
+    return {"n": n, "BS": l_sel, "GS": q.shape[1] // k.shape[1], **widths(q, v)}
+
+
+@op(
+    "listed_forward(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
+    "Tensor(a!) part, Tensor(b!) part_lse, Tensor(c!) out, Tensor(d!) lse, int head, int l_sel, float scale)"
+)
+def _forward(q, k, v, chosen, entries, start, slots, part, part_lse, out, lse, head, l_sel, scale):
+    from nsa_lib.attention.fused.kernels.listed import far_forward, merge
+
+    (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
+    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
+    if blocks > 3:  # else every pair is near
+        far_forward[blocks - 3, _FAR[kind]["SHARES"], here](
+            q, k, v, entries, start, part, part_lse, *strides(q, k, v), length, blocks, heads, head, scale,
+            **constants, **_FAR[kind],
+        )  # fmt: skip
+    merge[blocks, here](
+        q, k, v, chosen, slots, part, part_lse, out, lse, *strides(q, k, v), length, heads, head, scale,
+        NP=power_of_two(constants["n"], 4), **constants, **_MERGE[kind],
+    )  # fmt: skip
+
+
+@op("row_delta(Tensor out, Tensor d_out, Tensor(a!) delta)")
+def _delta(out, d_out, delta):
+    from nsa_lib.attention.fused.kernels.listed import row_delta
+
+    (_, heads, length, e), total = out.shape, delta.numel()
+    row_delta[(cdiv(total, _ROWS),)](out, d_out, delta, length, heads, total, E=e, EP=power_of_two(e), R=_ROWS)
+
+
+@op(
+    "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
+    "Tensor d_out, Tensor lse, Tensor delta, Tensor(a!) part, Tensor(b!) dk_0, Tensor(c!) dv_0, Tensor(d!) dq, "
+    "Tensor(e!) dk, Tensor(f!) dv, int head, int l_sel, float scale)"
+)
+def _gradient(
+    q, k, v, chosen, entries, start, slots, d_out, lse, delta, part, dk_0, dv_0, dq, dk, dv, head, l_sel, scale
+):
+    from nsa_lib.attention.fused.kernels.listed import block_gradient, merge_query_gradient
+
+    (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
+    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
+    constants["NP"] = power_of_two(constants["n"], 4)
+    shares = dk_0.shape[1]
+    block_gradient[here // constants["GS"], shares + blocks - 1](
+        q, k, v, d_out, lse, delta, chosen, entries, start, part, dk, dv, dk_0, dv_0, *strides(q, k, v),
+        length, blocks, heads, head, scale, SHARES=shares, **constants, **_BLOCK[kind],
+    )  # fmt: skip
+    merge_query_gradient[blocks, here](
+        q, k, v, d_out, lse, delta, chosen, slots, part, dq, *strides(q, k, v), length, heads, head, scale,
+        **constants, **_MERGE[kind],
+    )  # fmt: skip

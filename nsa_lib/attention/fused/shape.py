@@ -1,0 +1,70 @@
+"""What the launchers share: layouts, padded widths, and what the kernels can take.
+
+Layout `by token` is [B, T, heads, width] without gaps, seen as [B, heads, T, width]: what a projection leaves, and what
+the next one reads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+WIDEST = 128
+"""Widest query, key or value head."""
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def require(*tensors: torch.Tensor) -> None:
+    """Raise ValueError, naming the reason, unless the kernels can take the tensors [B, heads, T, width]."""
+    for x in tensors:
+        if x.dtype not in DTYPES or x.dtype != tensors[0].dtype:
+            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"backend='fused': dtype {x.dtype}, accepts one of {accepted} for all tensors")
+        if x.shape[-1] > WIDEST:
+            raise ValueError(f"backend='fused': heads {x.shape[-1]} wide, accepts up to {WIDEST}")
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """Return x, copied only if its rows have gaps inside."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def by_token(x: torch.Tensor) -> torch.Tensor:
+    """Return x [B, heads, T, width] laid out by token, copied only if it is not."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def empty_by_token(like: torch.Tensor, width: int) -> torch.Tensor:
+    """Return a new [B, heads, T, width] laid out by token, its dtype and other sizes those of `like`."""
+    batch, heads, length, _ = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def strides(*tensors: torch.Tensor) -> list[int]:
+    """Return the strides over batch, heads and rows of each tensor."""
+    return [step for x in tensors for step in x.stride()[:3]]
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """Return the smallest power of two that is not below a size or `least`, the shortest side of a product."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def widths(q: torch.Tensor, v: torch.Tensor) -> dict[str, object]:
+    """Return the constants of a kernel that hang on widths and dtype."""
+    d, e = q.shape[-1], v.shape[-1]
+    # float32 means float32: without this, Triton would round the factors of a product to TF32.
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    return {"D": d, "DP": power_of_two(d), "E": e, "EP": power_of_two(e), "PRECISION": precision}
+
+
+def tile_class(q: torch.Tensor, v: torch.Tensor) -> str:
+    """Return which tile sizes fit: `float32`, or by the wider head `narrow` (up to 64) or `wide`."""
+    if q.dtype == torch.float32:
+        return "float32"
+    return "narrow" if max(q.shape[-1], v.shape[-1]) <= 64 else "wide"
+
+
+def cdiv(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
