@@ -34,7 +34,7 @@ addEventListener("load", () => setTimeout(() => {
   seen.code = [shown(), (button.click(), shown()), (button.click(), shown())];
   seen.charts = [...document.querySelectorAll(".nsa-chart")].map((chart) => chart.querySelectorAll(".main-svg").length);
   seen.buttons = [...document.querySelectorAll(".modebar-btn")].map((each) => each.dataset.title);
-  seen.ink = [...document.querySelectorAll(".gtitle")].map((title) => title.style.fill);
+  seen.ink = [...document.querySelectorAll(".ytitle")].map((title) => title.style.fill);
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   seen.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   document.documentElement.dataset.seen = JSON.stringify(seen);
