@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -113,26 +113,27 @@ def rows_chart(title: str, unit: str, facts: str, names: Sequence[str]) -> Chart
     return figure.update_layout(height=height, hovermode="closest")
 
 
-def peak_bars(title: str, facts: str, names: Sequence[str], peaks: pd.DataFrame) -> Chart:
-    """Draw peak allocated and reserved memory [MiB] in a row for each name, with each figure at the end of its bar.
+def memory_rows(title: str, facts: str, names: Sequence[str], bars: Mapping[str, pd.Series]) -> Chart:
+    """Draw memory [MiB] as two bars in a row for each name, each with its figure at its end.
 
     Args:
         title: of the chart.
         facts: under it.
         names: of the rows.
-        peaks: a row for each name, with `peak_alloc_mib` and `peak_reserved_mib`.
+        bars: what each bar shows, and its value in each row.
     """
     figure = rows_chart(title, "MiB", facts, names)
-    for column, name, colour in (
-        ("peak_alloc_mib", "peak allocated", BLUE),
-        ("peak_reserved_mib", "peak reserved", VERMILION),
-    ):
-        texts = [f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.4g}" for mib in peaks[column]]
-        bar = go.Bar(x=peaks[column], y=list(names), name=name, text=texts, marker={"color": colour}, orientation="h")
+    for (name, values), colour in zip(bars.items(), (BLUE, VERMILION), strict=True):
+        texts = [f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.4g}" for mib in values]
+        bar = go.Bar(x=values, y=list(names), name=name, text=texts, marker={"color": colour}, orientation="h")
         figure.add_trace(bar.update(textposition="outside", hovertemplate="%{y}: %{x:,.1f} MiB"))
     # Room at the end of the longest bar for its figure.
-    figure.update_xaxes(range=[0, 1.25 * peaks[["peak_alloc_mib", "peak_reserved_mib"]].max(axis=None)])
+    figure.update_xaxes(range=[0, 1.25 * max(values.max() for values in bars.values())])
     return figure
+
+
+PEAKS = {"peak allocated": "peak_alloc_mib", "peak reserved": "peak_reserved_mib"}
+"""Bars of a chart of peaks, and the columns that they show."""
 
 
 LENGTH_AXIS = "sequence length S in tokens"

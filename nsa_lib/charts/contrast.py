@@ -12,13 +12,14 @@ from nsa_lib.charts.chart import (
     BLUE,
     GREEN,
     GREY,
+    PEAKS,
     PURPLE,
     VERMILION,
     Chart,
     log_log_chart,
     log_ticks,
+    memory_rows,
     nothing,
-    peak_bars,
     points,
     rows_chart,
 )
@@ -119,4 +120,5 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
     facts = "a process each"
     if len(peaks) > 1:
         facts += f"; allocated by the backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
-    return peak_bars("Peak memory of the training", facts, measured["backend"], measured)
+    bars = {name: measured[column] for name, column in PEAKS.items()}
+    return memory_rows("Peak memory of the training", facts, measured["backend"], bars)

@@ -12,14 +12,15 @@ from nsa_lib.charts.chart import (
     BLUE,
     GREEN,
     GREY,
+    PEAKS,
     PURPLE,
     VERMILION,
     Chart,
     empty_chart,
     log_log_chart,
     log_ticks,
+    memory_rows,
     nothing,
-    peak_bars,
     points,
 )
 from nsa_lib.evidence import Evidence
@@ -76,7 +77,8 @@ def allocator_bars(settings: pd.DataFrame) -> Chart:
     highest = settings.loc[settings["ratio"].idxmax()]
     facts = f"reserved is at most {highest['ratio']:.2f}x the allocated: {_setting(highest)}"
     labels = [_setting(row) for _, row in settings.iterrows()]
-    return peak_bars("Peak memory under each allocator setting", facts, labels, settings)
+    bars = {name: settings[column] for name, column in PEAKS.items()}
+    return memory_rows("Peak memory under each allocator setting", facts, labels, bars)
 
 
 def _setting(row: pd.Series) -> str:
