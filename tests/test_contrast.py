@@ -564,7 +564,7 @@ def test_advice_says_which_backend_and_why_and_where_each_passes_dense():
     slower = contrast_advice(without_turns(healthy(), "seq_len == 4096"))
     assert slower[1:] == [
         "A layer is faster than dense attention with packed from S=2,048 on.",
-        "A layer with masked or gather is not faster than dense attention at any length measured.",
+        "Not faster than dense attention at any length measured: a layer with masked, gather.",
     ]
 
 

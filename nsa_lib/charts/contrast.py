@@ -55,8 +55,9 @@ def time_points(title: str, timed: pd.DataFrame) -> Chart:
     if timed.empty:
         return nothing(title, "ms", "nothing timed")
     names = [_contestant(row) for row in timed.itertuples()]
-    figure = rows_chart(title, "ms", f"medians of {timed['rounds'].max()} rounds, whiskers: quartiles", names)
-    # Figures stand above one and below the other, where neither a whisker nor a neighbour is.
+    facts = f"medians of {timed['rounds'].max()} rounds, forward above and backward below; whiskers: quartiles"
+    figure = rows_chart(title, "ms", facts, names)
+    # Above and below the points is neither a whisker nor a neighbour.
     for phase, colour, place in (("forward", BLUE, "top center"), ("backward", VERMILION, "bottom center")):
         middle = timed[f"{phase}_ms"]
         whiskers = {
@@ -67,7 +68,7 @@ def time_points(title: str, timed: pd.DataFrame) -> Chart:
             "width": 4,
         }
         marks = go.Scatter(x=middle, y=names, name=phase, mode="markers+text", error_x=whiskers, textposition=place)
-        marks.update(text=[f"{ms:,.3g}" for ms in middle], textfont={"color": colour, "size": 12}, cliponaxis=False)
+        marks.update(text=[f"{ms:,.3g}" for ms in middle], textfont={"size": 12}, cliponaxis=False)
         figure.add_trace(marks.update(marker={"size": 9, "color": colour}, hovertemplate="%{y}: %{x:,.3f} ms"))
     every = timed[["forward_ms", "backward_ms"]].to_numpy().ravel()
     figure.update_xaxes(type="log", title_text="ms, logarithmic", dtick=log_ticks(every), nticks=None)

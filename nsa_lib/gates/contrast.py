@@ -158,7 +158,7 @@ def contrast_advice(run: Evidence) -> list[str]:
     if faster:
         said.append(f"A layer is faster than dense attention {', '.join(faster)}.")
     if slower:
-        said.append(f"A layer with {' or '.join(slower)} is not faster than dense attention at any length measured.")
+        said.append(f"Not faster than dense attention at any length measured: a layer with {', '.join(slower)}.")
     return said
 
 
