@@ -12,7 +12,7 @@ import pandas as pd
 
 from nsa_lib.config import BACKEND_NAMES
 from nsa_lib.contestants import DENSE
-from nsa_lib.evidence import Evidence, from_json
+from nsa_lib.evidence import Evidence, from_json, measured_once
 from nsa_lib.operators import WINDOW_STEPS
 
 CONTESTED = (*BACKEND_NAMES, DENSE)
@@ -24,6 +24,7 @@ OPERATOR = re.compile(r"\w+::[\w.]+")
 TIMED = ["subject", "branches", "backend", "seq_len"]
 
 
+@measured_once
 def timing_rows(run: Evidence) -> pd.DataFrame:
     """Return a row for each contestant that has a counted round, in the order of their turns.
 
@@ -45,6 +46,7 @@ def timing_rows(run: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*TIMED, "rounds", *figures, "spread_percent"])
 
 
+@measured_once
 def contrast_rows(run: Evidence) -> pd.DataFrame:
     """Return a row for each backend and for dense attention, with what is known of its whole model.
 
@@ -113,7 +115,8 @@ def top_operators(run: Evidence, backend: str, by: str, count: int = 10) -> pd.D
     Args:
         run: the contrast.
         backend: its backend, or `dense`.
-        by: `time` on the device, `memory` that is still held when the operator returns, or `calls`; on a CPU only calls
+        by: `time` on the device, `memory` that is still held when each call returns (most is freed later in the
+            step, so the sum may exceed a GPU's), or `calls`; on a CPU only calls
             are counted.
         count: how many rows.
     """
@@ -134,7 +137,7 @@ def top_operators(run: Evidence, backend: str, by: str, count: int = 10) -> pd.D
 def top_rows(run: Evidence) -> pd.DataFrame:
     """Return the top operators of all backends side by side, most first: by time and memory, on a CPU by calls.
 
-    Columns: by, and one for each backend with texts such as `mm  12.3 ms`.
+    Columns: by, and one for each backend with texts such as `mm 12.34 ms`.
     """
     ranks = ("time", "memory") if run.parameter("device") == "cuda" else ("calls",)
     parts = [pd.DataFrame({name: _said(run, name, by) for name in CONTESTED}).assign(by=by) for by in ranks]
@@ -145,7 +148,10 @@ def _said(run: Evidence, backend: str, by: str) -> pd.Series:
     column, unit = RANKED_BY[by]
     top = top_operators(run, backend, by)
     names = top["operator"].str.removeprefix("aten::")
-    said = [f"{name}  {value:,.{0 if value >= 100 else 2}f} {unit}" for name, value in zip(names, top[column])]
+    said = [
+        f"{name} {value:,.{0 if value >= 100 else 2}f}\N{NO-BREAK SPACE}{unit}"
+        for name, value in zip(names, top[column])
+    ]
     return pd.Series(said, dtype=object)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TypeVar
 
 import pandas as pd
 
@@ -19,6 +21,8 @@ class Evidence:
     """A row a case: its result."""
     steps: pd.DataFrame
     """A row a step: its heartbeat."""
+    measured: dict[Callable, object] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What functions of the run alone found in it; see `measured_once`."""
 
     def case(self, case_id: str) -> Mapping[str, object] | None:
         """Return a case's result, or None if the run has no such case."""
@@ -40,6 +44,24 @@ class Evidence:
     def parameter(self, name: str) -> object:
         """Return a parameter's effective value."""
         return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
+
+
+T = TypeVar("T")
+
+
+def measured_once(measure: Callable[[Evidence], T]) -> Callable[[Evidence], T]:
+    """Return a function that measures a run the first time and then gives the same answer, which nobody may change.
+
+    A run that is read is over, and its gates, charts, tables and advice all ask for the same figures.
+    """
+
+    @wraps(measure)
+    def kept(run: Evidence) -> T:
+        if measure not in run.measured:
+            run.measured[measure] = measure(run)
+        return run.measured[measure]
+
+    return kept
 
 
 def from_json(case: Mapping[str, object] | None, field: str) -> object:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nsa_lib.config import ALLOCATOR_SETTINGS, TRAIN_LAYERS
-from nsa_lib.evidence import Evidence
+from nsa_lib.evidence import Evidence, measured_once
 
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t, 97.5 %, for 1 to 10 degrees of freedom; beyond, the last one makes an interval a little too wide."""
@@ -24,6 +24,7 @@ MEDIAN_OVER_MEAN = 1.2533
 """Standard error of a median over that of a mean, for normal noise: sqrt(pi / 2)."""
 
 
+@measured_once
 def length_rows(run: Evidence) -> pd.DataFrame:
     """Return a row for each length whose case left counted steps.
 
@@ -57,6 +58,7 @@ def length_rows(run: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@measured_once
 def exponent_rows(run: Evidence) -> pd.DataFrame:
     """Return the exponents b of y ~ S^b, a row for each segment and one over all lengths.
 
@@ -154,7 +156,7 @@ def allocator_rows(run: Evidence) -> pd.DataFrame:
                 continue
             allocated, reserved = run.of(case_id)[["peak_alloc_mib", "peak_reserved_mib"]].max()
             figures = {"peak_alloc_mib": allocated, "peak_reserved_mib": reserved, "ratio": reserved / allocated}
-            named = {"work": work, "setting": name, "alloc_conf": setting or "(none)", "status": case["status"]}
+            named = {"work": work, "setting": name, "alloc_conf": setting or "the default", "status": case["status"]}
             rows.append({**named, **figures})
     return pd.DataFrame(rows)
 

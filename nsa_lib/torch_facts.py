@@ -32,7 +32,7 @@ def torch_facts() -> dict[str, object]:
         "compute_capability": f"{device.major}.{device.minor}",
         "gpu_memory_mib": round(total / 2**20),
         "gpu_memory_free_mib": round(free / 2**20),
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": str(torch.backends.cudnn.version()) if torch.backends.cudnn.is_available() else None,
         "bf16_supported": torch.cuda.is_bf16_supported(),
     }
 

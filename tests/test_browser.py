@@ -34,7 +34,10 @@ addEventListener("load", () => setTimeout(() => {
   seen.code = [shown(), (button.click(), shown()), (button.click(), shown())];
   seen.charts = [...document.querySelectorAll(".nsa-chart")].map((chart) => chart.querySelectorAll(".main-svg").length);
   seen.buttons = [...document.querySelectorAll(".modebar-btn")].map((each) => each.dataset.title);
-  seen.ink = [...document.querySelectorAll(".gtitle")].map((title) => title.style.fill);
+  seen.ink = [...document.querySelectorAll(".ytitle")].map((title) => title.style.fill);
+  const ends = (element) => element.getBoundingClientRect();
+  seen.captions = [...document.querySelectorAll("figcaption")].map(
+    (caption) => ends(caption).right <= innerWidth && ends(caption).bottom <= ends(caption.nextElementSibling).top);
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   seen.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   document.documentElement.dataset.seen = JSON.stringify(seen);
@@ -67,6 +70,13 @@ def test_a_report_is_drawn_offline_without_an_error(tmp_path):
     assert seen["overflow"] == 0
     assert seen["buttons"]
     assert not [title for title in seen["buttons"] if re.search("share|cloud|logo|plotly", title, re.IGNORECASE)]
+
+
+def test_on_a_narrow_screen_nothing_leaves_the_page_and_captions_stand_above_their_charts(tmp_path):
+    seen = open_report(export(sample_notebook()), tmp_path, "--window-size=500,900")
+    assert seen["banner"][1] < 500
+    assert seen["overflow"] == 0
+    assert seen["captions"] == [True] * 4
 
 
 def test_charts_are_repainted_for_a_dark_screen(tmp_path):

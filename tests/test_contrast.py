@@ -290,9 +290,9 @@ def test_operators_that_were_only_counted_have_no_rank_by_time():
 def test_top_rows_rank_by_time_and_memory_on_a_gpu_and_by_calls_on_a_cpu():
     on_gpu, on_cpu = contrast.top_rows(healthy()), contrast.top_rows(healthy("laptop"))
     assert list(on_gpu["by"]) == ["time", "time", "memory", "memory"]
-    assert on_gpu["masked"][0] == "add.Tensor  20.00 ms"
+    assert on_gpu["masked"][0] == "add.Tensor 20.00\N{NO-BREAK SPACE}ms"
     assert list(on_cpu["by"]) == ["calls", "calls"]
-    assert on_cpu["gather"][0] == "mm  200 calls"
+    assert on_cpu["gather"][0] == "mm 200\N{NO-BREAK SPACE}calls"
     cut = contrast.top_rows(ended(healthy(), "model_gather", "oom"))
     assert set(cut["gather"]) == {""}
     assert contrast.top_rows(empty(healthy())).empty
@@ -558,17 +558,20 @@ def test_advice_says_which_backend_and_why_and_where_each_passes_dense():
     assert said == [
         "Use packed: it is right, and forward and backward of the model take 100.0 ms (masked 3x as long, gather 2x as "
         "long, dense 0.5x as long); its peak is 1,000.0 MiB allocated (masked 1,040.0, gather 1,020.0, dense 900.0).",
-        "A layer with masked is faster than dense attention from S=4,096 on.",
-        "A layer with gather is faster than dense attention from S=4,096 on.",
-        "A layer with packed is faster than dense attention from S=2,048 on.",
+        "A layer is faster than dense attention with masked from S=4,096 on, with gather from S=4,096 on, with packed "
+        "from S=2,048 on.",
     ]
     slower = contrast_advice(without_turns(healthy(), "seq_len == 4096"))
-    assert "A layer with masked is slower than dense attention at every length measured." in slower
+    assert slower[1:] == [
+        "A layer is faster than dense attention with packed from S=2,048 on.",
+        "Not faster than dense attention at any length measured: a layer with masked, gather.",
+    ]
 
 
 def test_the_headline_names_the_backend_its_time_and_the_spread():
     assert contrast_headline(healthy()) == (
-        "packed recommended: 100 ms forward and backward of the model (masked 3x, gather 2x), peaks within 4.0 %"
+        "packed recommended: 100 ms forward and backward of the model (masked 3x as long, gather 2x as long), "
+        "memory peaks within 4.0 % of each other"
     )
 
 
@@ -609,6 +612,9 @@ def test_one_backend_alone_is_recommended_without_a_comparison():
 # Charts
 
 
+BRANCHES_OF_A_BACKEND = ("selected branch", "all branches")
+
+
 def names(figure):
     return [trace.name for trace in figure.data]
 
@@ -618,28 +624,49 @@ def test_the_charts_of_a_whole_run_name_every_contestant():
     assert names(figures["speed"]) == names(figures["model_speed"]) == ["forward", "backward"]
     assert names(figures["sweep"]) == [*BACKEND_NAMES, DENSE]
     assert names(figures["memory"]) == ["peak allocated", "peak reserved"]
-    assert list(figures["memory"].data[0].x) == [*BACKEND_NAMES, DENSE]
-    assert len(figures["speed"].data[0].y) == 3 + 2 + 4
-    assert len(figures["model_speed"].data[0].y) == 4
-    assert [figures[name].layout.yaxis.title.text for name in figures] == ["ms", "ms", "ms", "MiB"]
+    assert list(figures["memory"].data[0].y) == [*BACKEND_NAMES, DENSE]
+    selected, whole = ([f"{branches}, {name}" for name in BACKEND_NAMES] for branches in BRANCHES_OF_A_BACKEND)
+    alone = ["compressed branch", "sliding branch"]
+    assert list(figures["speed"].data[0].y) == [*selected, *alone, *whole, "dense attention"]
+    assert list(figures["model_speed"].data[0].y) == [*BACKEND_NAMES, "dense attention"]
+    assert figures["sweep"].layout.yaxis.title.text == "ms"
+    units = [figures[name].layout.xaxis.title.text for name in ("speed", "model_speed", "memory")]
+    assert units == ["ms, logarithmic", "ms, logarithmic", "MiB"]
     assert "packed from S=2,048" in figures["sweep"].layout.title.subtitle.text
-    assert "backends within 4.0 %" in figures["memory"].layout.title.subtitle.text
+    assert "by the backends: within 4.0 % of each other" in figures["memory"].layout.title.subtitle.text
 
 
-def test_bars_show_medians_and_whiskers_reach_the_quartiles():
+@pytest.mark.parametrize("name", ["speed", "model_speed", "memory"])
+def test_every_row_of_a_chart_has_its_name_and_room_for_its_figures(name):
+    figure = charts.contrast_figures(healthy())[name]
+    rows = list(figure.data[0].y)
+    assert list(figure.layout.yaxis.tickvals) == list(figure.layout.yaxis.categoryarray) == rows
+    assert list(figure.layout.yaxis.range) == [len(rows) - 0.5, -0.5]  # the first on top
+    assert figure.layout.height >= 40 * len(rows)
+    if name != "memory":  # figures stand on either side of the line that whiskers lie on
+        assert [trace.textposition for trace in figure.data] == ["top center", "bottom center"]
+
+
+def test_points_show_medians_and_whiskers_reach_the_quartiles():
     forward, backward = charts.contrast_figures(healthy("laptop"))["model_speed"].data
-    assert list(forward.y) == [75, 50, 25, 12.5]
-    assert list(backward.error_y.array) == list(backward.error_y.arrayminus) == [0.375] * 4
-    branches, backends = forward.x
-    assert list(branches) == ["all branches"] * 3 + ["dense"]
-    assert list(backends) == [*BACKEND_NAMES, ""]
+    assert list(forward.x) == [75, 50, 25, 12.5]
+    assert list(backward.error_x.array) == list(backward.error_x.arrayminus) == [0.375] * 4
+
+
+def test_the_run_is_measured_once_for_gates_advice_and_charts(monkeypatch):
+    run, seen = replace(healthy()), []
+    of = Evidence.of
+    monkeypatch.setattr(Evidence, "of", lambda run, case_id: seen.append(case_id) or of(run, case_id))
+    contrast_gates(run), contrast_headline(run), contrast_advice(run), charts.contrast_figures(run)
+    assert seen.count("timing") == seen.count(f"model_{DENSE}") - 1 == 1  # a gate counts the steps of each model
+    assert contrast.timing_rows(replace(run, steps=run.steps[:0])).empty
 
 
 def test_a_run_cut_short_draws_what_is_there():
     figures = charts.contrast_figures(PARTIAL["one_backend"](healthy()))
     assert names(figures["sweep"]) == ["packed"]
-    assert figures["sweep"].layout.title.subtitle.text == "dense was not timed"
-    assert list(figures["memory"].data[0].x) == ["packed"]
+    assert figures["sweep"].layout.title.subtitle.text == "forward and backward; dense was not timed"
+    assert list(figures["memory"].data[0].y) == ["packed"]
     assert figures["memory"].layout.title.subtitle.text == "a process each"
 
 

@@ -265,14 +265,14 @@ def test_the_peak_is_named_by_phase_case_and_step(run):
     raised = with_steps(run.evidence, peak_alloc_mib=lambda step, mib: mib + (step == 37))
     figure = charts.peak_by_phase(raised)
     assert figure.layout.title.subtitle.text.endswith("case training, peak first reached in step 37")
-    assert figure.layout.yaxis.title.text == "MiB"
+    assert figure.layout.xaxis.title.text == "MiB"
 
 
 def test_a_scaling_has_no_optimizer_phase_where_none_was_measured():
     run = test_scaling.healthy("laptop")
     steps = run.steps[run.steps["case_id"] == "s512"].assign(peak_alloc_optimizer_mib=np.nan)
     figure = charts.peak_by_phase(replace(run, steps=steps))
-    assert list(figure.data[0].x) == ["forward", "backward"]
+    assert list(figure.data[0].y) == ["forward", "backward"]
     assert "case s512" in figure.layout.title.subtitle.text
 
 

@@ -61,8 +61,9 @@ def shown(html):
 
 def drawn(html):
     """Return the names of the lines of each chart of a page, by title."""
+    titles = re.findall(r"<figcaption><strong>(.*?)</strong>", html)
     figures = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html)]
-    return {one["layout"]["title"]["text"]: [trace["name"] for trace in one["data"]] for one in figures}
+    return {title: [trace["name"] for trace in one["data"]] for title, one in zip(titles, figures, strict=True)}
 
 
 # A line

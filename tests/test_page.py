@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from html import escape
 
 import pandas as pd
 import pytest
@@ -75,13 +76,26 @@ def test_no_text_becomes_markup():
     assert "<script>alert" not in html
     assert "<img" not in html
     (figure,) = figures(html)
-    assert figure["layout"]["title"]["text"] == HOSTILE  # as data, and Plotly draws no markup but its own few tags
+    assert figure["layout"]["yaxis"]["title"]["text"] == HOSTILE  # as data, and Plotly draws only a few tags of its own
+    assert f"<strong>{escape(HOSTILE)}</strong>" in html
 
 
 def test_a_chart_describes_itself_and_one_without_words_has_a_number():
     assert 'aria-label="Chart 3"' in figure_html({"data": [], "layout": {}}, 3)
     assert 'aria-label="a &lt;b&gt;"' in figure_html({"layout": {"meta": {"description": "a <b>"}}}, 1)
     assert 'aria-label="Chart 1"' in figure_html({"layout": {"meta": "words"}}, 1)
+
+
+def test_title_and_facts_are_text_above_the_chart_and_the_chart_is_as_much_lower():
+    layout = json.loads(over_runs([], "mib", "a < b", "MiB").to_json())["layout"]
+    html = figure_html({"layout": layout}, 1)
+    assert "<figcaption><strong>a &lt; b</strong>no run with this figure yet</figcaption>" in html
+    (drawn,) = figures(html)
+    assert "title" not in drawn["layout"]
+    assert layout["height"] - drawn["layout"]["height"] == layout["margin"]["t"] - drawn["layout"]["margin"]["t"] > 0
+    foreign = {"title": {"text": "its own"}, "height": 300}
+    (drawn,) = figures(figure_html({"layout": foreign}, 1))
+    assert drawn["layout"] == foreign
 
 
 def test_the_same_page_is_the_same_bytes(runs):
@@ -99,7 +113,7 @@ def test_the_comparison_shows_verdicts_figures_charts_and_what_differs(runs):
     assert [heading in said for heading in (">Runs</h2>", ">Figures</h2>", ">What differs</h2>")] == [True] * 3
     assert "✘ NO-GO" in said
     assert "loss_falls" in said
-    titles = [figure["layout"]["title"]["text"] for figure in figures(html)]
+    titles = re.findall(r"<figcaption><strong>(.*?)</strong>", html)
     assert titles == ["Peak allocated memory", "Peak reserved memory", "Step time"]
     assert all(len(figure["data"]) == 2 for figure in figures(html))
 

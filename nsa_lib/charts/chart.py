@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#b0528c", "#7a828c"
 """Okabe and Ito's palette, told apart by colour-blind readers; purple darkened to stand out on white."""
+
+GRID = "rgba(128,128,128,0.22)"
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -44,7 +46,7 @@ TEMPLATE = go.layout.Template(
             "tickcolor": GREY,
             "title": {"standoff": 8},
         },
-        "yaxis": {"title": {"standoff": 8}, "gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "nticks": 7},
+        "yaxis": {"title": {"standoff": 8}, "gridcolor": GRID, "zeroline": False, "nticks": 7},
     }
 )
 
@@ -94,7 +96,52 @@ def nothing(title: str, unit: str, facts: str = "no steps recorded") -> Chart:
     return figure
 
 
+ROW_PX = 44
+"""Height of a row in a chart with a row for each name."""
+
+
+def rows_chart(title: str, unit: str, facts: str, names: Sequence[str]) -> Chart:
+    """Return an empty chart with a row for each name, the first on top; values go to the right.
+
+    Names stay readable and figures apart however many rows there are, also on a narrow page.
+    """
+    figure, rows = empty_chart(title, "", facts), list(dict.fromkeys(names))
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows, range=[len(rows) - 0.5, -0.5])
+    figure.update_yaxes(tickvals=rows, ticklabelstandoff=6, automargin=True, showgrid=False, tickformat="")
+    figure.update_xaxes(title_text=unit, tickformat=",~r", nticks=7, showgrid=True, gridcolor=GRID)
+    height = TEMPLATE.layout.margin.t + TEMPLATE.layout.margin.b + ROW_PX * len(rows)
+    return figure.update_layout(height=height, hovermode="closest")
+
+
+def memory_rows(title: str, facts: str, names: Sequence[str], bars: Mapping[str, pd.Series]) -> Chart:
+    """Draw memory [MiB] as two bars in a row for each name, each with its figure at its end.
+
+    Args:
+        title: of the chart.
+        facts: under it.
+        names: of the rows.
+        bars: what each bar shows, and its value in each row.
+    """
+    figure = rows_chart(title, "MiB", facts, names)
+    for (name, values), colour in zip(bars.items(), (BLUE, VERMILION), strict=True):
+        texts = [f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.4g}" for mib in values]
+        bar = go.Bar(x=values, y=list(names), name=name, text=texts, marker={"color": colour}, orientation="h")
+        figure.add_trace(bar.update(textposition="outside", hovertemplate="%{y}: %{x:,.1f} MiB"))
+    # Room at the end of the longest bar for its figure.
+    figure.update_xaxes(range=[0, 1.25 * max(values.max() for values in bars.values())])
+    return figure
+
+
+PEAKS = {"peak allocated": "peak_alloc_mib", "peak reserved": "peak_reserved_mib"}
+"""Bars of a chart of peaks, and the columns that they show."""
+
+
 LENGTH_AXIS = "sequence length S in tokens"
+
+
+def log_ticks(values: Sequence[float]) -> str:
+    """Return Plotly's word for the ticks of a logarithmic axis: 1, 2, 5 of a decade, or all digits of a short one."""
+    return "D2" if max(values) > 5 * min(values) else "D1"
 
 
 def log_log_chart(title: str, unit: str, facts: str, lengths: Sequence[int]) -> Chart:

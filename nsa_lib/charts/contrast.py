@@ -12,24 +12,27 @@ from nsa_lib.charts.chart import (
     BLUE,
     GREEN,
     GREY,
+    PEAKS,
     PURPLE,
     VERMILION,
     Chart,
-    empty_chart,
     log_log_chart,
+    log_ticks,
+    memory_rows,
     nothing,
     points,
+    rows_chart,
 )
 from nsa_lib.config import BACKEND_NAMES
 from nsa_lib.contestants import DENSE, NO_BACKEND
-from nsa_lib.contrast import CONTESTED, contrast_rows, first_faster, timing_rows
+from nsa_lib.contrast import contrast_rows, first_faster, timing_rows
 from nsa_lib.evidence import Evidence
 
 _STYLES = ((BLUE, "solid"), (VERMILION, "dash"), (GREEN, "dot"), (PURPLE, "longdash"))
 LINES = {**dict(zip(BACKEND_NAMES, _STYLES)), DENSE: (GREY, "dashdot")}
 """Colour and dash of each contestant, told apart by either."""
 
-BRANCH_WORDS = {"slc": "selected branch", "cmp": "compressed", "win": "sliding", "all": "all branches", DENSE: "dense"}
+BRANCH_WORDS = {"slc": "selected branch", "cmp": "compressed branch", "win": "sliding branch", "all": "all branches"}
 
 
 def contrast_figures(run: Evidence) -> dict[str, Chart]:
@@ -37,32 +40,49 @@ def contrast_figures(run: Evidence) -> dict[str, Chart]:
     timed, seq_len = timing_rows(run), run.parameter("seq_len")
     here = timed[timed["seq_len"] == seq_len]
     return {
-        "speed": time_bars(f"One layer at S={seq_len:,}", here[here["subject"] == "layer"]),
-        "model_speed": time_bars(f"The whole model at S={seq_len:,}", here[here["subject"] == "model"]),
+        "speed": time_points(f"Time of one layer at S={seq_len:,}", here[here["subject"] == "layer"]),
+        "model_speed": time_points(f"Time of the whole model at S={seq_len:,}", here[here["subject"] == "model"]),
         "sweep": time_sweep(timed, first_faster(run)),
         "memory": memory_bars(contrast_rows(run)),
     }
 
 
-def time_bars(title: str, timed: pd.DataFrame) -> Chart:
-    """Draw the median time [ms] of forward and of backward of contestants, with their quartiles."""
+def time_points(title: str, timed: pd.DataFrame) -> Chart:
+    """Draw the median time [ms] of forward and of backward of each contestant, with their quartiles.
+
+    The axis is logarithmic: beside a backend thirty times as slow, bars from 0 would hide how the fast ones differ.
+    """
     if timed.empty:
         return nothing(title, "ms", "nothing timed")
-    figure = empty_chart(title, "ms", f"median of {timed['rounds'].max()} rounds, whiskers: quartiles")
-    alone = timed["backend"].isin([NO_BACKEND, DENSE])
-    names = [timed["branches"].map(BRANCH_WORDS).tolist(), timed["backend"].mask(alone, "").tolist()]
-    for phase, colour in (("forward", BLUE), ("backward", VERMILION)):
+    names = [_contestant(row) for row in timed.itertuples()]
+    facts = f"medians of {timed['rounds'].max()} rounds, forward above and backward below; whiskers: quartiles"
+    figure = rows_chart(title, "ms", facts, names)
+    # Above and below the points is neither a whisker nor a neighbour.
+    for phase, colour, place in (("forward", BLUE, "top center"), ("backward", VERMILION, "bottom center")):
         middle = timed[f"{phase}_ms"]
         whiskers = {
             "array": timed[f"{phase}_high_ms"] - middle,
             "arrayminus": middle - timed[f"{phase}_low_ms"],
-            "color": GREY,
+            "color": colour,
+            "thickness": 1.5,
+            "width": 4,
         }
-        texts = [f"{ms:,.3g}" for ms in middle]
-        bar = go.Bar(x=names, y=middle, name=phase, text=texts, marker={"color": colour}, error_y=whiskers)
-        figure.add_trace(bar.update(textposition="outside", cliponaxis=False, hovertemplate="%{y:,.3f} ms"))
-    figure.update_xaxes(title_text="", tickformat="")
+        marks = go.Scatter(x=middle, y=names, name=phase, mode="markers+text", error_x=whiskers, textposition=place)
+        marks.update(text=[f"{ms:,.3g}" for ms in middle], textfont={"size": 12}, cliponaxis=False)
+        figure.add_trace(marks.update(marker={"size": 9, "color": colour}, hovertemplate="%{y}: %{x:,.3f} ms"))
+    every = timed[["forward_ms", "backward_ms"]].to_numpy().ravel()
+    figure.update_xaxes(type="log", title_text="ms, logarithmic", dtick=log_ticks(every), nticks=None)
+    figure.update_yaxes(showgrid=True)
     return figure
+
+
+def _contestant(row) -> str:
+    """Return what a row of the timing is called: a model by its backend, a layer by its branches too."""
+    if row.backend == DENSE:
+        return "dense attention"
+    if row.subject == "model":
+        return row.backend
+    return BRANCH_WORDS[row.branches] + ("" if row.backend == NO_BACKEND else f", {row.backend}")
 
 
 def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
@@ -72,13 +92,15 @@ def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
         timed: as `contrast.timing_rows` returns it.
         crossings: for each backend the length from which it is faster than dense, or None.
     """
-    title = "One layer against the length"
+    title = "Time of one layer against the length"
     layers = timed[(timed["subject"] == "layer") & timed["branches"].isin(["all", DENSE])].sort_values("seq_len")
     if layers.empty:
         return nothing(title, "ms", "nothing timed")
     passed = [f"{name} from S={length:,}" for name, length in crossings.items() if length is not None]
     facts = f"faster than dense: {', '.join(passed)}" if passed else "no backend is faster than dense at these lengths"
-    figure = log_log_chart(title, "ms", facts if crossings else "dense was not timed", sorted(set(layers["seq_len"])))
+    facts = f"forward and backward; {facts if crossings else 'dense was not timed'}"
+    figure = log_log_chart(title, "ms", facts, sorted(set(layers["seq_len"])))
+    figure.update_yaxes(dtick=log_ticks(layers["total_ms"]))
     for name, (colour, dash) in LINES.items():
         own = layers[layers["backend"] == name]
         if len(own):
@@ -98,15 +120,6 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
     peaks = measured.loc[measured["backend"].isin(BACKEND_NAMES), "peak_alloc_mib"]
     facts = "a process each"
     if len(peaks) > 1:
-        facts += f"; allocated: backends within {100 * (peaks.max() / peaks.min() - 1):.1f} %"
-    figure = empty_chart("Peak memory of the training", "MiB", facts)
-    for column, name, colour in (
-        ("peak_alloc_mib", "peak allocated", BLUE),
-        ("peak_reserved_mib", "peak reserved", VERMILION),
-    ):
-        texts = [f"{mib:,.4g}" for mib in measured[column]]
-        bar = go.Bar(x=measured["backend"], y=measured[column], name=name, text=texts, marker={"color": colour})
-        figure.add_trace(bar.update(textposition="outside", cliponaxis=False, hovertemplate="%{y:,.1f} MiB"))
-    order = [name for name in CONTESTED if name in set(measured["backend"])]
-    figure.update_xaxes(title_text="", tickformat="", categoryorder="array", categoryarray=order)
-    return figure
+        facts += f"; allocated by the backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
+    bars = {name: measured[column] for name, column in PEAKS.items()}
+    return memory_rows("Peak memory of the training", facts, measured["backend"], bars)

@@ -107,15 +107,17 @@ def gate_map(run: Evidence, case_id: str = "training") -> Chart:
             hovertemplate="layer %{y}, head %{x}: %{z:.4f}<extra></extra>",
         )
         figure.add_trace(panel, row=1, col=column)
-    figure.update_xaxes(title_text="head", tickformat="d", dtick=_tick(gates.shape[1]))
-    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=_tick(gates.shape[0]))
+    # Panels stand beside each other, also on a narrow page: few heads are named.
+    figure.update_xaxes(title_text="head", tickformat="d", dtick=_tick(gates.shape[1], 4), tickangle=0)
+    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=_tick(gates.shape[0], 12))
     figure.update_yaxes(title_text="layer", col=1)
     figure.update_layout(margin={"t": 112})  # the panels' titles stand below the facts
     return _with_shares(figure, "mean gate", height=240 + 26 * max(4, gates.shape[0]))
 
 
-def _tick(count: int) -> int:
-    return 1 if count <= 12 else -(-count // 8)
+def _tick(count: int, most: int) -> int:
+    """Return the step between ticks of which there are at most `most`."""
+    return -(-count // most)
 
 
 def _no_map(title: str, unit: str) -> Chart:

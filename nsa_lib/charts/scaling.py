@@ -12,11 +12,14 @@ from nsa_lib.charts.chart import (
     BLUE,
     GREEN,
     GREY,
+    PEAKS,
     PURPLE,
     VERMILION,
     Chart,
     empty_chart,
     log_log_chart,
+    log_ticks,
+    memory_rows,
     nothing,
     points,
 )
@@ -39,13 +42,14 @@ def time_against_length(lengths: pd.DataFrame, exponents: pd.DataFrame) -> Chart
     """Draw the time [ms] of forward, backward and both against the length."""
     if lengths.empty:
         return nothing("Time against length", "ms")
-    figure = log_log_chart("Time against length", "ms", _slope("total", exponents, "time"), lengths["seq_len"])
+    figure = log_log_chart("Time against length", "ms", _slope("both", exponents, "time"), lengths["seq_len"])
     for column, name, colour, dash in (
         ("forward_ms", "forward", BLUE, "dot"),
         ("backward_ms", "backward", VERMILION, "dash"),
         ("total_ms", "both", GREEN, "solid"),
     ):
         figure.add_trace(points(lengths["seq_len"], lengths[column], name, colour, dash, "ms"))
+    figure.update_yaxes(dtick=log_ticks(lengths[["forward_ms", "backward_ms", "total_ms"]].to_numpy().ravel()))
     return figure
 
 
@@ -71,20 +75,14 @@ def allocator_bars(settings: pd.DataFrame) -> Chart:
     if settings.empty or settings["peak_reserved_mib"].isna().all():
         return nothing("Allocator settings", "MiB")
     highest = settings.loc[settings["ratio"].idxmax()]
-    facts = (
-        f"most reserved for what is allocated: {highest['ratio']:.2f}x, {highest['work']} under {highest['setting']}"
-    )
-    figure = empty_chart("Allocator settings", "MiB", facts)
-    labels = [[f"{row.work}" for row in settings.itertuples()], [row.setting for row in settings.itertuples()]]
-    for column, name, colour in (
-        ("peak_alloc_mib", "peak allocated", BLUE),
-        ("peak_reserved_mib", "peak reserved", VERMILION),
-    ):
-        texts = [f"{mib:,.0f}" for mib in settings[column]]
-        bar = go.Bar(x=labels, y=settings[column], name=name, text=texts, marker={"color": colour})
-        figure.add_trace(bar.update(textposition="outside", cliponaxis=False, hovertemplate="%{y:,.1f} MiB"))
-    figure.update_xaxes(title_text="work, allocator setting", tickformat="")
-    return figure
+    facts = f"reserved is at most {highest['ratio']:.2f}x the allocated: {_setting(highest)}"
+    labels = [_setting(row) for _, row in settings.iterrows()]
+    bars = {name: settings[column] for name, column in PEAKS.items()}
+    return memory_rows("Peak memory under each allocator setting", facts, labels, bars)
+
+
+def _setting(row: pd.Series) -> str:
+    return f"{row['work']}, {row['setting']}"
 
 
 def peak_against_layers(measured: pd.DataFrame, layers: int | None = None, peak_mib: float | None = None) -> Chart:

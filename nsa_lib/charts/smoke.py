@@ -10,7 +10,6 @@ from html import escape
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from nsa_lib.charts.chart import (
     BLUE,
@@ -22,6 +21,7 @@ from nsa_lib.charts.chart import (
     finite,
     line,
     mark,
+    memory_rows,
     nothing,
     shade_warmup,
 )
@@ -118,16 +118,9 @@ def phase_peaks(steps: pd.DataFrame) -> Chart:
     if not phases:
         return nothing("Peak allocated by phase", "MiB")
     highest = steps[columns].max()
-    figure = empty_chart(
-        "Peak allocated by phase", "MiB", f"highest in {phases[highest.argmax()]}, {highest.max():,.0f} MiB"
-    )
-    for name, peaks, colour in (("median", steps[columns].median(), BLUE), ("highest", highest, VERMILION)):
-        texts = [f"{peak:,.0f}" for peak in peaks]
-        bar = go.Bar(x=phases, y=peaks, name=name, text=texts, hovertemplate="%{y:,.1f} MiB", marker={"color": colour})
-        figure.add_trace(bar.update(textposition="outside", cliponaxis=False))
-    figure.update_xaxes(title_text="phase of the step", tickformat="")
-    figure.update_layout(bargap=0.5)
-    return figure
+    facts = f"highest in {phases[highest.argmax()]}, {highest.max():,.0f} MiB"
+    bars = {"median of the steps": steps[columns].median(), "highest": highest}
+    return memory_rows("Peak allocated by phase", facts, phases, bars)
 
 
 def memory_range(values: np.ndarray, limit_mib: float | None) -> tuple[float, float]:

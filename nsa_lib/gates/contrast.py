@@ -70,7 +70,9 @@ def error_gate(run: Evidence, backend: str) -> GateResult:
     worst = worst_error([*layer.values(), *selected.values()])
     detail = f"relative errors; layer: {_said(layer)}; selected branch on two heads: {_said(selected)}"
     outcome = PASS if worst <= limit else FAIL
-    return unless_cut_short(replace(gate, outcome=outcome, measured=float(f"{worst:.2g}"), detail=detail), case)
+    measured = float(f"{worst:.2g}")
+    gate = replace(gate, outcome=outcome, measured=measured, margin=round(limit - measured, 4), detail=detail)
+    return unless_cut_short(gate, case)
 
 
 def operator_gate(run: Evidence, backend: str) -> GateResult:
@@ -150,11 +152,13 @@ def contrast_advice(run: Evidence) -> list[str]:
         said.append("No backend can be recommended: none passed all its gates and was timed.")
     else:
         said.append(_reason(contrast_rows(run).set_index("backend"), chosen))
-    for backend, length in first_faster(run).items():
-        if length is None:
-            said.append(f"A layer with {backend} is slower than dense attention at every length measured.")
-        else:
-            said.append(f"A layer with {backend} is faster than dense attention from S={length:,} on.")
+    crossings = first_faster(run)
+    faster = [f"with {backend} from S={length:,} on" for backend, length in crossings.items() if length is not None]
+    slower = [backend for backend, length in crossings.items() if length is None]
+    if faster:
+        said.append(f"A layer is faster than dense attention {', '.join(faster)}.")
+    if slower:
+        said.append(f"Not faster than dense attention at any length measured: a layer with {', '.join(slower)}.")
     return said
 
 
@@ -183,14 +187,14 @@ def contrast_headline(run: Evidence) -> str:
         return "no backend can be recommended"
     total_ms = contrast_rows(run).set_index("backend")["total_ms"]
     others = [
-        f"{name} {total_ms[name] / total_ms[chosen]:.2g}x"
+        f"{name} {total_ms[name] / total_ms[chosen]:.2g}x as long"
         for name in BACKEND_NAMES
         if name != chosen and total_ms[name] > 0
     ]
     said = f"{chosen} recommended: {total_ms[chosen]:,.0f} ms forward and backward of the model"
     said += f" ({', '.join(others)})" if others else ""
     peaks = _peaks(run)
-    return f"{said}, peaks within {_spread_percent(peaks):.1f} %" if len(peaks) > 1 else said
+    return f"{said}, memory peaks within {_spread_percent(peaks):.1f} % of each other" if len(peaks) > 1 else said
 
 
 def _peaks(run: Evidence) -> dict[str, float]:

@@ -20,7 +20,8 @@ def growth_gate(name: str, case: Mapping[str, object] | None) -> GateResult:
         return replace(gate, detail="no two windows of steps were counted")
     early, late = ({op: row["count"] for op, row in windows[when].items()} for when in ("early", "late"))
     growth = operator_growth(early, late, steps=WINDOW_STEPS)
-    detail = f"{sum(early.values()):,} calls in an early step, {sum(late.values()):,} in a late one"
+    calls, later = (f"{sum(counts.values()):,}" for counts in (early, late))
+    detail = f"{calls} calls in an early step, {later} in a late one, of operators and of what they launch"
     if growth.grown:
         detail += f"; grew: {', '.join(growth.grown)}"
     outcome = FAIL if growth.has_grown else PASS

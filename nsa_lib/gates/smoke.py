@@ -248,7 +248,7 @@ def smoke_advice(run: Evidence) -> list[str]:
         yardstick = dense[dense["step"] > WARMUP_STEPS]["tokens_per_s"].median()
         said.append(
             f"{speed:,.0f} tokens/s; the same model with dense attention, in this run: {yardstick:,.0f} "
-            f"({speed / yardstick:.2f}x)."
+            f"tokens/s. The speed is {speed / yardstick:.2f}x that of dense."
         )
     return said
 

@@ -234,7 +234,7 @@ def past_influence(subject: Subject, branch: str, backend: str) -> Finding:
             may, may_not = who_sees(layer, branch, token, x, edited)
             expected, moved = expected + int(may.sum()), moved + int((changed & may).sum())
             wrong += int((changed & may_not).sum())
-    detail = f"{moved} of {expected} rows that see an edited token moved; {wrong} moved that do not see it"
+    detail = f"{moved:,} of {expected:,} rows that see an edited token moved; {wrong:,} moved that do not see it"
     return Finding(expected - moved + wrong, 0, "rows", detail, expected > 0 and moved == expected and wrong == 0)
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from html import escape
+from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
 
@@ -60,18 +60,39 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
 
 def figure_html(figure: dict, number: int) -> str:
-    """Return a chart as data, drawn by the report's own script."""
+    """Return a chart as data, drawn by the report's own script, with title and facts as its caption."""
     layout = figure.get("layout", {})
     meta = layout.get("meta")
     description = meta.get("description", "") if isinstance(meta, dict) else ""
+    caption, layout = _captioned(layout)
     description = description or f"Chart {number}"
     spec = json.dumps({"data": figure.get("data", []), "layout": layout, "config": CONFIG}, sort_keys=True)
     spec = spec.replace("<", "\\u003c")
     return (
-        f'<figure class="nsa-figure"><div class="nsa-chart" role="img" aria-label="{escape(description)}">'
+        f'<figure class="nsa-figure">{caption}<div class="nsa-chart" role="img" aria-label="{escape(description)}">'
         "This chart needs JavaScript and a browser of 2023 or later.</div>"
         f'<script type="application/json">{spec}</script></figure>'
     )
+
+
+TITLE_PX = 44
+"""Height that title and facts take in a chart."""
+
+
+def _captioned(layout: dict) -> tuple[str, dict]:
+    """Return title and facts as a caption, which breaks on a narrow page, and the layout without them.
+
+    A chart that is not laid out by our template keeps its title.
+    """
+    shared, title = layout.get("template", {}).get("layout", {}), layout.get("title", {})
+    if "height" not in shared or "subtitle" not in title:
+        return "", layout
+    margin = {**shared["margin"], **layout.get("margin", {})}
+    height = layout.get("height", shared["height"])
+    slim = {**layout, "margin": {**margin, "t": margin["t"] - TITLE_PX}, "height": height - TITLE_PX}
+    del slim["title"]
+    name, facts = (escape(unescape(text)) for text in (title["text"], title["subtitle"]["text"]))
+    return f"<figcaption><strong>{name}</strong>{facts}</figcaption>", slim
 
 
 @cache

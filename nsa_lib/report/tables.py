@@ -38,7 +38,9 @@ class Cell:
 
     text: str
     numeric: bool = False
-    """Set flush right."""
+    """Set flush right, on one line."""
+    breaks: bool = False
+    """May break all the same: a figure said in words can be long."""
     colour: str = ""
     """JupyterLab's name of a colour, `error`, `warn` or `success`; also sets bold type."""
     link: str = ""
@@ -167,7 +169,8 @@ def lengths_table(lengths: pd.DataFrame) -> Table:
         "peak_reserved_forward_mib": "peak reserved forward, MiB",
         "peak_reserved_backward_mib": "peak reserved backward, MiB",
     }  # fmt: skip
-    return frame_table("Medians of the counted iterations; spread is the interquartile range", lengths, columns)
+    caption = "Medians of the counted iterations; spread is the interquartile range of both over its median"
+    return frame_table(caption, lengths.round({"spread_percent": 1}), columns)
 
 
 def exponents_table(exponents: pd.DataFrame) -> Table:
@@ -176,8 +179,11 @@ def exponents_table(exponents: pd.DataFrame) -> Table:
         "quantity": "quantity", "first": "from S", "last": "to S", "exponent": "exponent", "low": "95 % from",
         "high": "95 % to",
     }  # fmt: skip
-    caption = "Exponents b of y ~ S^b; memory is the peak allocated without parameters and gradients"
-    return frame_table(caption, exponents, columns)
+    caption = (
+        "Exponents b of y ~ S^b; memory is the peak allocated without parameters and gradients, which repeats exactly "
+        "and so has an interval over several lengths alone"
+    )
+    return frame_table(caption, exponents.round(3), columns)
 
 
 def allocator_table(settings: pd.DataFrame) -> Table:
@@ -220,11 +226,14 @@ def contrast_table(rows: pd.DataFrame) -> Table:
     """Tabulate what is known of the model with each backend (`contrast.contrast_rows`)."""
     columns = {
         "backend": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
-        "spread_percent": "spread, %", "ratio_to_dense": "dense = 1", "peak_alloc_mib": "peak allocated, MiB",
-        "operators_per_step": "operators a step", "output_error": "error, output",
-        "gradient_error": "error, gradient", "route": "route",
+        "spread_percent": "spread, %", "ratio_to_dense": "time, dense = 1", "peak_alloc_mib": "peak allocated, MiB",
+        "operators_per_step": "operators a step", "output_error": "relative error, output",
+        "gradient_error": "relative error, gradient", "route": "route",
     }  # fmt: skip
-    caption = "The whole model: medians over the rounds, peaks and operators of its training, errors against float64"
+    caption = (
+        "The whole model: medians over the rounds, spread is the interquartile range of both over its median; peaks "
+        "and operators of its training; the worst error of layer and selected branch against float64"
+    )
     short = {name: rows[name].map("{:.2g}".format, na_action="ignore").astype(float) for name in _TWO_DIGITS}
     return frame_table(caption, rows.assign(**short), columns)
 
@@ -239,7 +248,7 @@ def operators_table(rows: pd.DataFrame) -> Table:
 
 def format_value(value: object, unit: str = "") -> str:
     """Format a value for reading: thousands separators, four significant digits, the unit; absent is "–"."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         text = str(value)
@@ -320,22 +329,27 @@ def _gate_row(gate: Mapping) -> tuple[Cell, ...]:
 
 
 def _figure(value: object, unit: str) -> Cell:
-    """Return a gate's figure; one in words may be long, and may break."""
-    return Cell(format_value(value, unit), numeric=not isinstance(value, str))
+    """Return a gate's figure, flush right as all of its column; one in words may be long, and may break."""
+    return Cell(format_value(value, unit), numeric=True, breaks=isinstance(value, str))
 
 
 def _percentage(margin: object, limit: object) -> str:
     """Return a margin as a signed percentage of its limit, or "–" where there is nothing to divide by."""
     finite = all(isinstance(value, numbers.Real) and math.isfinite(value) for value in (margin, limit))
-    return f"{100 * margin / abs(limit):+.1f} %" if finite and limit else "–"
+    if not finite or not limit:
+        return "–"
+    share = 100 * margin / abs(limit)
+    return f"{share:+,.{1 if abs(share) < 100 else 0}f} %"
 
 
 def _cell_html(cell: Cell) -> str:
-    style = "text-align:right;white-space:nowrap" if cell.numeric else "text-align:left"
+    style = f"text-align:{'right' if cell.numeric else 'left'}"
+    if cell.colour or (cell.numeric and not cell.breaks):
+        style += ";white-space:nowrap"
     if cell.colour:
-        style += f";white-space:nowrap;font-weight:600;color:var(--jp-{cell.colour}-color0)"
-    # A setting such as a:1,b:2 may break at its commas, a number may not.
-    text = re.sub(r",(?=[^\W\d])", ",<wbr>", escape(cell.text))
+        style += f";font-weight:600;color:var(--jp-{cell.colour}-color0)"
+    # A setting such as a:True,b:2 may break at its signs, a number may not.
+    text = re.sub(r"[,:](?=[^\W\d])", r"\g<0><wbr>", escape(cell.text))
     if cell.link:
         text = f'<a href="{escape(cell.link)}">{text}</a>'
     if cell.folded:
