@@ -1,0 +1,192 @@
+"""Measure one contestant on one problem: forward and backward, eager and under a CUDA graph, time and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from nsa_lib.config import NSAConfig
+from tests.bench_gpu.contestants import Contestant, contestants, why_not
+from tests.bench_gpu.floors import BACKWARD, FORWARD, Ceilings, floor_ms
+from tests.bench_gpu.judge import Judgement, judge
+from tests.bench_gpu.problem import Problem
+from tests.bench_gpu.rows import EAGER, GRAPH, GRAPH_LENGTH, Row
+from tests.bench_gpu.timing import Call, Clock, Timing
+
+CALL_LIMIT_MS = 500.0
+"""A backend that takes longer a call is not timed: one figure would take seconds, and say no more."""
+
+
+class TooSlowError(Exception):
+    """A call takes longer than CALL_LIMIT_MS."""
+
+
+def attempt(work: Callable[[], None]) -> str:
+    """Do some work and return why it failed, or nothing.
+
+    Whatever one contestant raises, out of memory, a compiler's error, a missing package, is its own result; the others
+    go on.
+    """
+    try:
+        work()
+    except TooSlowError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    return ""
+
+
+class Heat:
+    """All contestants of one layout: compared with float64 once, then measured at each length."""
+
+    def __init__(self, layout: str, config: NSAConfig, clock: Clock, ceilings: Ceilings, dtype: torch.dtype):
+        self.layout, self.config, self.clock, self.ceilings, self.dtype = layout, config, clock, ceilings, dtype
+        self.field = contestants(config, clock.device)
+        self.checks: list[dict] = []
+        """What the comparison found: errors, budgets, seconds with compiling, why not."""
+        self._refused: dict[Contestant, str] = {}
+        self._errors: dict[Contestant, float] = {}
+        self._call_ms: dict[Contestant, tuple[int, float]] = {}
+        """The length at which a contestant was last timed, and its slower direction there."""
+
+    def check(self, length: int) -> None:
+        """Compare every contestant that applies with float64; one that is wrong or fails is not timed at all."""
+        problem = Problem.random(self.config, length, dtype=self.dtype, device=self.clock.device)
+        for contestant in self.field:
+            if not why_not(contestant, self.config, length):
+                self.checks.append(self._check(contestant, problem))
+                self.clock.release()
+
+    def _check(self, contestant: Contestant, problem: Problem) -> dict:
+        found: list[Judgement] = []
+        reasons: list[str] = []
+        seconds = self.clock.once_s(lambda: reasons.append(attempt(lambda: found.append(judge(contestant, problem)))))
+        (reason,), errors = reasons, {}
+        for judgement in found:
+            reason = f"wrong: {judgement.wrong}" if judgement.wrong else ""
+            # JSON has no infinity and no NaN; what is not finite is wrong, and the reason says so.
+            errors = {name: error if math.isfinite(error) else None for name, error in judgement.errors.items()}
+            self._errors[contestant] = judgement.worst
+        self._refused[contestant] = reason
+        return {
+            "layout": self.layout,
+            "seq_len": problem.length,
+            "part": contestant.part,
+            "contestant": contestant.name,
+            "errors": errors,
+            "allowed": found[0].allowed if found else {},
+            "seconds": seconds,
+            "reason": reason,
+        }
+
+    def measure(self, contestant: Contestant, problem: Problem) -> list[Row]:
+        """Return the rows of one contestant at one length."""
+        reason = (
+            why_not(contestant, self.config, problem.length)
+            or self._refused[contestant]
+            or self._too_slow(contestant, problem.length)
+        )
+        if reason:
+            return [
+                self._row(contestant, problem, direction, EAGER, reason=reason) for direction in _directions(contestant)
+            ]
+        rows: list[Row] = []
+        reason = attempt(lambda: self._measure_eager(contestant, problem, rows))
+        done = {row.direction for row in rows}
+        rows += [self._row(contestant, problem, direction, EAGER, reason=reason)
+                 for direction in _directions(contestant) if direction not in done]  # fmt: skip
+        if problem.length == GRAPH_LENGTH and not reason:
+            rows += [self._measure_graph(contestant, problem, direction) for direction in _directions(contestant)]
+        self.clock.release()
+        return rows
+
+    def skipped(self, contestant: Contestant, length: int, reason: str) -> list[Row]:
+        """Return the rows of a contestant whose turn did not come."""
+        row = Row(self.layout, length, contestant.part, contestant.name, FORWARD, EAGER, reason=reason)
+        return [replace(row, direction=direction) for direction in _directions(contestant)]
+
+    def _measure_eager(self, contestant: Contestant, problem: Problem, rows: list[Row]) -> None:
+        """Add a row a direction: the first call, the peak of the second, the time of those after."""
+        forward, backward = _calls(contestant, problem)
+
+        def both() -> tuple[object, ...]:
+            output = forward()
+            return output, backward(output)
+
+        first_s = self.clock.once_s(forward)
+        facts = {"first_call_s": first_s, "extra_mib": self.clock.extra_mib(forward)}
+        timing = self._timed(contestant, problem.length, forward)
+        rows.append(self._row(contestant, problem, FORWARD, EAGER, timing, **facts))
+        slowest_ms = timing.median_ms
+        if contestant.reads:
+            facts = {"first_call_s": self.clock.once_s(both), "extra_mib": self.clock.extra_mib(both)}
+            output = forward()
+            timing = self._timed(contestant, problem.length, lambda: backward(output))
+            rows.append(self._row(contestant, problem, BACKWARD, EAGER, timing, **facts))
+            slowest_ms = max(slowest_ms, timing.median_ms)
+        self._call_ms[contestant] = problem.length, slowest_ms
+
+    def _timed(self, contestant: Contestant, length: int, call: Call) -> Timing:
+        if contestant.may_be_slow:
+            once_ms = 1000 * self.clock.once_s(call)
+            if once_ms > CALL_LIMIT_MS:
+                self._call_ms[contestant] = length, once_ms
+                raise TooSlowError(f"skipped: a call takes {once_ms:,.0f} ms, tried up to {CALL_LIMIT_MS:,.0f} ms")
+        return self.clock.time(call)
+
+    def _measure_graph(self, contestant: Contestant, problem: Problem, direction: str) -> Row:
+        """Return the row of one direction under a CUDA graph."""
+
+        def prepare() -> Call:
+            forward, backward = _calls(contestant, problem)  # leaves of this stream
+            output = forward()
+            return forward if direction == FORWARD else lambda: backward(output)
+
+        found: list[Timing] = []
+        reason = attempt(lambda: found.append(self.clock.time_graph(prepare)))
+        return self._row(contestant, problem, direction, GRAPH, *found, reason=reason)
+
+    def _too_slow(self, contestant: Contestant, length: int) -> str:
+        """Return why a contestant is not even tried, from its time at a shorter length: linear growth is the least."""
+        if not contestant.may_be_slow or contestant not in self._call_ms:
+            return ""
+        shorter, call_ms = self._call_ms[contestant]
+        expected_ms = call_ms * length / shorter
+        if expected_ms <= CALL_LIMIT_MS:
+            return ""
+        return f"skipped: a call would take {expected_ms:,.0f} ms or more, tried up to {CALL_LIMIT_MS:,.0f} ms"
+
+    def _row(
+        self, contestant: Contestant, problem: Problem, direction: str, mode: str, timing: Timing | None = None, **facts
+    ) -> Row:
+        if timing:
+            floor = floor_ms(
+                contestant.part, self.config, problem.length, direction, self.dtype.itemsize, self.ceilings
+            )
+            facts |= {
+                "median_ms": timing.median_ms,
+                "low_ms": timing.low_ms,
+                "high_ms": timing.high_ms,
+                "floor_ms": floor,
+            }
+        error = self._errors.get(contestant)
+        error = error if error is None or math.isfinite(error) else None
+        return Row(self.layout, problem.length, contestant.part, contestant.name, direction, mode, error=error, **facts)
+
+
+def _directions(contestant: Contestant) -> tuple[str, ...]:
+    return (FORWARD, BACKWARD) if contestant.reads else (FORWARD,)
+
+
+def _calls(contestant: Contestant, problem: Problem):
+    """Return the forward, and the backward of its output, over leaves of their own."""
+    leaves = [x.detach().requires_grad_() for x in contestant.tensors(problem, contestant.reads)]
+    (cotangent,) = contestant.tensors(problem, ("cotangent",)) if leaves else (None,)
+
+    def backward(output: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(output, leaves, cotangent, retain_graph=True)
+
+    return lambda: contestant.run(problem, *leaves), backward

@@ -1,0 +1,180 @@
+import dataclasses
+
+import pytest
+import torch
+
+from nsa_lib.config import NSAConfig
+from tests.bench_gpu import measure
+from tests.bench_gpu.contestants import FLA, FUSED, why_not
+from tests.bench_gpu.floors import Ceilings
+from tests.bench_gpu.measure import Heat, attempt
+from tests.bench_gpu.problem import LAYOUTS, Problem
+from tests.bench_gpu.timing import Timing, WallClock, repeats
+
+CONFIG = NSAConfig(dim=8, heads=4, groups=2, d_k=16, d_v=8, l=16, d=8, l_sel=32, n_sel=4, w=40)
+
+
+class GraphClock(WallClock):
+    """A CPU's clock that takes the capture of a graph for a call."""
+
+    def time_graph(self, prepare):
+        return self.time(prepare())
+
+
+def heat():
+    return Heat("tiny", CONFIG, GraphClock(), Ceilings(1.0, 1.0), torch.float32)
+
+
+def problem(length=96):
+    return Problem.random(CONFIG, length, dtype=torch.float32, device="cpu")
+
+
+def contestant(heat, part, name):
+    return next(c for c in heat.field if (c.part, c.name) == (part, name))
+
+
+def test_a_contestant_gets_a_row_each_way_with_its_error_and_floor(plain_fused):
+    race = heat()
+    race.check(233)
+    assert [check["reason"] for check in race.checks] == [""] * len(race.checks)
+    for one in race.field:
+        rows = race.measure(one, problem())
+        if one.name != FLA:
+            assert [row.reason for row in rows] == [""] * len(rows)
+            assert [row.direction for row in rows] == ["forward", "backward"][: len(rows)]
+            assert len(rows) == (2 if one.reads else 1)
+            assert all(row.median_ms > 0 and row.floor_ms > 0 and row.first_call_s > 0 for row in rows)
+            assert all(row.low_ms <= row.median_ms <= row.high_ms and row.error < 1e-4 for row in rows)
+
+
+def test_at_the_graphs_length_each_way_is_measured_twice(plain_fused, monkeypatch):
+    monkeypatch.setattr(measure, "GRAPH_LENGTH", 96)
+    race = heat()
+    race.check(64)
+    rows = race.measure(contestant(race, "whole", FUSED), problem())
+    assert [(row.direction, row.mode) for row in rows] == [
+        ("forward", "eager"),
+        ("backward", "eager"),
+        ("forward", "graph"),
+        ("backward", "graph"),
+    ]
+    assert all(row.median_ms > 0 for row in rows)
+
+
+def test_a_graph_that_cannot_be_captured_leaves_the_eager_figures(plain_fused, monkeypatch):
+    monkeypatch.setattr(measure, "GRAPH_LENGTH", 96)
+    race = heat()
+    race.clock = WallClock()
+    race.check(64)
+    rows = race.measure(contestant(race, "mix", FUSED), problem())
+    assert [row.reason for row in rows] == ["", "", *["RuntimeError: a CPU has no CUDA graphs"] * 2]
+
+
+def test_a_missing_package_is_a_row_that_says_so(no_fused):
+    race = heat()
+    race.check(64)
+    rows = race.measure(contestant(race, "whole", FUSED), problem())
+    assert [row.direction for row in rows] == ["forward", "backward"]
+    assert all("nsa_lib.attention" in row.reason and row.median_ms is None for row in rows)
+    assert race.measure(contestant(race, "selected", "masked"), problem())[0].reason == ""
+
+
+def test_a_wrong_contestant_is_never_timed(plain_fused, monkeypatch):
+    monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: 1.1 * gates[..., :1] * outputs[0] + sum(outputs))
+    race = heat()
+    race.check(64)
+    (wrong,) = [check for check in race.checks if check["reason"]]
+    assert (wrong["part"], wrong["contestant"]) == ("mix", FUSED)
+    rows = race.measure(contestant(race, "mix", FUSED), problem())
+    assert all(row.reason.startswith("wrong: output: error") and row.median_ms is None for row in rows)
+
+
+def test_what_fails_at_a_length_keeps_what_was_measured_before(plain_fused, monkeypatch):
+    race = heat()
+    race.check(64)
+
+    class NoBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB\nand more")
+
+    monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: NoBackward.apply(gates.sum() * sum(outputs)))
+    forward, backward = race.measure(contestant(race, "mix", FUSED), problem())
+    assert forward.median_ms > 0
+    assert (backward.median_ms, backward.reason) == (None, "OutOfMemoryError: tried to allocate 9 GiB")
+
+
+def test_a_slow_backend_is_given_up_and_not_tried_at_greater_lengths(plain_fused, monkeypatch):
+    race = heat()
+    race.check(64)
+    slow = contestant(race, "selected", "packed")
+    assert race.measure(slow, problem())[0].reason == ""
+    monkeypatch.setattr(measure, "CALL_LIMIT_MS", 1e-6)
+    assert "a call would take" in race.measure(slow, problem())[0].reason
+    fresh = heat()
+    fresh.check(64)
+    assert "a call takes" in fresh.measure(contestant(fresh, "selected", "packed"), problem())[1].reason
+    assert fresh.measure(fresh.field[0], problem())[0].reason == ""
+
+
+def test_who_does_not_apply_says_why():
+    race = heat()
+    fla, masked = contestant(race, "selected", FLA), contestant(race, "selected", "masked")
+    one, sixteen = LAYOUTS.values()
+    assert "heads / groups >= 16" in why_not(fla, one, 2048)
+    assert why_not(fla, sixteen, 65536) == ""
+    assert why_not(masked, one, 8192) == ""
+    assert "T x T mask" in why_not(masked, one, 32768)
+
+
+def test_fla_core_reads_tokens_before_heads(plain_fused):
+    """Its own call is replaced by a plain one in its layout: what is tried is the turning around it."""
+    race = heat()
+    fla = contestant(race, "selected", FLA)
+
+    def run(problem, q, k, v):
+        assert q.shape[1] == k.shape[1] == problem.length
+        assert problem.token_major_blocks.shape[1] == problem.length
+        turned = (x.transpose(1, 2) for x in (q, k, v))
+        return plain_fused.selected_attention(
+            *turned, problem.blocks, l_sel=CONFIG.l_sel, scale=problem.scale
+        ).transpose(1, 2)
+
+    race.field = [dataclasses.replace(fla, run=run, name="in fla-core's layout")]
+    race.check(100)
+    assert race.checks[0]["reason"] == ""
+    assert [row.reason for row in race.measure(race.field[0], problem())] == ["", ""]
+
+
+def test_a_failure_is_its_first_line():
+    def fail():
+        raise ValueError("first\nsecond")
+
+    assert attempt(fail) == "ValueError: first"
+    assert attempt(lambda: None) == ""
+
+
+def test_an_interrupt_is_no_failure_of_a_contestant():
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(stop)
+
+
+def test_a_timing_is_median_and_spread():
+    timing = Timing.of([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (timing.low_ms, timing.median_ms, timing.high_ms, timing.calls) == (
+        pytest.approx(1.8),
+        3,
+        pytest.approx(4.2),
+        5,
+    )
+
+
+def test_short_calls_are_repeated_more_often():
+    assert [repeats(ms) for ms in (0.0, 0.01, 1.0, 500.0)] == [100, 100, 40, 3]
