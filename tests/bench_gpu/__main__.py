@@ -21,7 +21,7 @@ from tests.bench_gpu import model
 from tests.bench_gpu.chart import over_dense_chart, write_chart
 from tests.bench_gpu.measure import Heat
 from tests.bench_gpu.problem import LAYOUTS, LENGTHS, Problem
-from tests.bench_gpu.rows import GRAPH_LENGTH, MODEL, Row, judged_targets, tables, with_ratios
+from tests.bench_gpu.rows import EAGER, GRAPH_LENGTH, MODEL, Row, judged_targets, tables, with_ratios
 from tests.bench_gpu.timing import Clock, CudaClock, WallClock, ceilings
 
 
@@ -60,9 +60,16 @@ def plan(*, quick: bool, dry: bool) -> Plan:
 class Run:
     """One run: what it found so far, and when it must end."""
 
-    def __init__(self, plan: Plan, clock: Clock, limit_s: float):
-        self.plan, self.clock, self._limit_s = plan, clock, limit_s
+    def __init__(self, plan: Plan, clock: Clock, *, limit_s: float, out: Path):
+        self.plan, self.clock, self._limit_s, self._out = plan, clock, limit_s, out
         self._began = time.monotonic()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **environment.torch_facts(),
+            **environment.machine_facts(),
+            **environment.provenance(),
+            "fla_core": _fla_core(),
+        }
         self.rows: list[Row] = []
         self.ceilings = ceilings(clock, copy_bytes=plan.copy_bytes, side=plan.matmul_side, dtype=plan.dtype)
         self.heats = [Heat(name, c, clock, self.ceilings, plan.dtype) for name, c in plan.layouts.items()]
@@ -72,11 +79,17 @@ class Run:
         """How long the run has taken."""
         return time.monotonic() - self._began
 
+    @property
+    def machine(self) -> str:
+        """Where the figures are from, in a line."""
+        facts, dtype = self.environment, str(self.plan.dtype).removeprefix("torch.")
+        return f"{facts.get('gpu', facts['cpu'])}, torch {facts['torch']}, {dtype}, B=1"
+
     def attention(self) -> None:
         """Measure every contestant on every layout and length."""
         for heat in self.heats:
             heat.check(self.plan.check_length)
-            self._say(
+            self._keep(
                 f"{heat.layout}: {len(heat.checks)} contestants compared with float64 at S={self.plan.check_length:,}"
             )
         for heat in self.heats:
@@ -87,19 +100,18 @@ class Run:
                     self.rows += heat.skipped(contestant, length, late) if late else heat.measure(contestant, problem)
                 del problem
                 self.clock.release()
-                self._say(f"{heat.layout}: S={length:,}")
+                self._keep(f"{heat.layout}: S={length:,}")
 
     def steps(self) -> None:
         """Measure the step of the model at every length."""
         for length in self.plan.model_lengths if self.plan.case else ():
             late = self._late()
-            if late:
-                self.rows += [
-                    Row(MODEL, length, "model", name, "step", "eager", reason=late) for name in model.ATTENTION
-                ]
-                continue
-            self.rows += model.model_rows(self.plan.case, length, self.clock, other_modes=length == GRAPH_LENGTH)
-            self._say(f"model: S={length:,}")
+            skipped = (Row(MODEL, length, "model", name, "step", EAGER, reason=late) for name in model.ATTENTION)
+            all_modes = length == GRAPH_LENGTH
+            self.rows += (
+                skipped if late else model.model_rows(self.plan.case, length, self.clock, other_modes=all_modes)
+            )
+            self._keep(f"model: S={length:,}")
 
     def figures(self) -> dict:
         """Return all that is kept of the run."""
@@ -114,19 +126,16 @@ class Run:
             "checks": [check for heat in self.heats for check in heat.checks],
             "targets": judged_targets(self.rows),
             "rows": with_ratios(self.rows),
-            "fla_core": _fla_core(),
-            "environment": {
-                **environment.torch_facts(),
-                **environment.machine_facts(),
-                **environment.provenance(),
-            },
+            "environment": self.environment,
         }
 
     def _late(self) -> str:
         return f"skipped: the run's {self._limit_s:,.0f} s were spent" if self.seconds > self._limit_s else ""
 
-    def _say(self, what: str) -> None:
-        print(f"{self.seconds:6.1f} s  {what}", file=sys.stderr, flush=True)
+    def _keep(self, done: str) -> None:
+        """Say what is done, and keep the figures so far: whatever comes next may take the process with it."""
+        print(f"{self.seconds:6.1f} s  {done}", file=sys.stderr, flush=True)
+        self._out.write_text(json.dumps(self.figures(), indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,13 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not given.dry and not torch.cuda.is_available():
         parser.exit(1, "bench-gpu: torch finds no CUDA device; --dry tries the benchmark itself on a CPU\n")
-    run = Run(plan(quick=given.quick, dry=given.dry), WallClock() if given.dry else CudaClock(), given.limit_s)
+    clock = WallClock() if given.dry else CudaClock()
+    run = Run(plan(quick=given.quick, dry=given.dry), clock, limit_s=given.limit_s, out=given.out)
     run.attention()
-    _keep(run, given.out)
+    chart = given.out.with_suffix(".html")
+    write_chart(over_dense_chart(run.rows, run.machine), chart)
     run.steps()
-    _keep(run, given.out)
-    print(tables(run.rows))
-    print(f"\n{given.out}\n{given.out.with_suffix('.html')}")
+    print(tables(run.rows), given.out, chart, sep="\n\n")
 
 
 def _fla_core() -> str | None:
@@ -157,17 +166,6 @@ def _fla_core() -> str | None:
         return version("fla-core")
     except PackageNotFoundError:
         return None
-
-
-def _keep(run: Run, out: Path) -> None:
-    figures = run.figures()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=1))
-    facts = figures["environment"]
-    machine = (
-        f"{facts.get('gpu', facts['cpu'])}, torch {facts['torch']}, {figures['dtype'].removeprefix('torch.')}, B=1"
-    )
-    write_chart(over_dense_chart(run.rows, machine), out.with_suffix(".html"))
 
 
 if __name__ == "__main__":

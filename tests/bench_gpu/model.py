@@ -20,7 +20,7 @@ from nsa_lib.profiles import resolve
 from tests.bench_gpu.contestants import FUSED, MASKED_LONGEST
 from tests.bench_gpu.measure import attempt
 from tests.bench_gpu.rows import COMPILED, EAGER, GRAPH, MODEL, Row
-from tests.bench_gpu.timing import Clock, Timing
+from tests.bench_gpu.timing import Call, Clock, Timing
 
 LENGTHS = (2048, 8192, 32768)
 
@@ -41,8 +41,9 @@ class Stepper:
     def __init__(self, case: CaseConfig, attention: str, *, compiled: bool = False):
         kind = {"attention": "dense"} if attention == "dense" else {"backend": attention}
         torch.manual_seed(case.seed)
-        self.model = TinyLM(replace(case.model, **kind), grad_checkpointing=case.grad_checkpointing)
-        self.model.to(getattr(torch, case.dtype)).to(case.device)
+        with torch.device(case.device):
+            self.model = TinyLM(replace(case.model, **kind), grad_checkpointing=case.grad_checkpointing)
+        self.model.to(getattr(torch, case.dtype))
         if compiled:
             self.model.compile_blocks()
         self.optimizer = training.make_optimizer(self.model, case.lr)
@@ -52,44 +53,41 @@ class Stepper:
         training.train_step(self.model, self.optimizer, self.tokens)
 
 
-class GraphStepper(Stepper):
-    """The same, captured as one CUDA graph and replayed."""
+def captured_step(case: CaseConfig, attention: str, clock: Clock) -> Call:
+    """Return the step of a model in training, captured as one CUDA graph."""
 
-    def __init__(self, case: CaseConfig, attention: str):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):  # whatever autograd keeps belongs to the capturing stream from the start
-            super().__init__(case, attention)
-            for group in self.optimizer.param_groups:
-                group["capturable"] = True
-            for _ in range(3):
-                super().__call__()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=stream):
-                super().__call__()
-        torch.cuda.synchronize()
+    def prepare() -> Stepper:
+        step = Stepper(case, attention)
+        for group in step.optimizer.param_groups:
+            group["capturable"] = True
+        return step
 
-    def __call__(self) -> None:
-        self.graph.replay()
+    return clock.capture(prepare, calls=1)
 
 
 def model_rows(case: CaseConfig, seq_len: int, clock: Clock, *, other_modes: bool) -> list[Row]:
     """Return the step time of every model at one length; `other_modes` compiles and captures the faster two."""
     case = replace(case, seq_len=seq_len)
     rows = []
-    eager = {name: lambda name=name: Stepper(case, name) for name in ATTENTION}
-    if seq_len > MASKED_LONGEST:
-        del eager["masked"]
-    rows += _in_turns(eager, EAGER, seq_len, clock)
+    able = [name for name in ATTENTION if name != "masked" or seq_len <= MASKED_LONGEST]
+    rows += _in_turns({name: lambda name=name: Stepper(case, name) for name in able}, EAGER, seq_len, clock)
+    rows += [
+        Row(
+            MODEL, seq_len, "model", name, "step", EAGER, reason=f"makes a T x T mask; tried up to S={MASKED_LONGEST:,}"
+        )
+        for name in ATTENTION
+        if name not in able
+    ]
     if other_modes:
         pair = (FUSED, "dense")
         rows += _in_turns({n: lambda n=n: Stepper(case, n, compiled=True) for n in pair}, COMPILED, seq_len, clock)
-        rows += _in_turns({n: lambda n=n: GraphStepper(case, n) for n in pair}, GRAPH, seq_len, clock)
+        rows += _in_turns({n: lambda n=n: captured_step(case, n, clock) for n in pair}, GRAPH, seq_len, clock)
     return rows
 
 
-def _in_turns(builders: dict[str, Callable[[], Stepper]], mode: str, seq_len: int, clock: Clock) -> list[Row]:
+def _in_turns(builders: dict[str, Callable[[], Call]], mode: str, seq_len: int, clock: Clock) -> list[Row]:
     """Build the models, let each take a step in turn, and return a row each."""
-    steppers: dict[str, Stepper] = {}
+    steppers: dict[str, Call] = {}
     times_ms: dict[str, list[float]] = {name: [] for name in builders}
     reasons, first_s = dict.fromkeys(builders, ""), {}
 

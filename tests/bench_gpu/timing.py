@@ -61,6 +61,7 @@ class CudaClock:
 
     def __init__(self):
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        self._capture_failed = False
 
     def time(self, call: Call) -> Timing:
         """Time a call, launches and all; its kernels are compiled already."""
@@ -76,25 +77,49 @@ class CudaClock:
         return time.perf_counter() - began
 
     def time_graph(self, prepare: Callable[[], Call]) -> Timing:
-        """Time a call under a CUDA graph.
+        """Time a call under a CUDA graph; see `capture` for `prepare`."""
+        replay = self.capture(prepare, calls=GRAPH_CALLS)
+        replay()
+        return Timing.of([ms / GRAPH_CALLS for ms in self._events(replay, GRAPH_REPLAYS)])
+
+    def capture(self, prepare: Callable[[], Call], *, calls: int) -> Call:
+        """Return the replay of a CUDA graph of some calls, one after the other.
 
         `prepare` makes the call, and runs on the capturing stream: autograd runs a backward on the stream of its
-        forward, and a stream that does not capture must not be waited for.
+        forward, and a stream that does not capture must not be waited for. A capture that fails leaves torch 2.11's
+        allocator believing in it (pytorch/pytorch#180395), so a call that waits for the device is found out before, and
+        after a failure nothing is captured any more.
         """
+        if self._capture_failed:
+            raise RuntimeError("an earlier capture failed, and torch captures nothing after that")
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # around the capture too: one that fails does not restore the stream itself
             call = prepare()
             for _ in range(FEWEST):
                 call()
+            self._refuse_waiting(call)
             graph = torch.cuda.CUDAGraph()
+            self._capture_failed = True
             with torch.cuda.graph(graph, stream=stream):
-                for _ in range(GRAPH_CALLS):
+                for _ in range(calls):
                     call()
-            graph.replay()
-            times_ms = self._events(graph.replay, GRAPH_REPLAYS)
+            self._capture_failed = False
         torch.cuda.synchronize()
-        return Timing.of([ms / GRAPH_CALLS for ms in times_ms])
+
+        def replay() -> Call:
+            graph.replay()
+            return call  # what it holds must outlive the graph
+
+        return replay
+
+    def _refuse_waiting(self, call: Call) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     def extra_mib(self, call: Call) -> float:
         """Return the peak MiB of a call, what it returns included, beyond what was allocated before it."""
@@ -107,9 +132,10 @@ class CudaClock:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     def release(self) -> None:
-        """Give the cached memory back to the device."""
+        """Give the cached memory back to the device; after a failed capture torch cannot."""
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        if not self._capture_failed:
+            torch.cuda.empty_cache()
 
     def _events(self, call: Call, count: int) -> list[float]:
         starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))
@@ -138,6 +164,10 @@ class WallClock:
         return time.perf_counter() - began
 
     def time_graph(self, prepare: Callable[[], Call]) -> Timing:
+        """Raise RuntimeError: a CPU has no graphs."""
+        raise RuntimeError("a CPU has no CUDA graphs")
+
+    def capture(self, prepare: Callable[[], Call], *, calls: int) -> Call:
         """Raise RuntimeError: a CPU has no graphs."""
         raise RuntimeError("a CPU has no CUDA graphs")
 
