@@ -83,7 +83,11 @@ class Run:
     def machine(self) -> str:
         """Where the figures are from, in a line."""
         facts, dtype = self.environment, str(self.plan.dtype).removeprefix("torch.")
-        return f"{facts.get('gpu', facts['cpu'])}, torch {facts['torch']}, {dtype}, B=1"
+        measured = self.ceilings
+        return (
+            f"{facts.get('gpu', facts['cpu'])}, torch {facts['torch']}, {dtype}, B=1; "
+            f"copies {measured.copy_gb_per_s:,.0f} GB/s, multiplies {measured.matmul_tflop_per_s:,.3g} Tflop/s"
+        )
 
     def attention(self) -> None:
         """Measure every contestant on every layout and length."""
@@ -157,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chart = given.out.with_suffix(".html")
     write_chart(over_dense_chart(run.rows, run.machine), chart)
     run.steps()
-    print(tables(run.rows), given.out, chart, sep="\n\n")
+    print(run.machine, tables(run.rows), given.out, chart, sep="\n\n")
 
 
 def _fla_core() -> str | None:

@@ -47,13 +47,18 @@ class Heat:
         self.field = contestants(config, clock.device)
         self.checks: list[dict] = []
         """What the comparison found: errors, budgets, seconds with compiling, why not."""
-        self._refused: dict[Contestant, str] = {}
+        self._failed: dict[Contestant, str] = {}
+        self._wrong: dict[Contestant, str] = {}
         self._errors: dict[Contestant, float] = {}
         self._call_ms: dict[Contestant, tuple[int, float]] = {}
         """The length at which a contestant was last timed, and its slower direction there."""
 
     def check(self, length: int) -> None:
-        """Compare every contestant that applies with float64; one that is wrong or fails is not timed at all."""
+        """Compare every contestant that applies with float64.
+
+        One that fails is not tried again. One that is wrong is timed all the same, but its rows say so and count for
+        nothing (see `rows.Row.counted_ms`).
+        """
         problem = Problem.random(self.config, length, dtype=self.dtype, device=self.clock.device)
         for contestant in self.field:
             if not why_not(contestant, self.config, length):
@@ -66,11 +71,11 @@ class Heat:
         seconds = self.clock.once_s(lambda: reasons.append(attempt(lambda: found.append(judge(contestant, problem)))))
         (reason,), errors = reasons, {}
         for judgement in found:
-            reason = f"wrong: {judgement.wrong}" if judgement.wrong else ""
+            self._wrong[contestant] = reason = f"wrong: {judgement.wrong}" if judgement.wrong else ""
             # JSON has no infinity and no NaN; what is not finite is wrong, and the reason says so.
             errors = {name: error if math.isfinite(error) else None for name, error in judgement.errors.items()}
             self._errors[contestant] = judgement.worst
-        self._refused[contestant] = reason
+        self._failed[contestant] = "" if found else reason
         return {
             "layout": self.layout,
             "seq_len": problem.length,
@@ -86,7 +91,7 @@ class Heat:
         """Return the rows of one contestant at one length."""
         reason = (
             why_not(contestant, self.config, problem.length)
-            or self._refused[contestant]
+            or self._failed[contestant]
             or self._too_slow(contestant, problem.length)
         )
         if reason:
@@ -166,6 +171,7 @@ class Heat:
             floor = floor_ms(
                 contestant.part, self.config, problem.length, direction, self.dtype.itemsize, self.ceilings
             )
+            facts["reason"] = self._wrong[contestant]
             facts |= {
                 "median_ms": timing.median_ms,
                 "low_ms": timing.low_ms,

@@ -44,7 +44,7 @@ class Row:
     mode: str
     """`eager`, `graph` or `compiled`."""
     reason: str = ""
-    """Why there is no figure: skipped, failed, wrong; nothing where there is one."""
+    """Why there is no figure, or none that counts: skipped, failed, wrong; nothing where there is one."""
     median_ms: float | None = None
     low_ms: float | None = None
     """20 % of the calls are faster."""
@@ -57,6 +57,11 @@ class Row:
     error: float | None = None
     """The largest relative error against float64, of output and gradients, at the length of the check."""
     floor_ms: float | None = None
+
+    @property
+    def counted_ms(self) -> float | None:
+        """The median, or None where there is none or the result was wrong."""
+        return None if self.reason else self.median_ms
 
     @property
     def heat(self) -> tuple[str, int, str, str]:
@@ -118,8 +123,8 @@ def dense_ms(rows: Iterable[Row]) -> dict[tuple[str, int, str, str], float]:
     """Return the time of dense attention, by what may be compared with it."""
     best: dict[tuple[str, int, str, str], float] = {}
     for row in rows:
-        if row.is_yardstick and row.median_ms is not None:
-            best[row.heat] = min(row.median_ms, best.get(row.heat, row.median_ms))
+        if row.is_yardstick and row.counted_ms is not None:
+            best[row.heat] = min(row.counted_ms, best.get(row.heat, row.counted_ms))
     return best
 
 
@@ -128,7 +133,7 @@ def with_ratios(rows: Sequence[Row]) -> list[dict]:
     dense = dense_ms(rows)
 
     def over(row: Row, other_ms: float | None) -> float | None:
-        return row.median_ms / other_ms if row.median_ms is not None and other_ms else None
+        return row.counted_ms / other_ms if row.counted_ms is not None and other_ms else None
 
     return [
         {**asdict(row), "over_dense": over(row, dense.get(row.heat)), "over_floor": over(row, row.floor_ms)}
@@ -157,7 +162,7 @@ def judged_targets(rows: Sequence[Row]) -> list[dict]:
     layout, seq_len, limit_mib = MEMORY_TARGET
     if (layout, seq_len) in asked:
         about = ("whole", layout, seq_len, "backward", EAGER)
-        held = [row.extra_mib for row in rows if row.contestant == FUSED and row.about == about]
+        held = [row.extra_mib for row in rows if row.contestant == FUSED and row.about == about and row.counted_ms]
         about = {"part": "whole", "layout": layout, "seq_len": seq_len, "direction": "memory", "mode": EAGER}
         judged.append({**about, "unit": "MiB", **_verdict(held[0] if held else None, limit_mib)})
     return judged

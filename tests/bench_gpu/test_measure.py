@@ -86,14 +86,15 @@ def test_a_missing_package_is_a_row_that_says_so(no_fused):
     assert race.measure(contestant(race, "selected", "masked"), problem())[0].reason == ""
 
 
-def test_a_wrong_contestant_is_never_timed(plain_fused, monkeypatch):
+def test_a_wrong_contestants_figures_say_so_and_do_not_count(plain_fused, monkeypatch):
     monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: 1.1 * gates[..., :1] * outputs[0] + sum(outputs))
     race = heat()
     race.check(64)
     (wrong,) = [check for check in race.checks if check["reason"]]
     assert (wrong["part"], wrong["contestant"]) == ("mix", FUSED)
     rows = race.measure(contestant(race, "mix", FUSED), problem())
-    assert all(row.reason.startswith("wrong: output: error") and row.median_ms is None for row in rows)
+    assert [row.reason.split(": error")[0] for row in rows] == ["wrong: output"] * 2
+    assert all(row.median_ms > 0 and row.counted_ms is None and row.error > 0.01 for row in rows)
 
 
 def test_what_fails_at_a_length_keeps_what_was_measured_before(plain_fused, monkeypatch):

@@ -32,7 +32,7 @@ def test_a_ratio_crosses_neither_modes_nor_lengths_nor_layouts(other):
 
 
 def test_dense_that_was_wrong_is_no_yardstick():
-    rows = [row("dense", "cuDNN", None, reason="wrong: output"), row("dense", "flash", 3.0), row("mix", "fused", 3.0)]
+    rows = [row("dense", "cuDNN", 1.0, reason="wrong: output"), row("dense", "flash", 3.0), row("mix", "fused", 3.0)]
     assert [r["over_dense"] for r in with_ratios(rows)] == [None, 1, 1]
 
 
@@ -52,9 +52,10 @@ def test_a_target_is_met_up_to_its_bound():
     assert missed["missed_by_percent"] == pytest.approx(10)
 
 
-@pytest.mark.parametrize("what", [[], [("whole", "fused", None)], [("whole", "another", 1.0)]])
-def test_a_target_without_a_figure_is_not_met(what):
-    found = verdict([row("dense", "flash", 100.0), *(row(*one) for one in what)], "whole")
+@pytest.mark.parametrize("what", [[], [row("whole", "fused", None)], [row("whole", "another", 1.0)],
+                                  [row("whole", "fused", 1.0, reason="wrong: output")]])  # fmt: skip
+def test_a_target_without_a_right_figure_is_not_met(what):
+    found = verdict([row("dense", "flash", 100.0), *what], "whole")
     assert (found["met"], found["measured"]) == (False, None)
 
 
