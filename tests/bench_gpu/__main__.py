@@ -32,7 +32,7 @@ class Plan:
     layouts: dict[str, NSAConfig]
     lengths: Sequence[int]
     check_length: int
-    """Tokens at which contestants are compared with float64: past the window, and a multiple of nothing."""
+    """Tokens at which every query is compared with float64: past window and n_sel blocks, and no multiple of a tile."""
     dtype: torch.dtype
     copy_bytes: int
     matmul_side: int
@@ -49,7 +49,7 @@ def plan(*, quick: bool, dry: bool) -> Plan:
         case = replace(case, model=replace(case.model, layers=1, vocab=64))
         return Plan({"H=4 G=2 D=16": tiny}, (256, 512), 233, torch.float32, 2**20, 64, None if quick else case, (128,))
     wide = Plan(
-        LAYOUTS, LENGTHS, 1000, torch.bfloat16, 4 * 2**30, 8192, model.checklist_case("checklist"), model.LENGTHS
+        LAYOUTS, LENGTHS, 1500, torch.bfloat16, 4 * 2**30, 8192, model.checklist_case("checklist"), model.LENGTHS
     )
     if quick:
         first = next(iter(LAYOUTS))

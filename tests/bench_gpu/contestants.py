@@ -51,10 +51,9 @@ class Contestant:
     may_be_slow: bool = True
     """Whether it is given up where a call takes too long."""
 
-    def tensors(self, problem: Problem, names: tuple[str, ...]) -> list[Tensor]:
-        """Return tensors of the problem in the layout that the contestant reads."""
-        chosen = [problem.tensors[name] for name in names]
-        return [x.transpose(1, 2).contiguous() if self.token_major else x for x in chosen]
+    def turned(self, x: Tensor) -> Tensor:
+        """Turn a tensor from [B, heads, T, D] into the contestant's own layout, or back."""
+        return x.transpose(1, 2).contiguous() if self.token_major else x
 
 
 def contestants(config: NSAConfig, device: str) -> list[Contestant]:

@@ -20,6 +20,10 @@ CALL_LIMIT_MS = 500.0
 """A backend that takes longer a call is not timed: one figure would take seconds, and say no more."""
 
 
+SAMPLED_QUERIES = 64
+"""Queries that are compared with float64 at each length that is timed; at the shortest, apart, all are."""
+
+
 class TooSlowError(Exception):
     """A call takes longer than CALL_LIMIT_MS."""
 
@@ -46,46 +50,46 @@ class Heat:
         self.layout, self.config, self.clock, self.ceilings, self.dtype = layout, config, clock, ceilings, dtype
         self.field = contestants(config, clock.device)
         self.checks: list[dict] = []
-        """What the comparison found: errors, budgets, seconds with compiling, why not."""
+        """What the comparisons found: errors, budgets, seconds with compiling, why not."""
         self._failed: dict[Contestant, str] = {}
-        self._wrong: dict[Contestant, str] = {}
-        self._errors: dict[Contestant, float] = {}
+        self._judged: dict[tuple[Contestant, int], Judgement] = {}
+        self._check_length = 0
         self._call_ms: dict[Contestant, tuple[int, float]] = {}
         """The length at which a contestant was last timed, and its slower direction there."""
 
     def check(self, length: int) -> None:
-        """Compare every contestant that applies with float64.
+        """Compare every contestant that applies with float64, at all queries of a short problem.
 
         One that fails is not tried again. One that is wrong is timed all the same, but its rows say so and count for
         nothing (see `rows.Row.counted_ms`).
         """
+        self._check_length = length
         problem = Problem.random(self.config, length, dtype=self.dtype, device=self.clock.device)
         for contestant in self.field:
             if not why_not(contestant, self.config, length):
-                self.checks.append(self._check(contestant, problem))
+                self._failed[contestant] = attempt(lambda c=contestant: self._judge(c, problem, queries=length))
                 self.clock.release()
 
-    def _check(self, contestant: Contestant, problem: Problem) -> dict:
+    def _judge(self, contestant: Contestant, problem: Problem, *, queries: int) -> None:
+        about = {"layout": self.layout, "part": contestant.part, "contestant": contestant.name}
+        check = {**about, "seq_len": problem.length, "queries": queries}
         found: list[Judgement] = []
-        reasons: list[str] = []
-        seconds = self.clock.once_s(lambda: reasons.append(attempt(lambda: found.append(judge(contestant, problem)))))
-        (reason,), errors = reasons, {}
-        for judgement in found:
-            self._wrong[contestant] = reason = f"wrong: {judgement.wrong}" if judgement.wrong else ""
-            # JSON has no infinity and no NaN; what is not finite is wrong, and the reason says so.
-            errors = {name: error if math.isfinite(error) else None for name, error in judgement.errors.items()}
-            self._errors[contestant] = judgement.worst
-        self._failed[contestant] = "" if found else reason
-        return {
-            "layout": self.layout,
-            "seq_len": problem.length,
-            "part": contestant.part,
-            "contestant": contestant.name,
-            "errors": errors,
-            "allowed": found[0].allowed if found else {},
-            "seconds": seconds,
-            "reason": reason,
-        }
+        check["seconds"] = self.clock.once_s(lambda: found.append(judge(contestant, problem, queries=queries)))
+        (judgement,) = found
+        self._judged[contestant, problem.length] = judgement
+        # JSON has no infinity and no NaN; what is not finite is wrong, and that is said beside it.
+        errors = {name: error if math.isfinite(error) else None for name, error in judgement.errors.items()}
+        self.checks.append({**check, "errors": errors, "allowed": judgement.allowed, "wrong": judgement.wrong})
+
+    def _verdict(self, contestant: Contestant, length: int) -> dict:
+        """Return a contestant's largest error and what was wrong, at the check and at a length."""
+        judged = [
+            self._judged[key] for key in ((contestant, self._check_length), (contestant, length)) if key in self._judged
+        ]
+        worst = max((judgement.worst for judgement in judged), default=None)
+        wrong = "; ".join(dict.fromkeys(judgement.wrong for judgement in judged if judgement.wrong))
+        finite = worst is not None and math.isfinite(worst)
+        return {"error": worst if finite else None, "reason": f"wrong: {wrong}" if wrong else ""}
 
     def measure(self, contestant: Contestant, problem: Problem) -> list[Row]:
         """Return the rows of one contestant at one length."""
@@ -121,13 +125,17 @@ class Heat:
             output = forward()
             return output, backward(output)
 
-        first_s = self.clock.once_s(forward)
-        facts = {"first_call_s": first_s, "extra_mib": self.clock.extra_mib(forward)}
+        first_s = {FORWARD: self.clock.once_s(forward)}
+        if contestant.reads:
+            first_s[BACKWARD] = self.clock.once_s(both)
+        self._judge(contestant, problem, queries=SAMPLED_QUERIES)
+        self.clock.release()
+        facts = {"first_call_s": first_s[FORWARD], "extra_mib": self.clock.extra_mib(forward)}
         timing = self._timed(contestant, problem.length, forward)
         rows.append(self._row(contestant, problem, FORWARD, EAGER, timing, **facts))
         slowest_ms = timing.median_ms
         if contestant.reads:
-            facts = {"first_call_s": self.clock.once_s(both), "extra_mib": self.clock.extra_mib(both)}
+            facts = {"first_call_s": first_s[BACKWARD], "extra_mib": self.clock.extra_mib(both)}
             output = forward()
             timing = self._timed(contestant, problem.length, lambda: backward(output))
             rows.append(self._row(contestant, problem, BACKWARD, EAGER, timing, **facts))
@@ -167,20 +175,14 @@ class Heat:
     def _row(
         self, contestant: Contestant, problem: Problem, direction: str, mode: str, timing: Timing | None = None, **facts
     ) -> Row:
+        verdict = self._verdict(contestant, problem.length)
         if timing:
-            floor = floor_ms(
-                contestant.part, self.config, problem.length, direction, self.dtype.itemsize, self.ceilings
-            )
-            facts["reason"] = self._wrong[contestant]
-            facts |= {
-                "median_ms": timing.median_ms,
-                "low_ms": timing.low_ms,
-                "high_ms": timing.high_ms,
-                "floor_ms": floor,
-            }
-        error = self._errors.get(contestant)
-        error = error if error is None or math.isfinite(error) else None
-        return Row(self.layout, problem.length, contestant.part, contestant.name, direction, mode, error=error, **facts)
+            c, element_bytes = self.config, self.dtype.itemsize
+            floor = floor_ms(contestant.part, c, problem.length, direction, element_bytes, self.ceilings)
+            facts |= {"median_ms": timing.median_ms, "low_ms": timing.low_ms, "high_ms": timing.high_ms}
+            facts |= {"floor_ms": floor, "reason": verdict["reason"]}
+        about = (self.layout, problem.length, contestant.part, contestant.name, direction, mode)
+        return Row(*about, error=verdict["error"], **facts)
 
 
 def _directions(contestant: Contestant) -> tuple[str, ...]:
@@ -189,8 +191,8 @@ def _directions(contestant: Contestant) -> tuple[str, ...]:
 
 def _calls(contestant: Contestant, problem: Problem):
     """Return the forward, and the backward of its output, over leaves of their own."""
-    leaves = [x.detach().requires_grad_() for x in contestant.tensors(problem, contestant.reads)]
-    (cotangent,) = contestant.tensors(problem, ("cotangent",)) if leaves else (None,)
+    leaves = [contestant.turned(problem.tensors[name]).detach().requires_grad_() for name in contestant.reads]
+    cotangent = contestant.turned(problem.tensors["cotangent"])
 
     def backward(output: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(output, leaves, cotangent, retain_graph=True)

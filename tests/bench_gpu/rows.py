@@ -55,7 +55,7 @@ class Row:
     extra_mib: float | None = None
     """Peak beyond the inputs: of forward; of forward and backward together."""
     error: float | None = None
-    """The largest relative error against float64, of output and gradients, at the length of the check."""
+    """The largest relative error against float64, of output and gradients, here and at the short check."""
     floor_ms: float | None = None
 
     @property

@@ -3,21 +3,26 @@ import torch
 
 from nsa_lib.config import NSAConfig
 from tests.bench_gpu.contestants import FLA, FUSED, contestants
-from tests.bench_gpu.judge import judge
+from tests.bench_gpu.judge import judge as judge_queries
 from tests.bench_gpu.problem import Problem
 
 CONFIG = NSAConfig(dim=8, heads=4, groups=2, d_k=16, d_v=8, l=16, d=8, l_sel=32, n_sel=4, w=40)
 FIELD = {(c.part, c.name): c for c in contestants(CONFIG, "cpu") if c.name != FLA}
 
 
+def judge(contestant, problem, queries=233):
+    return judge_queries(contestant, problem, queries=queries)
+
+
 def problem(dtype=torch.float32):
     return Problem.random(CONFIG, 233, dtype=dtype, device="cpu")
 
 
+@pytest.mark.parametrize("queries", [233, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("contestant", FIELD.values(), ids=lambda c: f"{c.part}-{c.name}")
-def test_a_right_contestant_is_within_its_budget(contestant, dtype, plain_fused):
-    judged = judge(contestant, problem(dtype))
+def test_a_right_contestant_is_within_its_budget(contestant, dtype, queries, plain_fused):
+    judged = judge(contestant, problem(dtype), queries)
     assert judged.wrong == ""
     assert len(judged.errors) == (len(contestant.reads) + 1 if contestant.reads else 2)
 
@@ -52,7 +57,9 @@ def test_a_wrong_gradient_is_seen_and_named(plain_fused, monkeypatch):
     monkeypatch.setattr(
         plain_fused, "selected_attention", lambda q, k, v, *a, **o: right(q, WrongGradient.apply(k), v, *a, **o)
     )
-    assert judge(FIELD["selected", FUSED], problem(torch.bfloat16)).wrong.startswith("gradient of k_slc: error 5.0")
+    for queries in (233, 16):
+        judged = judge(FIELD["selected", FUSED], problem(torch.bfloat16), queries)
+        assert judged.wrong.startswith("gradient of k_slc: error 5.0")
 
 
 def test_nan_is_wrong(plain_fused, monkeypatch):

@@ -22,7 +22,8 @@ def test_a_dry_run_goes_the_whole_way(plain_fused, quick_facts, tmp_path, capsys
     figures = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert figures["environment"]["source_sha256"] == environment.source_sha256()
     assert figures["ceilings"]["copy_gb_per_s"] > 0
-    assert {check["reason"] for check in figures["checks"]} == {""}
+    assert {check["wrong"] for check in figures["checks"]} == {""}
+    assert {check["seq_len"] for check in figures["checks"]} == {233, 256, 512}
     rows = figures["rows"]
     whole = [r for r in rows if (r["part"], r["contestant"]) == ("whole", "fused")]
     assert [(r["seq_len"], r["direction"]) for r in whole] == [

@@ -43,7 +43,7 @@ def contestant(heat, part, name):
 def test_a_contestant_gets_a_row_each_way_with_its_error_and_floor(plain_fused):
     race = heat()
     race.check(233)
-    assert [check["reason"] for check in race.checks] == [""] * len(race.checks)
+    assert [check["wrong"] for check in race.checks] == [""] * len(race.checks)
     for one in race.field:
         rows = race.measure(one, problem())
         if one.name != FLA:
@@ -90,16 +90,17 @@ def test_a_wrong_contestants_figures_say_so_and_do_not_count(plain_fused, monkey
     monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: 1.1 * gates[..., :1] * outputs[0] + sum(outputs))
     race = heat()
     race.check(64)
-    (wrong,) = [check for check in race.checks if check["reason"]]
+    (wrong,) = [check for check in race.checks if check["wrong"]]
     assert (wrong["part"], wrong["contestant"]) == ("mix", FUSED)
     rows = race.measure(contestant(race, "mix", FUSED), problem())
     assert [row.reason.split(": error")[0] for row in rows] == ["wrong: output"] * 2
     assert all(row.median_ms > 0 and row.counted_ms is None and row.error > 0.01 for row in rows)
 
 
-def test_what_fails_at_a_length_keeps_what_was_measured_before(plain_fused, monkeypatch):
+def test_what_fails_at_a_length_says_so_there(plain_fused, monkeypatch):
     race = heat()
     race.check(64)
+    right = plain_fused.mix
 
     class NoBackward(torch.autograd.Function):
         @staticmethod
@@ -110,10 +111,31 @@ def test_what_fails_at_a_length_keeps_what_was_measured_before(plain_fused, monk
         def backward(ctx, gradient):
             raise torch.OutOfMemoryError("tried to allocate 9 GiB\nand more")
 
-    monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: NoBackward.apply(gates.sum() * sum(outputs)))
-    forward, backward = race.measure(contestant(race, "mix", FUSED), problem())
-    assert forward.median_ms > 0
-    assert (backward.median_ms, backward.reason) == (None, "OutOfMemoryError: tried to allocate 9 GiB")
+    monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: NoBackward.apply(right(gates, outputs)))
+    rows = race.measure(contestant(race, "mix", FUSED), problem())
+    assert [(row.direction, row.reason) for row in rows] == [
+        ("forward", "OutOfMemoryError: tried to allocate 9 GiB"),
+        ("backward", "OutOfMemoryError: tried to allocate 9 GiB"),
+    ]
+    monkeypatch.setattr(plain_fused, "mix", right)
+    assert [row.reason for row in race.measure(contestant(race, "mix", FUSED), problem(128))] == ["", ""]
+
+
+def test_what_is_wrong_at_one_length_alone_is_seen_there(plain_fused, monkeypatch):
+    """As a kernel is that only long sequences run."""
+    right = plain_fused.sliding_attention
+
+    def wrong_when_long(q, k, v, **options):
+        return right(q, k, v, **options) * (1 if q.shape[2] < 100 else 1.1)
+
+    monkeypatch.setattr(plain_fused, "sliding_attention", wrong_when_long)
+    race = heat()
+    race.check(64)
+    sliding = contestant(race, "sliding", FUSED)
+    assert [bool(row.reason) for length in (96, 128) for row in race.measure(sliding, problem(length))] == [
+        False, False, True, True
+    ]  # fmt: skip
+    assert [bool(row.reason) for row in race.measure(sliding, problem(96))] == [False, False]
 
 
 def test_a_slow_backend_is_given_up_and_not_tried_at_greater_lengths(plain_fused, monkeypatch):
@@ -154,7 +176,7 @@ def test_fla_core_reads_tokens_before_heads(plain_fused):
 
     race.field = [dataclasses.replace(fla, run=run, name="in fla-core's layout")]
     race.check(100)
-    assert race.checks[0]["reason"] == ""
+    assert race.checks[0]["wrong"] == ""
     assert [row.reason for row in race.measure(race.field[0], problem())] == ["", ""]
 
 
