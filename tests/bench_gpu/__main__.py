@@ -102,6 +102,8 @@ class Run:
                 for contestant in heat.field:
                     late = self._late()
                     self.rows += heat.skipped(contestant, length, late) if late else heat.measure(contestant, problem)
+                if length == GRAPH_LENGTH and not self._late():
+                    self.rows += heat.measure_graphs(problem)
                 del problem
                 self.clock.release()
                 self._keep(f"{heat.layout}: S={length:,}")

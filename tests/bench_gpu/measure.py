@@ -13,7 +13,7 @@ from tests.bench_gpu.contestants import Contestant, contestants, why_not
 from tests.bench_gpu.floors import BACKWARD, FORWARD, Ceilings, floor_ms
 from tests.bench_gpu.judge import Judgement, judge
 from tests.bench_gpu.problem import Problem
-from tests.bench_gpu.rows import EAGER, GRAPH, GRAPH_LENGTH, Row
+from tests.bench_gpu.rows import EAGER, GRAPH, Row
 from tests.bench_gpu.timing import Call, Clock, Timing
 
 CALL_LIMIT_MS = 500.0
@@ -107,9 +107,22 @@ class Heat:
         done = {row.direction for row in rows}
         rows += [self._row(contestant, problem, direction, EAGER, reason=reason)
                  for direction in _directions(contestant) if direction not in done]  # fmt: skip
-        if problem.length == GRAPH_LENGTH and not reason:
-            rows += [self._measure_graph(contestant, problem, direction) for direction in _directions(contestant)]
         self.clock.release()
+        return rows
+
+    def measure_graphs(self, problem: Problem) -> list[Row]:
+        """Return the rows under CUDA graphs of all that were timed at a length.
+
+        Forward first: after a capture that fails there is no other, and a backward is the likelier to fail.
+        """
+        rows = []
+        for direction in (FORWARD, BACKWARD):
+            for contestant in self.field:
+                timed_at, call_ms = self._call_ms.get(contestant, (0, 0.0))
+                was_timed = timed_at == problem.length and call_ms <= CALL_LIMIT_MS
+                if was_timed and direction in _directions(contestant):
+                    rows.append(self._measure_graph(contestant, problem, direction))
+                    self.clock.release()
         return rows
 
     def skipped(self, contestant: Contestant, length: int, reason: str) -> list[Row]:
@@ -146,7 +159,7 @@ class Heat:
         if contestant.may_be_slow:
             once_ms = 1000 * self.clock.once_s(call)
             if once_ms > CALL_LIMIT_MS:
-                self._call_ms[contestant] = length, once_ms
+                self._call_ms[contestant] = length, once_ms  # and so not tried at greater lengths
                 raise TooSlowError(f"skipped: a call takes {once_ms:,.0f} ms, tried up to {CALL_LIMIT_MS:,.0f} ms")
         return self.clock.time(call)
 

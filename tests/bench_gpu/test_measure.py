@@ -54,27 +54,25 @@ def test_a_contestant_gets_a_row_each_way_with_its_error_and_floor(plain_fused):
             assert all(row.low_ms <= row.median_ms <= row.high_ms and row.error < 1e-4 for row in rows)
 
 
-def test_at_the_graphs_length_each_way_is_measured_twice(plain_fused, monkeypatch):
-    monkeypatch.setattr(measure, "GRAPH_LENGTH", 96)
+def test_what_was_timed_is_timed_under_graphs_too_forward_first(plain_fused):
     race = heat()
     race.check(64)
-    rows = race.measure(contestant(race, "whole", FUSED), problem())
-    assert [(row.direction, row.mode) for row in rows] == [
-        ("forward", "eager"),
-        ("backward", "eager"),
-        ("forward", "graph"),
-        ("backward", "graph"),
-    ]
-    assert all(row.median_ms > 0 for row in rows)
+    assert race.measure_graphs(problem()) == []
+    for part, name in (("whole", FUSED), ("choice", FUSED), ("mix", FUSED)):
+        race.measure(contestant(race, part, name), problem())
+    rows = race.measure_graphs(problem())
+    ways = [("whole", "forward"), ("choice", "forward"), ("mix", "forward"), ("whole", "backward"), ("mix", "backward")]
+    assert [(row.part, row.direction) for row in rows] == ways
+    assert all(row.mode == "graph" and row.median_ms > 0 and row.error < 1e-4 for row in rows)
+    assert race.measure_graphs(problem(128)) == []
 
 
-def test_a_graph_that_cannot_be_captured_leaves_the_eager_figures(plain_fused, monkeypatch):
-    monkeypatch.setattr(measure, "GRAPH_LENGTH", 96)
+def test_a_graph_that_cannot_be_captured_says_so(plain_fused):
     race = heat()
     race.clock = WallClock()
     race.check(64)
-    rows = race.measure(contestant(race, "mix", FUSED), problem())
-    assert [row.reason for row in rows] == ["", "", *["RuntimeError: a CPU has no CUDA graphs"] * 2]
+    race.measure(contestant(race, "mix", FUSED), problem())
+    assert [row.reason for row in race.measure_graphs(problem())] == ["RuntimeError: a CPU has no CUDA graphs"] * 2
 
 
 def test_a_missing_package_is_a_row_that_says_so(no_fused):
