@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke validate test lab lint bench selftest
+.PHONY: help smoke validate test lab lint bench bench-gpu selftest
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 smoke: .venv/installed  ## run the production smoke on this machine: verdict and HTML report
 	$(BIN)/python -m nsa_lib run smoke
@@ -30,6 +30,9 @@ selftest: .venv/installed  ## plant every seeded fault and show that a verdict t
 bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_trend
+
+bench-gpu: .venv/tested  ## measure every attention against dense on this machine's GPU: table, chart, JSON
+	$(BIN)/python -m tests.bench_gpu
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

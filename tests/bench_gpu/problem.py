@@ -1,0 +1,96 @@
+"""What the contestants are given: the two head layouts, and random tensors of one length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from nsa_lib.config import BRANCHES, NSAConfig
+
+LAYOUTS = {
+    "H=12 G=12 D=64": NSAConfig(
+        dim=768, heads=12, groups=12, d_k=64, d_v=64, l=16, d=16, l_sel=64, n_sel=16, w=512, phi="mean"
+    ),
+    "H=64 G=4 D=128": NSAConfig(
+        dim=8192, heads=64, groups=4, d_k=128, d_v=128, l=32, d=16, l_sel=64, n_sel=16, w=512, phi="mean"
+    ),
+}
+"""The checklist's layout, group size 1; and one of group size 16."""
+
+LENGTHS = (2048, 8192, 32768, 65536)
+
+PAD = -1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Random tensors of one layout and length, by name, in [1, heads, T, width]."""
+
+    config: NSAConfig
+    length: int
+    tensors: dict[str, torch.Tensor]
+    """`q`, `k_<branch>`, `v_<branch>`, `out_<branch>`, `gates` in (0, 1), `cotangent` of an output."""
+    blocks: torch.Tensor
+    """Random causal selection, int32 [1, G, T, n_sel]."""
+
+    @cached_property
+    def long_blocks(self) -> torch.Tensor:
+        """The selection as int64, which the backends take."""
+        return self.blocks.long()
+
+    @cached_property
+    def token_major_blocks(self) -> torch.Tensor:
+        """The selection as [1, T, G, n_sel]."""
+        return self.blocks.transpose(1, 2).contiguous()
+
+    @property
+    def scale(self) -> float:
+        """Of the logits."""
+        return self.config.d_k**-0.5
+
+    @classmethod
+    def random(cls, config: NSAConfig, length: int, *, dtype: torch.dtype, device: str, seed: int = 0) -> Problem:
+        """Return normal numbers: zeros would draw less power, and so run at a higher clock."""
+        generator = torch.Generator(device).manual_seed(seed)
+        c, compressed = config, (length - config.l) // config.d + 1
+
+        def normal(heads: int, rows: int, width: int) -> torch.Tensor:
+            return torch.randn(1, heads, rows, width, generator=generator, device=device, dtype=dtype)
+
+        tensors = {"q": normal(c.heads, length, c.d_k), "cotangent": normal(c.heads, length, c.d_v)}
+        for branch in BRANCHES:
+            rows = compressed if branch == "cmp" else length
+            tensors[f"k_{branch}"], tensors[f"v_{branch}"] = (normal(c.groups, rows, d) for d in (c.d_k, c.d_v))
+            tensors[f"out_{branch}"] = normal(c.heads, length, c.d_v)
+        tensors["gates"] = normal(c.heads, length, len(BRANCHES)).sigmoid()
+        blocks = random_blocks(c.groups, length, l_sel=c.l_sel, n_sel=c.n_sel, generator=generator, device=device)
+        return cls(config, length, tensors, blocks)
+
+
+def random_blocks(
+    groups: int, length: int, *, l_sel: int, n_sel: int, generator: torch.Generator, device: str
+) -> torch.Tensor:
+    """Return a random selection that keeps the rules: block 0, the query's own, the one before it, and others before.
+
+    The others are a uniform sample without repetition of the blocks between, by Floyd's algorithm: n_sel - 3 draws, for
+    all queries at once, without a T x N buffer.
+
+    Returns:
+        int32 [1, groups, T, n_sel], ascending, padded at the end with -1.
+    """
+    own = torch.arange(length, device=device) // l_sel
+    fixed = [torch.zeros_like(own), torch.where(own >= 2, own - 1, PAD), torch.where(own >= 1, own, PAD)]
+    chosen = torch.stack(fixed, dim=-1).expand(groups, -1, -1)
+    between, draws = (own - 2).clamp(min=0), n_sel - len(fixed)
+    for last in (between - draws + i for i in range(draws)):
+        draw = torch.rand(groups, length, generator=generator, device=device) * (last + 1)
+        block = 1 + draw.long().minimum(last)  # a product that float32 rounds up to `last + 1` is no block
+        taken = (chosen[..., len(fixed) :] == block[..., None]).any(dim=-1)
+        block = torch.where(taken, 1 + last, block)
+        block = torch.where(last >= 0, block, PAD)
+        chosen = torch.cat([chosen, block[..., None]], dim=-1)
+    behind = int(own[-1]) + 1
+    chosen = chosen.masked_fill(chosen == PAD, behind).sort(dim=-1).values
+    return chosen.masked_fill(chosen == behind, PAD)[None].int()

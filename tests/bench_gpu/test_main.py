@@ -1,0 +1,75 @@
+import json
+import math
+
+import pytest
+import torch
+
+from nsa_lib import environment
+from tests.bench_gpu import measure
+from tests.bench_gpu.__main__ import main, plan
+
+
+@pytest.fixture
+def quick_facts(monkeypatch):
+    """The facts of torch without the process that asks for them, and no limit on a call: this machine may be busy."""
+    monkeypatch.setattr(measure, "CALL_LIMIT_MS", math.inf)
+    monkeypatch.setattr(environment, "torch_facts", lambda: {"torch": torch.__version__, "gpu": "none"})
+
+
+def test_a_dry_run_goes_the_whole_way(plain_fused, quick_facts, tmp_path, capsys):
+    out = tmp_path / "deep" / "bench_gpu.json"
+    main(["--dry", "--out", str(out)])
+    figures = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert figures["environment"]["source_sha256"] == environment.source_sha256()
+    assert figures["ceilings"]["copy_gb_per_s"] > 0
+    assert {check["wrong"] for check in figures["checks"]} == {""}
+    assert {check["seq_len"] for check in figures["checks"]} == {233, 256, 512}
+    rows = figures["rows"]
+    whole = [r for r in rows if (r["part"], r["contestant"]) == ("whole", "fused")]
+    assert [(r["seq_len"], r["direction"]) for r in whole] == [
+        (256, "forward"), (256, "backward"), (512, "forward"), (512, "backward")
+    ]  # fmt: skip
+    assert all(r["over_dense"] > 0 and r["over_floor"] > 0 for r in whole)
+    steps = {r["contestant"]: r for r in rows if r["part"] == "model"}
+    assert set(steps) == {"fused", "masked", "dense"}
+    assert steps["masked"]["over_dense"] > 0
+    page = out.with_suffix(".html").read_text()
+    assert "Time over dense attention" in page
+    assert '<script src="http' not in page
+    assert "| whole | fused |" in capsys.readouterr().out
+
+
+def test_without_fused_the_run_goes_on(no_fused, quick_facts, tmp_path, capsys):
+    out = tmp_path / "bench_gpu.json"
+    main(["--dry", "--quick", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    for row in rows:
+        expected = row["contestant"] in ("fused", "fla-core")
+        assert bool(row["reason"]) == expected, row
+    assert not [row for row in rows if row["part"] == "model"]
+
+
+def test_what_has_not_begun_in_time_is_skipped_and_says_so(plain_fused, quick_facts, tmp_path, capsys):
+    out = tmp_path / "bench_gpu.json"
+    main(["--dry", "--limit-s", "0", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["reason"] for row in rows} == {"skipped: the run's 0 s were spent"}
+    assert {row["part"] for row in rows} >= {"dense", "whole", "model"}
+
+
+def test_without_a_gpu_it_refuses(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 1
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_real_plans():
+    default, quick = plan(quick=False, dry=False), plan(quick=True, dry=False)
+    assert list(default.layouts) == ["H=12 G=12 D=64", "H=64 G=4 D=128"]
+    assert default.lengths == (2048, 8192, 32768, 65536)
+    assert default.dtype == torch.bfloat16
+    case = default.case
+    assert (case.model.layers, case.model.nsa.heads, case.dtype, case.grad_checkpointing) == (12, 12, "bfloat16", True)
+    assert (list(quick.layouts), quick.lengths, quick.case) == (["H=12 G=12 D=64"], (2048, 65536), None)
