@@ -9,7 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-BACKEND_NAMES = ("masked", "gather", "packed")
+FUSED = "fused"
+"""The backend of Triton kernels, for CUDA devices alone."""
+
+BACKEND_NAMES = ("masked", "gather", "packed", FUSED)
+
+FUSED_WIDEST = 128
+FUSED_BLOCKS = (16, 32, 64, 128)
+FUSED_MOST_SELECTED = 32
+FUSED_DTYPES = ("bfloat16", "float16", "float32")
+"""What the fused kernels take: widest head, sizes of a selection block, blocks a query selects, dtypes."""
+
 BRANCHES = ("cmp", "slc", "win")
 PHIS = ("mlp", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -192,6 +202,8 @@ class CaseConfig:
             raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
         if self.model.attention == "dense" and (self.check_attention or self.look):
             raise ConfigError("attention=dense: selects nothing; accepts check_attention=False, look=False only")
+        if self.model.backend == FUSED and (refusal := fused_refusal(self.model.nsa, self.dtype, self.device)):
+            raise ConfigError(f"backend=fused, {refusal}")
         if self.compile and self.device == "cpu":
             raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
 
@@ -205,6 +217,22 @@ class CaseConfig:
         case = json.loads(text)
         nsa = NSAConfig(**case["model"].pop("nsa"))
         return cls(model=ModelConfig(nsa=nsa, **case.pop("model")), **case)
+
+
+def fused_refusal(nsa: NSAConfig, dtype: str, device: str) -> str | None:
+    """Return why the fused backend cannot run so, naming the parameter and what it accepts, or None if it can."""
+    if device != "cuda":
+        return f"device={device}: accepts cuda"
+    if dtype not in FUSED_DTYPES:
+        return f"dtype={dtype}: accepts {', '.join(FUSED_DTYPES)}"
+    for name in ("d_k", "d_v"):
+        if getattr(nsa, name) > FUSED_WIDEST:
+            return f"{name}={getattr(nsa, name)}: accepts up to {FUSED_WIDEST}"
+    if nsa.l_sel not in FUSED_BLOCKS:
+        return f"l_sel={nsa.l_sel}: accepts {', '.join(map(str, FUSED_BLOCKS))}"
+    if nsa.n_sel > FUSED_MOST_SELECTED:
+        return f"n_sel={nsa.n_sel}: accepts up to {FUSED_MOST_SELECTED}"
+    return None
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -11,12 +11,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nsa_lib.attention import fused
 from nsa_lib.attention.backends import BACKENDS
 from nsa_lib.attention.compression import CompressionMLP, compress, compressed_probabilities, mean, mix_compressed
 from nsa_lib.attention.rope import apply_rope
 from nsa_lib.attention.selection import block_scores, choose_blocks
 from nsa_lib.attention.sliding import sliding_attention
-from nsa_lib.config import NSAConfig
+from nsa_lib.attention.tables import table
+from nsa_lib.config import FUSED, NSAConfig
+
+ALIGNED = 16
+"""Columns: 16 bytes or more in every dtype, and what a matrix unit takes at a time."""
+
+
+@table
+def zero_rows(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros [rows, width]."""
+    return torch.zeros(rows, width, dtype=dtype, device=device)
 
 
 class NSAttention(nn.Module):
@@ -55,7 +66,21 @@ class NSAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention's output, projected, [B, T, dim] -> [B, T, dim]."""
-        c, parts = self.config, self._project(x)
+        parts = self._project(x)
+        mixed = self._fused(parts) if self.backend == FUSED else self._mixed(parts)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _fused(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the gated sum of the branches [B, H, T, d_v], by kernels that hold no probabilities."""
+        c = self.config
+        k_cmp = self._k_cmp(parts) if {"cmp", "slc"} & set(c.branches) else None
+        v_cmp = compress(parts["value_cmp"], self.phi_v, l=c.l, d=c.d) if "cmp" in c.branches else None
+        others = [parts.get(name) for name in ("key_slc", "value_slc", "key_win", "value_win")]
+        return fused.nsa(parts["query"], k_cmp, v_cmp, *others, parts["branch_gates"], config=c)
+
+    def _mixed(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the gated sum of the branches [B, H, T, d_v], one after the other."""
+        c = self.config
         outputs, p_cmp = {}, None
         if {"cmp", "slc"} & set(c.branches):
             p_cmp = self._p_cmp(parts)
@@ -68,18 +93,24 @@ class NSAttention(nn.Module):
         if "win" in c.branches:
             outputs["win"] = sliding_attention(parts["query"], parts["key_win"], parts["value_win"], w=c.w)
         gates = parts["branch_gates"].unbind(dim=-1)
-        mixed = reduce(torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches)))
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return reduce(torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches)))
 
     @torch.no_grad()
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Return the blocks that each query of x selects, [B, T, dim] -> int64 [B, G, T, n_sel]."""
-        return self._select(self._p_cmp(self._project(x)))
+        parts = self._project(x)
+        return self._fused_choice(parts) if self.backend == FUSED else self._select(self._p_cmp(parts))
 
     @torch.no_grad()
     def gates(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branch gates, [B, T, dim] -> [B, H, T, branches], branches in the order of the config."""
         return self._project(x)["branch_gates"]
+
+    def _fused_choice(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        c, q, k_cmp = self.config, parts["query"], self._k_cmp(parts)
+        sizes = {"l": c.l, "d": c.d, "scale": c.d_k**-0.5}
+        _, lse = fused.compressed_attention(q, k_cmp, k_cmp, **sizes)
+        return fused.select_blocks(q, k_cmp, lse, l_sel=c.l_sel, n_sel=c.n_sel, **sizes).long()
 
     def _select(self, p_cmp: torch.Tensor) -> torch.Tensor:
         c = self.config
@@ -90,15 +121,20 @@ class NSAttention(nn.Module):
     def _p_cmp(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         c = self.config
         with torch.set_grad_enabled(torch.is_grad_enabled() and "cmp" in c.branches):
-            k_cmp = compress(parts["key_cmp"], self.phi_k, l=c.l, d=c.d)
-            k_cmp = apply_rope(k_cmp, base=c.rope_base, stride=c.d, offset=c.l - 1)
-            return compressed_probabilities(parts["query"], k_cmp, l=c.l, d=c.d)
+            return compressed_probabilities(parts["query"], self._k_cmp(parts), l=c.l, d=c.d)
+
+    def _k_cmp(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the compressed keys, rotated, [B, G, C, d_k]."""
+        c = self.config
+        k_cmp = compress(parts["key_cmp"], self.phi_k, l=c.l, d=c.d)
+        return apply_rope(k_cmp, base=c.rope_base, stride=c.d, offset=c.l - 1)
 
     def _project(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return all projections of x by name, heads apart: [B, heads, T, width], the gates [B, H, T, branches].
 
         One product for all of them, and one rotation for the queries and keys that are rotated at their own positions:
-        a layer of eight small products would wait for their launches.
+        a layer of eight small products would wait for their launches. Zeros widen the rows to a multiple of ALIGNED, so
+        that each starts where wide loads can read it.
         """
         c = self.config
         rotated = ["query", *(f"key_{branch}" for branch in ("slc", "win") if branch in c.branches)]
@@ -107,7 +143,9 @@ class NSAttention(nn.Module):
         weights = {name: self.get_submodule(name).weight for name in (*rotated, *others)}
         turning = sum(len(weights[name]) for name in rotated)
         widths = [turning, *(len(weights[name]) for name in others)]
-        turned, *rest = F.linear(x, torch.cat(list(weights.values()))).split(widths, dim=-1)
+        widths.append(-sum(widths) % ALIGNED)
+        weight = torch.cat([*weights.values(), zero_rows(widths[-1], c.dim, x.dtype, x.device)])
+        turned, *rest, _ = F.linear(x, weight).split(widths, dim=-1)
         turned = apply_rope(turned.unflatten(-1, (-1, c.d_k)).transpose(1, 2), base=c.rope_base)
         turned = turned.split([len(weights[name]) // c.d_k for name in rotated], dim=1)
         parts = dict(zip((*rotated, *others), (*turned, *rest)))

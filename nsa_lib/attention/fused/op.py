@@ -1,8 +1,9 @@
-"""How a kernel becomes an operator of torch, so that compilers, profilers and fake tensors know it."""
+"""How launches of kernels become operators of torch, so that compilers, profilers and fake tensors know them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 
@@ -18,9 +19,26 @@ def op(schema: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def declare(launch: Callable[..., None]) -> Callable[..., None]:
         name = schema.partition("(")[0]
+
+        @wraps(launch)
+        def run(q: torch.Tensor, *others: object) -> None:
+            if not q.is_cuda:
+                _require_interpreter(q)
+            launch(q, *others)
+
         _LIBRARY.define(f"{schema} -> ()")
-        _LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"nsa::{name}", lambda *arguments: None, lib=_LIBRARY)
         return getattr(torch.ops.nsa, name).default
 
     return declare
+
+
+def _require_interpreter(x: torch.Tensor) -> None:
+    """Raise ValueError unless Triton's interpreter, which tests use, stands in for a GPU."""
+    import triton
+
+    from nsa_lib.attention.fused.kernels.tile import attend
+
+    if isinstance(attend, triton.JITFunction):
+        raise ValueError(f"backend='fused': a tensor on {x.device}, accepts cuda")

@@ -10,12 +10,7 @@ from torch.profiler import record_function
 
 from nsa_lib.attention.fused import grouped, listed, short
 from nsa_lib.attention.fused.shape import by_token, require, rows
-
-BLOCK_SIZES = (16, 32, 64, 128)
-"""Selection blocks that a tile can hold."""
-
-MOST_SELECTED = 32
-"""Blocks a query may select: a bit each in a word."""
+from nsa_lib.config import FUSED_BLOCKS, FUSED_MOST_SELECTED
 
 
 def selected_attention(
@@ -26,10 +21,10 @@ def selected_attention(
     Raises ValueError for a dtype, head width, block size or number of blocks that the kernels cannot take.
     """
     require(q, k, v)
-    if l_sel not in BLOCK_SIZES:
-        raise ValueError(f"backend='fused': l_sel={l_sel}, accepts {', '.join(map(str, BLOCK_SIZES))}")
-    if block_indices.shape[-1] > MOST_SELECTED:
-        raise ValueError(f"backend='fused': {block_indices.shape[-1]} blocks a query, accepts up to {MOST_SELECTED}")
+    if l_sel not in FUSED_BLOCKS:
+        raise ValueError(f"backend='fused': l_sel={l_sel}, accepts {', '.join(map(str, FUSED_BLOCKS))}")
+    if (n := block_indices.shape[-1]) > FUSED_MOST_SELECTED:
+        raise ValueError(f"backend='fused': {n} blocks a query, accepts up to {FUSED_MOST_SELECTED}")
     with record_function("nsa::selected::fused"):
         return _Selected.apply(q, k, v, block_indices, l_sel, scale)
 

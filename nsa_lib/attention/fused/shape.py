@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import torch
 
-WIDEST = 128
-"""Widest query, key or value head."""
+from nsa_lib.config import FUSED_DTYPES, FUSED_WIDEST
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_ALIGNED = 16
+"""Bytes that a load reads at once; off such a boundary it would read element by element."""
+
+_DTYPES = tuple(getattr(torch, name) for name in FUSED_DTYPES)
 
 
 def require(*tensors: torch.Tensor) -> None:
     """Raise ValueError, naming the reason, unless the kernels can take the tensors [B, heads, T, width]."""
     for x in tensors:
-        if x.dtype not in DTYPES or x.dtype != tensors[0].dtype:
-            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise ValueError(f"backend='fused': dtype {x.dtype}, accepts one of {accepted} for all tensors")
-        if x.shape[-1] > WIDEST:
-            raise ValueError(f"backend='fused': heads {x.shape[-1]} wide, accepts up to {WIDEST}")
+        if x.dtype not in _DTYPES or x.dtype != tensors[0].dtype:
+            raise ValueError(f"backend='fused': dtype {x.dtype}, accepts one of {', '.join(FUSED_DTYPES)} for all")
+        if x.shape[-1] > FUSED_WIDEST:
+            raise ValueError(f"backend='fused': heads {x.shape[-1]} wide, accepts up to {FUSED_WIDEST}")
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
-    """Return x, copied only if its rows have gaps inside."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """Return x, copied only if its rows have gaps inside or do not start at multiples of _ALIGNED bytes."""
+    starts = (x.storage_offset(), *x.stride()[:-1])
+    aligned = x.stride(-1) == 1 and not any(start * x.element_size() % _ALIGNED for start in starts)
+    return x if aligned else x.contiguous()
 
 
 def by_token(x: torch.Tensor) -> torch.Tensor:
