@@ -1,7 +1,12 @@
 """Settings that every test shares."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels then run on the CPU
 
 
 @pytest.fixture(scope="session", autouse=True)
