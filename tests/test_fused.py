@@ -332,3 +332,17 @@ def test_every_way_is_one_that_the_shapes_lead_to():
     assert selected.way(q, many, 64) is short
     assert selected.way(q, many, 16) is listed
     assert selected.way(q, few, 16) is grouped
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo does, of any Function
+@pytest.mark.filterwarnings("ignore:Profiler record function")
+def test_a_module_is_one_graph_for_a_compiler():
+    module = layer(1, 16, ("cmp", "slc", "win"), "mlp").to(DEVICE)
+    x = torch.randn(1, 70, 32, device=DEVICE)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    weights = list(module.parameters())
+    for mine, true in zip(
+        torch.autograd.grad(compiled(x).square().sum(), weights),
+        torch.autograd.grad(module(x).square().sum(), weights),
+    ):
+        torch.testing.assert_close(mine, true)

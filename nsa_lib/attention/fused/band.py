@@ -21,19 +21,19 @@ _SHORT = 4096
 """Queries up to which smaller tiles keep more of a GPU busy."""
 
 _FORWARD = {
-    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
-    "narrow": {"M": 128, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 4},
+    "narrow": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
     "wide": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _QUERY_GRADIENT = {
-    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 128},
+    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
     "narrow": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
     "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _KEY_GRADIENT = {
-    "short": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
+    "short": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 168},
     "narrow": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
     "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},

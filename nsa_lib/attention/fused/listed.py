@@ -15,12 +15,12 @@ PARTIAL_BYTES = 2**30
 _ROWS = 64
 
 _FAR = {
-    "narrow": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 4},
+    "narrow": {"TQ": 64, "SHARES": 2, "num_warps": 4, "num_stages": 5},
     "wide": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 2},
     "float32": {"TQ": 32, "SHARES": 4, "num_warps": 4, "num_stages": 1},
 }
 _MERGE = {
-    "narrow": {"STAGES": 3, "num_warps": 4},
+    "narrow": {"STAGES": 5, "num_warps": 4},
     "wide": {"STAGES": 2, "num_warps": 4},
     "float32": {"STAGES": 1, "num_warps": 4},
 }

@@ -26,9 +26,8 @@ def require(*tensors: torch.Tensor) -> None:
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
-    """Return x, copied only if its rows have gaps inside or do not start at multiples of _ALIGNED bytes."""
-    starts = (x.storage_offset(), *x.stride()[:-1])
-    aligned = x.stride(-1) == 1 and not any(start * x.element_size() % _ALIGNED for start in starts)
+    """Return x, copied only if its rows have gaps inside or do not lie at multiples of _ALIGNED bytes."""
+    aligned = x.stride(-1) == 1 and not any(step * x.element_size() % _ALIGNED for step in x.stride()[:-1])
     return x if aligned else x.contiguous()
 
 
