@@ -22,8 +22,8 @@ _SHORT = 4096
 
 _FORWARD = {
     "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 4},
-    "narrow": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
-    "wide": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 2},
+    "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 128},
+    "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _QUERY_GRADIENT = {
@@ -34,8 +34,8 @@ _QUERY_GRADIENT = {
 }
 _KEY_GRADIENT = {
     "short": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 168},
-    "narrow": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
-    "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "narrow": {"M": 32, "BN": 128, "num_warps": 4, "num_stages": 3},
+    "wide": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 3},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _PROGRAMS = 700

@@ -19,7 +19,7 @@ _QUERY = {
 }
 _KEY = {
     "narrow": {"rows": 64, "num_warps": 4, "num_stages": 2},
-    "wide": {"rows": 64, "num_warps": 4, "num_stages": 2},
+    "wide": {"rows": 32, "num_warps": 4, "num_stages": 2},
     "float32": {"rows": 32, "num_warps": 4, "num_stages": 1},
 }
 

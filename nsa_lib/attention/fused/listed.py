@@ -25,7 +25,7 @@ _MERGE = {
     "float32": {"STAGES": 1, "num_warps": 4},
 }
 _BLOCK = {
-    "narrow": {"TQ": 64, "num_warps": 4, "num_stages": 3},
+    "narrow": {"TQ": 128, "num_warps": 4, "num_stages": 2},
     "wide": {"TQ": 32, "num_warps": 8, "num_stages": 2},
     "float32": {"TQ": 32, "num_warps": 4, "num_stages": 1},
 }

@@ -147,15 +147,13 @@ def band_key_gradient(
     scale2 = scale * LOG2E
     earliest, latest = first * STRIDE + OFFSET, (tl.minimum(first + BN, C) - 1) * STRIDE + OFFSET
     start, tiles = earliest // M, tl.cdiv(T, M)
-    whole_end = tiles
     if WINDOWED:
         tiles = tl.cdiv(tl.minimum(T, latest + w), M)
-        whole_end = (earliest + w) // M
     share = tl.cdiv(tl.maximum(tiles - start, 0), PARTS)
     start = start + part * share
     end = tl.minimum(start + share, tiles)
-    whole_start = tl.minimum(tl.maximum(tl.cdiv(latest, M), start), end)
-    whole_end = tl.minimum(tl.maximum(whole_end, whole_start), end)
+    # In a window the tiles that all keys are seen by are few: a loop of their own costs more than it saves.
+    whole_start = end if WINDOWED else tl.minimum(tl.maximum(tl.cdiv(latest, M), start), end)
     dk, dv = tl.zeros((BN, DP), tl.float32), tl.zeros((BN, EP), tl.float32)
     for share_head in range(0, GS):
         h = g * GS + share_head
@@ -166,17 +164,11 @@ def band_key_gradient(
             lse, delta = row_state(LSE, DELTA, row, t, t < T)
             seen = _seen(t[None, :], j[:, None], C, w, STRIDE, OFFSET, WINDOWED)
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
-        for i in range(whole_start, whole_end):
+        for i in range(whole_start, end):
             t = i * M + tl.arange(0, M)
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
             lse, delta = row_state(LSE, DELTA, row, t, t < T)
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
-        for i in range(whole_end, end):
-            t = i * M + tl.arange(0, M)
-            q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, t < T)
-            seen = _seen(t[None, :], j[:, None], C, w, STRIDE, OFFSET, WINDOWED)
-            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
     copy = (part * (tl.num_programs(0) // PARTS) // G + b) * C * G + g
     store_rows(DK + copy * D, G * D, j, j < C, dk * scale, D, DP)
     store_rows(DV + copy * E, G * E, j, j < C, dv, E, EP)
