@@ -79,6 +79,7 @@ _MACHINE = {
     "seed": Parameter(int, "of weights and data", 0, above=-1),
     "device": Parameter(str, "cuda or cpu; the profile decides", choices=DEVICES),
     "alloc_conf": Parameter(str, "PyTorch allocator setting of the cases"),
+    "device_budget_gib": Parameter(float, "emulate a device with this much memory on a larger one", above=0),
 }
 _BACKEND = {"backend": Parameter(str, "selected branch, masked gather or packed", "masked", BACKEND_NAMES)}
 _RUN = {

@@ -98,6 +98,9 @@ def differences(notebook: str, values: Mapping[str, Value], *, profile: str) -> 
     limit = values.get("reserved_limit_mib")
     if limit and limit.origin == "given" and limit.value != decided.get("reserved_limit_mib"):
         said.append(f"reserved_limit_mib={limit.value:g}")
+    budget = values.get("device_budget_gib")
+    if budget and budget.value is not None:
+        said.append(f"device_budget_gib={budget.value:g}: an emulated device")
     if "fault" in values and values["fault"].value != "none":
         said.append(f"fault={values['fault'].value}: a seeded fault")
     return said

@@ -22,12 +22,17 @@ from statistics import median
 from nsa_lib import environment
 from nsa_lib.config import CaseConfig
 from nsa_lib.plan import Plan
+from nsa_lib.predictor import Predictor
 from nsa_lib.progress import Progress
 from nsa_lib.telemetry import HeartbeatReader
 
 SCHEMA = 1
 WORKER = (sys.executable, "-m", "nsa_lib.worker")
 POLL_S = 0.1
+PREDICTED = ("smoke", "backward_scaling")
+"""Notebooks whose cases' memory is predicted beside their run."""
+PREDICTION_PATIENCE_S = 20.0
+"""How long a run that is done waits for predictions that are not."""
 STDERR_TAIL = 4000
 """Characters of a worker's stderr that its result keeps."""
 
@@ -124,6 +129,8 @@ def execute(plan: Plan) -> Path:
         folder = make_run_folder(plan)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
         ahead: subprocess.Popen | None = None
+        predicted = list(folders) if plan.notebook in PREDICTED else []
+        predictor = Predictor(folder, predicted, plan.environment)
         try:
             for case, following in zip(plan.cases, (*plan.cases[1:], None)):
                 case_folder = folders[case.case_id]
@@ -135,7 +142,9 @@ def execute(plan: Plan) -> Path:
                     ahead = start_worker(following, folders[following.case_id]) if following else None
                     result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
+            predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
         finally:
+            predictor.end()
             if ahead:
                 ahead.stdin.close()
                 end_group(ahead)

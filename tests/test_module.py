@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.attention import BACKENDS, NSAttention, reference
+from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import BRANCHES, NSAConfig
 from tests import budget
 
@@ -275,13 +276,10 @@ def watch_a_layer(backend):
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    """Run on tensors without data: gather would need half a minute of CPU, and memory depends on shapes alone.
-
-    Pretending to be compiling keeps fake tables out of the cache, and skips the check that reads scores.
-    """
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    return FakeTensorMode
+def fake():
+    """Run on tensors without data: gather would need half a minute of CPU, and memory depends on shapes alone."""
+    with own_tables():
+        yield FakeTensorMode
 
 
 @every_backend

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nsa_lib import environment, runner
+from nsa_lib import environment, predictor, runner
 from nsa_lib.plan import plan
 from nsa_lib.progress import Progress
 from nsa_lib.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
@@ -47,6 +47,7 @@ def plant(tmp_path, monkeypatch, code):
     script = tmp_path / "planted.py"
     script.write_text(BEATS + code)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(script)))
+    monkeypatch.setattr(predictor, "COMMAND", (sys.executable, "-c", "raise NotImplementedError('planted')"))
 
 
 def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):

@@ -4,6 +4,7 @@ from nsa_lib.charts.chart import CONFIG, Chart, nothing
 from nsa_lib.charts.contrast import contrast_figures
 from nsa_lib.charts.explore import NOT_KEPT, gate_map, peak_by_phase, selection_map, slow_steps_chart
 from nsa_lib.charts.overlay import no_figures, over_runs, overlay
+from nsa_lib.charts.prediction import prediction_figure
 from nsa_lib.charts.preflight import preflight_figures
 from nsa_lib.charts.scaling import peak_against_layers, scaling_figures
 from nsa_lib.charts.smoke import (
@@ -33,6 +34,7 @@ __all__ = [
     "peak_against_layers",
     "peak_by_phase",
     "phase_peaks",
+    "prediction_figure",
     "preflight_figures",
     "scaling_figures",
     "selection_map",

@@ -72,6 +72,9 @@ class Plan:
                 f"steps={self['steps']}: a smoke needs at least {JUDGED_STEPS} steps to be judged "
                 "(10 of warm-up and the checklist's 50); this run will end INCOMPLETE."
             )
+        if self["device_budget_gib"] is not None:
+            capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
+            said.append(capped + "speed, and memory outside the allocator, are this device's.")
         if self.custom:
             said.append(f"custom: {'; '.join(self.custom)}. The gates are judged, readiness will not count the run.")
         if self.profile == "laptop":
@@ -95,6 +98,7 @@ def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
     profile = _choose_profile(str(read["profile"]), facts)
     values = resolve(notebook, read, profile=profile)
     _require_device(str(values["device"].value), profile, facts)
+    _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
     if values["device"].value == "cpu":
         AllocatorSettings.parse(str(values["alloc_conf"].value))  # on a CPU it is simulated, so it must be known
     out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
@@ -133,6 +137,12 @@ def _require_device(device: str, profile: str, facts: Mapping[str, object]) -> N
         raise ConfigError(f"{asked}: needs a CUDA device ({facts['cuda_problem']}); without one: profile=laptop")
     if device == "cpu" and profile == "checklist":
         raise ConfigError("device=cpu: the checklist is judged on a GPU; accepts cuda, or profile=laptop")
+
+
+def _require_budget(budget_gib: object, device: object, facts: Mapping[str, object]) -> None:
+    if budget_gib is not None and device == "cuda" and budget_gib * 1024 > facts["gpu_memory_mib"]:
+        has = facts["gpu_memory_mib"] / 1024
+        raise ConfigError(f"device_budget_gib={budget_gib:g}: the device has {has:.1f} GiB; accepts no more")
 
 
 def require_data(case: CaseConfig) -> None:
