@@ -130,7 +130,7 @@ def execute(plan: Plan) -> Path:
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
         ahead: subprocess.Popen | None = None
         predicted = list(folders) if plan.notebook in PREDICTED else []
-        predictor = Predictor(folder, predicted, plan.environment)
+        predictor: Predictor | None = None
         try:
             for case, following in zip(plan.cases, (*plan.cases[1:], None)):
                 case_folder = folders[case.case_id]
@@ -140,11 +140,14 @@ def execute(plan: Plan) -> Path:
                 else:
                     process = ahead or start_worker(case, case_folder)
                     ahead = start_worker(following, folders[following.case_id]) if following else None
+                    predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
                     result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
-            predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
+            if predictor:
+                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
         finally:
-            predictor.end()
+            if predictor:
+                predictor.end()
             if ahead:
                 ahead.stdin.close()
                 end_group(ahead)

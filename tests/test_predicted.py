@@ -83,7 +83,7 @@ def test_the_chart_stacks_the_terms_and_marks_what_was_measured():
     figure = prediction_figure(run(), "training")
     assert [trace.name for trace in figure.data][-1] == "measured"
     assert sum(trace.y[0] for trace in figure.data[:-1]) == sum(TERMS.values())
-    assert "no case s512" in prediction_figure(run(), "s512").layout.title.subtitle.text
+    assert "no steps recorded" in prediction_figure(run(), "s512").layout.title.subtitle.text
 
 
 def test_no_gate_reads_a_prediction():

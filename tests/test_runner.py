@@ -30,7 +30,8 @@ from nsa_lib.telemetry import Heartbeat
 faulthandler.enable(); faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
 folder = Path(sys.argv[1]).parent
 (folder / "ready").touch()
-sys.stdin.readline()
+if not sys.stdin.readline():
+    sys.exit()
 h = Heartbeat(folder / "heartbeat.jsonl")
 h.beat("warmup")
 def step(n, seconds=0.01):

@@ -23,7 +23,7 @@ TITLE = "Predicted memory by phase"
 def prediction_figure(run: Evidence, case_id: str) -> Chart:
     """Draw what a case's predicted peaks consist of, and the measured ones as diamonds."""
     if run.case(case_id) is None:
-        return nothing(TITLE, "MiB", f"no case {case_id}")
+        return nothing(TITLE, "MiB")
     rows = prediction_rows(run, [case_id])
     rows = rows[rows["phase"] != RESERVED]
     reason = "".join(rows["reason"])
@@ -40,11 +40,11 @@ def prediction_figure(run: Evidence, case_id: str) -> Chart:
     return figure
 
 
-def stack_terms(figure: Chart, x: list, terms: list[Mapping[str, float]]) -> None:
+def stack_terms(figure: Chart, x: list, terms: list[Mapping[str, float]], hover: str = "%{y:,.1f} MiB") -> None:
     """Add a stacked bar for each x, a part for each term that is anywhere at least 0.1 % of its bar."""
     for name, colour in TERM_COLOURS.items():
         parts = [held.get(name, 0.0) for held in terms]
         if any(part > 0.001 * sum(held.values()) for part, held in zip(parts, terms)):
-            bar = go.Bar(x=x, y=parts, name=name, marker={"color": colour}, hovertemplate="%{y:,.1f} MiB")
+            bar = go.Bar(x=x, y=parts, name=name, marker={"color": colour}, hovertemplate=hover)
             figure.add_trace(bar)
     figure.update_layout(barmode="stack", bargap=0.5, height=440)
