@@ -15,8 +15,8 @@ PHIS = ("mlp", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
 NOTEBOOKS = ("preflight", "backward_scaling", "smoke", "backend_contrast", "readiness")
-WORKBOOK = (*NOTEBOOKS, "explore")
-"""Every notebook; `explore` gives no verdict and is no part of a validation."""
+WORKBOOK = (*NOTEBOOKS, "capacity", "explore")
+"""Every notebook; `capacity` and `explore` give no verdict and are no part of a validation."""
 
 JUDGED = ("preflight", "backward_scaling", "smoke", "backend_contrast")
 """The notebooks that readiness decides over, in the order in which a validation runs them."""

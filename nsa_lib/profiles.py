@@ -31,6 +31,9 @@ PROFILES: dict[str, dict[str, dict[str, Read]]] = {
         "checklist": {**_CHECKLIST, "steps": 100, "reserved_limit_mib": 70000.0},
         "laptop": {**_LAPTOP, "steps": 100},
     },
+    "capacity": {
+        "checklist": {**_CHECKLIST, "seq_lens": (2048, 4096, 8192, 16384, 32768, 65536), "batches": (1, 4, 16, 64)},
+    },
     "backend_contrast": {
         "checklist": {**_CHECKLIST, "seq_lens": (512, 1024, 2048, 4096), "steps": 20, "rounds": 10},
         "laptop": {**_LAPTOP, "seq_lens": (128, 256, 512), "steps": 17, "rounds": 3},

@@ -14,8 +14,9 @@ PACKAGE = Path(nsa_lib.__file__).parent
 WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "budget",
                "checks", "timing", "faults", "look", "preflight", "case", "worker", "prediction")  # fmt: skip
 NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "predictor",
-                 "runner", "evidence", "predicted", "scaling", "contrast", "charts", "gates", "store", "review",
-                 "readiness", "explore", "report", "history", "validation", "selftest", "__main__")  # fmt: skip
+                 "runner", "capacity", "evidence", "predicted", "scaling", "contrast", "charts", "gates", "store",
+                 "review", "readiness", "explore", "report", "history", "validation", "selftest",
+                 "__main__")  # fmt: skip
 TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry", "contestants", "fault_table", "check_names")
 ALONE = ("torch_facts",)
 

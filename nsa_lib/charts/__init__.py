@@ -1,5 +1,6 @@
 """Frames -> Plotly charts, one file a notebook; `chart` holds what they share."""
 
+from nsa_lib.charts.capacity import capacity_curves, setting_curves, terms_chart
 from nsa_lib.charts.chart import CONFIG, Chart, nothing
 from nsa_lib.charts.contrast import contrast_figures
 from nsa_lib.charts.explore import NOT_KEPT, gate_map, peak_by_phase, selection_map, slow_steps_chart
@@ -21,6 +22,7 @@ __all__ = [
     "CONFIG",
     "NOT_KEPT",
     "Chart",
+    "capacity_curves",
     "contrast_figures",
     "gate_map",
     "loss",
@@ -38,7 +40,9 @@ __all__ = [
     "preflight_figures",
     "scaling_figures",
     "selection_map",
+    "setting_curves",
     "slow_steps_chart",
     "smoke_figures",
     "step_time",
+    "terms_chart",
 ]

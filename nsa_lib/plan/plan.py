@@ -11,17 +11,22 @@ from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
 from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError
 from nsa_lib.parameters import PARAMETERS, read_parameters
+from nsa_lib.plan.capacity import capacity_cases
 from nsa_lib.plan.contrast import contrast_cases
 from nsa_lib.plan.preflight import preflight_cases
 from nsa_lib.plan.scaling import scaling_cases
 from nsa_lib.plan.smoke import smoke_cases
 from nsa_lib.profiles import PROFILES, Value, differences, resolve
 
+CAPACITY = "capacity"
+"""The notebook whose cases are predicted and never run: it needs no device."""
+
 CASES = {
     "preflight": preflight_cases,
     "backward_scaling": scaling_cases,
     "smoke": smoke_cases,
     "backend_contrast": contrast_cases,
+    CAPACITY: capacity_cases,
 }
 """How each notebook's parameters become cases."""
 
@@ -72,7 +77,7 @@ class Plan:
                 f"steps={self['steps']}: a smoke needs at least {JUDGED_STEPS} steps to be judged "
                 "(10 of warm-up and the checklist's 50); this run will end INCOMPLETE."
             )
-        if self["device_budget_gib"] is not None:
+        if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
             capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
             said.append(capped + "speed, and memory outside the allocator, are this device's.")
         if self.custom:
@@ -97,10 +102,11 @@ def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
     facts = environment.torch_facts()
     profile = _choose_profile(str(read["profile"]), facts)
     values = resolve(notebook, read, profile=profile)
-    _require_device(str(values["device"].value), profile, facts)
-    _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
-    if values["device"].value == "cpu":
-        AllocatorSettings.parse(str(values["alloc_conf"].value))  # on a CPU it is simulated, so it must be known
+    if notebook != CAPACITY:
+        _require_device(str(values["device"].value), profile, facts)
+        _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
+    if notebook == CAPACITY or values["device"].value == "cpu":
+        AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
     out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
     environment.require_room(out_dir)
     cases = CASES[notebook](values)

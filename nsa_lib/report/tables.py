@@ -191,6 +191,24 @@ def allocator_table(settings: pd.DataFrame) -> Table:
     return frame_table("Allocator settings", settings, columns)
 
 
+def fits_table(rows: pd.DataFrame) -> Table:
+    """Tabulate the largest length, batch and layers that fit (`capacity.fits_rows`)."""
+    columns = {
+        "axis": "the others as asked", "fits": "largest that fits", "at": "predicted at", "phase": "peak in",
+        "dominated_by": "what the peak there consists of",
+    }  # fmt: skip
+    return frame_table("Predicted to fit; the largest point of the sweep that does", rows, columns)
+
+
+def changes_table(rows: pd.DataFrame) -> Table:
+    """Tabulate what checkpointing, the loss in chunks and the allocator setting change (`capacity.changes_rows`)."""
+    columns = {
+        "change": "change", "peak_alloc_mib": "peak allocated, MiB", "peak_reserved_mib": "peak reserved, MiB",
+        "seq_len": "largest S", "layers": "most layers",
+    }  # fmt: skip
+    return frame_table("Predicted at the sizes asked for, and the largest S and most layers that fit", rows, columns)
+
+
 def prediction_table(rows: pd.DataFrame) -> Table:
     """Tabulate predicted and measured peaks, a row a case (`predicted.prediction_rows`)."""
     phases = [phase for phase in (*PHASES, RESERVED) if phase in set(rows["phase"])]
