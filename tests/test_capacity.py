@@ -90,9 +90,11 @@ def test_what_changes_and_what_fits_is_said_in_tables_and_charts(asked, rows):
     assert "at least 2,048" in fits_table(fits_rows(rows, limit))._repr_html_()
     assert "loss in one piece" in changes_table(changes)._repr_html_()
     for axis in ("seq_len", "batch", "layers"):
-        assert len(capacity_curves(rows, axis, limit).data) >= 1
+        figure = capacity_curves(rows, axis, limit)
+        assert [trace.name for trace in figure.data][0] == "as asked"
+        assert (figure.data[-1].name, set(figure.data[-1].y)) == ("limit", {limit})
         assert sum(trace.y[0] for trace in terms_chart(rows, axis).data) == pytest.approx(100, abs=1)
-    assert len(setting_curves(rows, RESERVED_BY_SETTING, limit).data) == 4
+    assert len(setting_curves(rows, RESERVED_BY_SETTING, limit).data) == 5
 
 
 def test_the_device_limits_where_it_is_smaller_than_the_checklist(asked):

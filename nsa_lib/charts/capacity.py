@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import log10
 
 import pandas as pd
+import plotly.graph_objects as go
 
-from nsa_lib.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, mark, points
+from nsa_lib.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, points
 from nsa_lib.charts.prediction import stack_terms
 
 AXIS_TITLES = {"seq_len": "sequence length S in tokens", "batch": "sequences in a batch", "layers": "layers"}
@@ -56,5 +57,6 @@ def _curves(curves: dict[str, pd.Series], title: str, axis: str, limit_mib: floa
     figures = pd.concat(curves.values())
     low, high = 0.8 * min(figures.min(), limit_mib), min(1.2 * max(figures.max(), limit_mib), SHOWN * limit_mib)
     figure.update_yaxes(type="log", dtick="D2", nticks=None, range=[log10(low), log10(high)])
-    mark(figure.add_hline, limit_mib, f"limit {limit_mib:,.0f} MiB", GREY, dash="solid")
+    across = go.Scatter(x=[sizes[0], sizes[-1]], y=[limit_mib] * 2, name="limit", mode="lines", line={"color": GREY})
+    figure.add_trace(across.update(hoverinfo="skip"))
     return figure
