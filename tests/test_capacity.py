@@ -91,7 +91,7 @@ def test_what_changes_and_what_fits_is_said_in_tables_and_charts(asked, rows):
     assert "loss in one piece" in changes_table(changes)._repr_html_()
     for axis in ("seq_len", "batch", "layers"):
         figure = capacity_curves(rows, axis, limit)
-        assert [trace.name for trace in figure.data][0] == "as asked"
+        assert figure.data[0].name == "as asked"
         assert (figure.data[-1].name, set(figure.data[-1].y)) == ("limit", {limit})
         assert sum(trace.y[0] for trace in terms_chart(rows, axis).data) == pytest.approx(100, abs=1)
     assert len(setting_curves(rows, RESERVED_BY_SETTING, limit).data) == 5
