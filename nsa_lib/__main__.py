@@ -18,10 +18,11 @@ from papermill.iorw import read_yaml_file
 from nsa_lib.config import JUDGED, NOTEBOOKS, ConfigError
 from nsa_lib.environment import PROJECT
 from nsa_lib.parameters import read_parameters, refuse_unknown
-from nsa_lib.plan import plan
+from nsa_lib.plan import CAPACITY, plan
 from nsa_lib.readiness import choose, out_dir_of
 from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
 from nsa_lib.report.comparison import comparison_page, figures_table
+from nsa_lib.report.verdict import wants_verdict
 from nsa_lib.runner import StopButton
 from nsa_lib.selftest import selftest
 from nsa_lib.store import compare, judged_run
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("run", "execute a notebook and write its report; all: the whole checklist, and one verdict"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("notebook", choices=(*NOTEBOOKS, ALL) if name == "run" else NOTEBOOKS)
+        command.add_argument("notebook", choices=(*NOTEBOOKS, CAPACITY, ALL) if name == "run" else NOTEBOOKS)
         command.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
         command.add_argument(
             "-f", "--parameters_file", type=Path, action="append", default=[], help="flat YAML of parameters"
@@ -109,10 +110,12 @@ def _run(asked: argparse.Namespace) -> int:
         command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
     with StopButton():  # papermill hears Ctrl-C too, and writes the notebook and its report before it ends
         status = subprocess.run(command, check=False).returncode
-    found = read_verdict(nbformat.read(output, as_version=4))
-    print(f"\n{found.icon} {found.word}: {found.headline}")
-    for reason in found.reasons:
-        print(f"  - {reason}")
+    executed = nbformat.read(output, as_version=4)
+    if wants_verdict(executed):
+        found = read_verdict(executed)
+        print(f"\n{found.icon} {found.word}: {found.headline}")
+        for reason in found.reasons:
+            print(f"  - {reason}")
     print(f"report: {output.with_suffix('.html')}")
     return status
 

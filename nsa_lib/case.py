@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from nsa_lib import checks, data, faults, look, memory, preflight, profiling, timing, training
+from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import CaseConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.telemetry import SCHEMA, Heartbeat
@@ -71,6 +72,8 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
     if case.device == "cpu":
         # The same sums on every machine, and no threads that spin against each other where cores are shared.
         torch.set_num_threads(1)
+    if case.device == "cuda" and case.budget_mib is not None:
+        memory.cap_device(case.budget_mib)
     if case.work == "timing":
         timing.run_timing(case, heartbeat)
         return
@@ -82,21 +85,25 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
     model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
     model = model.to(getattr(torch, case.dtype)).to(case.device)
     optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
-    facts["routes"] = executed_routes(model, case) if case.model.attention == "nsa" else []
-    if case.check_attention:
-        facts["attention_error"] = checks.attention_errors(model.blocks[0].attention, length=case.seq_len)
-    if case.compare_selected:
-        facts["selected_error"] = checks.selected_errors(model.blocks[0].attention, length=case.seq_len)
+    with own_tables():  # the training starts as if nothing had been checked
+        facts["routes"] = executed_routes(model, case) if case.model.attention == "nsa" else []
+        if case.check_attention:
+            facts["attention_error"] = checks.attention_errors(model.blocks[0].attention, length=case.seq_len)
+        if case.compare_selected:
+            facts["selected_error"] = checks.selected_errors(model.blocks[0].attention, length=case.seq_len)
     facts["effective"] = effective_settings(model, case)
     if case.device == "cuda":
-        torch.cuda.empty_cache()  # the pool of the training starts as if nothing had been checked
+        torch.cuda.empty_cache()  # its pool too
         facts["device_total_mib"] = torch.cuda.get_device_properties(0).total_memory / MIB
+    if case.budget_mib is not None:
+        facts["device_total_mib"] = case.budget_mib
     if case.compile:
         model.compile_blocks()
     batches = data.batches(case)
     windows = _operator_windows(case)
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
-    with anomalies, memory.meter(case.device, case.alloc_conf) as meter, windows:
+    meter = memory.meter(case.device, case.alloc_conf, budget_mib=case.budget_mib)
+    with own_tables(), anomalies, meter, windows:
         meter.track(model)
         heartbeat.beat("warmup")
         for step in range(1, case.steps + 1):
@@ -105,10 +112,11 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
             meter.begin_step()
             if optimizer is None:
                 clock = PhaseClock(case.device, meter.mark)
-                result = training.backward_step(model, tokens, mark=clock.mark)
+                result = training.backward_step(model, tokens, mark=clock.mark, loss_chunk=case.loss_chunk)
                 phases_ms = clock.phases_ms
             else:
-                result, phases_ms = training.train_step(model, optimizer, tokens, mark=meter.mark), {}
+                result = training.train_step(model, optimizer, tokens, mark=meter.mark, loss_chunk=case.loss_chunk)
+                phases_ms = {}
             loss, norm = result.loss.item(), result.grad_norm.item()  # waits for the device
             step_s = time.perf_counter() - began
             heartbeat.beat(

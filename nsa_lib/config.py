@@ -25,8 +25,8 @@ PHIS = ("mlp", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
 NOTEBOOKS = ("preflight", "backward_scaling", "smoke", "backend_contrast", "readiness")
-WORKBOOK = (*NOTEBOOKS, "explore")
-"""Every notebook; `explore` gives no verdict and is no part of a validation."""
+WORKBOOK = (*NOTEBOOKS, "capacity", "explore")
+"""Every notebook; `capacity` and `explore` give no verdict and are no part of a validation."""
 
 JUDGED = ("preflight", "backward_scaling", "smoke", "backend_contrast")
 """The notebooks that readiness decides over, in the order in which a validation runs them."""
@@ -45,6 +45,9 @@ JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
 
 BACKWARD_WARMUP_STEPS = 3
 """Iterations at the start of a `backward` case that are not counted."""
+
+LOSS_CHUNK = 512
+"""Tokens whose logits exist at a time: at vocab 50,257 about 100 MiB in float32."""
 
 ALLOCATOR_SETTINGS = {
     "default": "",
@@ -175,6 +178,10 @@ class CaseConfig:
     """Each layer under torch.compile."""
     alloc_conf: str = ""
     """Allocator setting, as in PYTORCH_CUDA_ALLOC_CONF."""
+    device_budget_gib: float | None = None
+    """Memory of the device that is emulated, on a larger one; None for the device as it is."""
+    loss_chunk: int = LOSS_CHUNK
+    """Tokens whose logits exist at a time."""
     detect_anomaly: bool = False
     """Under autograd's anomaly detection."""
     check_attention: bool = False
@@ -192,8 +199,8 @@ class CaseConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
-        for name in ("seq_len", "batch", "steps"):
-            if getattr(self, name) <= 0:
+        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
         _require_choice("work", self.work, WORKS)
         _require_choice("dtype", self.dtype, DTYPES)
@@ -206,6 +213,11 @@ class CaseConfig:
             raise ConfigError(f"backend=fused, {refusal}")
         if self.compile and self.device == "cpu":
             raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
+
+    @property
+    def budget_mib(self) -> float | None:
+        """The emulated device's memory in MiB, or None."""
+        return None if self.device_budget_gib is None else 1024 * self.device_budget_gib
 
     def to_json(self) -> str:
         """Return the case as JSON text, for `from_json`."""

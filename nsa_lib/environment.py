@@ -120,6 +120,11 @@ def case_environment(alloc_conf: str) -> Mapping[str, str]:
     return inherited | settings
 
 
+def prediction_environment() -> Mapping[str, str]:
+    """Return the environment of a prediction, which must not take a GPU's memory from the case it runs beside."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
 def refuse_many_processes() -> None:
     """Raise ConfigError if a launcher started several processes: a run is judged on one GPU."""
     world_size = os.environ.get("WORLD_SIZE", "1")

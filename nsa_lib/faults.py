@@ -261,8 +261,8 @@ def unshifted_labels(case: CaseConfig) -> AbstractContextManager[None]:
     """Ask each position, but for the first, for the token that it was given."""
     original = training.chunked_cross_entropy
 
-    def loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return original(hidden, head, labels.roll(1, dims=-1))
+    def loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, *chunk: int) -> torch.Tensor:
+        return original(hidden, head, labels.roll(1, dims=-1), *chunk)
 
     return _replaced(loss, "chunked_cross_entropy", training)
 

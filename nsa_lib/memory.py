@@ -18,15 +18,24 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nsa_lib.allocator import MIB, ROUNDING, AllocatorSimulation
+from nsa_lib.allocator import MIB, ROUNDING, AllocatorSimulation, Block
 
 
-def meter(device: str, alloc_conf: str) -> CudaMeter | CpuMeter:
-    """Return the meter for `device`, "cuda" or "cpu".
+def meter(device: str, alloc_conf: str, *, budget_mib: float | None = None) -> CudaMeter | CpuMeter:
+    """Return the meter for `device`, "cuda" or "cpu"; on the CPU, `budget_mib` caps the simulated device.
 
     Raises ConfigError if, on the CPU, the setting `alloc_conf` cannot be simulated.
     """
-    return CudaMeter() if device == "cuda" else CpuMeter(alloc_conf)
+    return CudaMeter() if device == "cuda" else CpuMeter(alloc_conf, capacity_mib=budget_mib)
+
+
+def cap_device(budget_mib: float) -> None:
+    """Let torch's CUDA allocator reserve no more than `budget_mib`, as on a device of that size.
+
+    What is outside the allocator (context, libraries, other processes) does not count, and speed stays the device's.
+    Raises ValueError if the device is smaller.
+    """
+    torch.cuda.set_per_process_memory_fraction(budget_mib * MIB / torch.cuda.get_device_properties(0).total_memory)
 
 
 class _StepPeaks:
@@ -103,38 +112,88 @@ class CudaMeter:
         return stats
 
 
-class CpuMeter(TorchDispatchMode):
-    """Track the storages that operators return until they die, and count the operators.
+class StorageTracker(TorchDispatchMode):
+    """Follow the storages on one device that operators return, until they die.
 
-    A storage made before the meter was entered counts from `track` on, or from when an operator first returns it.
+    A storage made before the mode was entered is followed from `track` on, or from when an operator first returns it.
+    Who inherits says what a birth and a death mean.
     """
+
+    def __init__(self, device: str):
+        super().__init__()
+        self._device = device
+        self._live: dict[int, _LiveStorage] = {}
+
+    def track(self, *objects: object) -> None:
+        """Follow what existed before: tensors, modules, optimizers, and lists, tuples and mappings of those."""
+        for tensor in tensors_in(objects):
+            self._add(tensor)
+
+    def born(self, nbytes: int) -> object:
+        """Return what is kept for a new storage of `nbytes`, a multiple of ROUNDING."""
+        raise NotImplementedError
+
+    def died(self, kept: object) -> None:
+        """Take a storage off the books."""
+        raise NotImplementedError
+
+    def kept_for(self, tensor: torch.Tensor) -> object | None:
+        """Return what `born` returned for a tensor's storage, or None if it is not followed."""
+        live = self._live.get(id(tensor.untyped_storage()))
+        return None if live is None else live.kept
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self._add(result)
+        elif isinstance(result, (tuple, list)):
+            for tensor in tensors_in(result):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            return
+        storage = tensor.untyped_storage()
+        # A live storage keeps its Python object, so the object's id names it until the weak reference has fired.
+        # The device is the storage's own: a fake tensor claims the CPU, but its storage is on "meta".
+        if id(storage) in self._live or storage.device.type != self._device:
+            return
+        nbytes = -(-storage.nbytes() // ROUNDING) * ROUNDING
+        if nbytes == 0:
+            return
+        reference = _LiveStorage(storage, self._remove)
+        reference.key, reference.kept = id(storage), self.born(nbytes)
+        self._live[reference.key] = reference
+
+    def _remove(self, reference: _LiveStorage) -> None:
+        del self._live[reference.key]
+        self.died(reference.kept)
+
+
+class CpuMeter(StorageTracker):
+    """Measure the live storages of the CPU, and count the operators."""
 
     simulated = True
 
-    def __init__(self, alloc_conf: str):
-        super().__init__()
-        self._allocator = AllocatorSimulation(alloc_conf)
-        self._live: dict[int, _LiveStorage] = {}
+    def __init__(self, alloc_conf: str, *, capacity_mib: float | None = None):
+        super().__init__("cpu")
+        self._allocator = AllocatorSimulation(alloc_conf, capacity_mib)
         self._bytes = self._peak_bytes = 0
         self._peaks = _StepPeaks()
         self.operator_counts: Counter[str] = Counter()
         """Calls of each operator since `begin_step`."""
 
-    def track(self, *objects: object) -> None:
-        """Count what existed before: tensors, modules, optimizers, and lists, tuples and mappings of those."""
-        for tensor in _tensors(objects):
-            self._add(tensor)
-
     def begin_step(self) -> None:
         """Start the peaks and operator counts of a new step from what is held now."""
         self.operator_counts = Counter()
         self._peaks.begin()
-        self._peak_bytes = self._bytes
+        self._reset_peaks()
 
     def mark(self, phase: str) -> None:
         """End a phase of the step and note its peaks."""
         self._note(phase)
-        self._peak_bytes = self._bytes
+        self._reset_peaks()
 
     def read(self) -> dict[str, float | int | None]:
         """Return the figures of the step; retries and device allocations count from the meter's start."""
@@ -150,63 +209,51 @@ class CpuMeter(TorchDispatchMode):
             "ops": self.operator_counts.total(),
         }
 
-    def _note(self, phase: str | None) -> None:
-        # On a simulated device without a capacity, reserved never falls: what it is now is its peak.
-        self._peaks.note(self._peak_bytes / MIB, self._allocator.reserved_mib, phase)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.operator_counts[func.name()] += 1
-        if isinstance(result, torch.Tensor):
-            self._add(result)
-        elif isinstance(result, (tuple, list)):
-            for tensor in _tensors(result):
-                self._add(tensor)
-        return result
-
-    def _add(self, tensor: torch.Tensor) -> None:
-        if tensor.layout is not torch.strided:
-            return
-        storage = tensor.untyped_storage()
-        # A live storage keeps its Python object, so the object's id names it until the weak reference has fired.
-        # The device is the storage's own: a fake tensor claims the CPU, but its storage is on "meta".
-        if id(storage) in self._live or storage.device.type != "cpu":
-            return
-        nbytes = -(-storage.nbytes() // ROUNDING) * ROUNDING
-        if nbytes == 0:
-            return
-        reference = _LiveStorage(storage, self._remove)
-        reference.key, reference.nbytes, reference.block = id(storage), nbytes, self._allocator.allocate(nbytes)
-        self._live[reference.key] = reference
+    def born(self, nbytes: int) -> tuple[int, Block]:
+        block = self._allocator.allocate(nbytes)
         self._bytes += nbytes
         self._peak_bytes = max(self._peak_bytes, self._bytes)
+        return nbytes, block
 
-    def _remove(self, reference: _LiveStorage) -> None:
-        del self._live[reference.key]
-        self._bytes -= reference.nbytes
-        self._allocator.free(reference.block)
+    def died(self, kept: tuple[int, Block]) -> None:
+        nbytes, block = kept
+        self._bytes -= nbytes
+        self._allocator.free(block)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.operator_counts[func.name()] += 1
+        return result
+
+    def _reset_peaks(self) -> None:
+        self._peak_bytes = self._bytes
+        self._allocator.reset_peak()
+
+    def _note(self, phase: str | None) -> None:
+        self._peaks.note(self._peak_bytes / MIB, self._allocator.reserved_peak_mib, phase)
 
 
 class _LiveStorage(weakref.ref):
     """A weak reference to a storage, with what is needed to take it off the books."""
 
-    __slots__ = ("block", "key", "nbytes")
+    __slots__ = ("kept", "key")
 
 
-def _tensors(objects: Iterable[object]) -> Iterator[torch.Tensor]:
+def tensors_in(objects: Iterable[object]) -> Iterator[torch.Tensor]:
+    """Yield the tensors, with their gradients, in tensors, modules, optimizers, lists, tuples and mappings."""
     for item in objects:
         if isinstance(item, torch.Tensor):
             yield item
             if item.is_leaf and item.grad is not None:
                 yield item.grad
         elif isinstance(item, torch.nn.Module):
-            yield from _tensors([*item.parameters(), *item.buffers()])
+            yield from tensors_in([*item.parameters(), *item.buffers()])
         elif isinstance(item, torch.optim.Optimizer):
-            yield from _tensors(item.state.values())
+            yield from tensors_in(item.state.values())
         elif isinstance(item, Mapping):
-            yield from _tensors(item.values())
+            yield from tensors_in(item.values())
         elif isinstance(item, (list, tuple)):
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _mib(stats: Mapping, counter: str, figure: str) -> float:

@@ -79,6 +79,7 @@ _MACHINE = {
     "seed": Parameter(int, "of weights and data", 0, above=-1),
     "device": Parameter(str, "cuda or cpu; the profile decides", choices=DEVICES),
     "alloc_conf": Parameter(str, "PyTorch allocator setting of the cases"),
+    "device_budget_gib": Parameter(float, "emulate a device with this much memory on a larger one", above=0),
 }
 _BACKEND = {"backend": Parameter(str, "selected branch, masked gather or packed", "masked", BACKEND_NAMES)}
 _RUN = {
@@ -128,6 +129,17 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "readiness": {
         "runs": Parameter(str, "newest, or names, paths or globs of run folders, separated by commas", "newest"),
         **{name: parameter for name, parameter in _RUN.items() if name != "stall_timeout_s"},
+    },
+    "capacity": {
+        "profile": Parameter(str, "whose sizes; needs no device", "checklist", ("checklist",)),
+        "device_gib": Parameter(float, "memory of the device", 80.0, above=0),
+        "seq_lens": Parameter(list, "lengths that are predicted, ascending", above=0),
+        "batches": Parameter(list, "batches that are predicted, ascending", above=0),
+        **SIZES,
+        **_BACKEND,
+        "device": Parameter(str, "whose memory, cuda or cpu", choices=DEVICES),
+        "alloc_conf": _MACHINE["alloc_conf"],
+        "out_dir": _RUN["out_dir"],
     },
     "explore": {
         "run": Parameter(str, "a run folder, the name of one in runs/, or newest", "newest"),

@@ -31,6 +31,9 @@ PROFILES: dict[str, dict[str, dict[str, Read]]] = {
         "checklist": {**_CHECKLIST, "steps": 100, "reserved_limit_mib": 70000.0},
         "laptop": {**_LAPTOP, "steps": 100},
     },
+    "capacity": {
+        "checklist": {**_CHECKLIST, "seq_lens": (2048, 4096, 8192, 16384, 32768, 65536), "batches": (1, 4, 16, 64)},
+    },
     "backend_contrast": {
         "checklist": {**_CHECKLIST, "seq_lens": (512, 1024, 2048, 4096), "steps": 20, "rounds": 10},
         "laptop": {**_LAPTOP, "seq_lens": (128, 256, 512), "steps": 17, "rounds": 3},
@@ -98,6 +101,9 @@ def differences(notebook: str, values: Mapping[str, Value], *, profile: str) -> 
     limit = values.get("reserved_limit_mib")
     if limit and limit.origin == "given" and limit.value != decided.get("reserved_limit_mib"):
         said.append(f"reserved_limit_mib={limit.value:g}")
+    budget = values.get("device_budget_gib")
+    if budget and budget.value is not None:
+        said.append(f"device_budget_gib={budget.value:g}: an emulated device")
     if "fault" in values and values["fault"].value != "none":
         said.append(f"fault={values['fault'].value}: a seeded fault")
     return said

@@ -22,12 +22,17 @@ from statistics import median
 from nsa_lib import environment
 from nsa_lib.config import CaseConfig
 from nsa_lib.plan import Plan
+from nsa_lib.predictor import Predictor
 from nsa_lib.progress import Progress
 from nsa_lib.telemetry import HeartbeatReader
 
 SCHEMA = 1
 WORKER = (sys.executable, "-m", "nsa_lib.worker")
 POLL_S = 0.1
+PREDICTED = ("smoke", "backward_scaling")
+"""Notebooks whose cases' memory is predicted beside their run."""
+PREDICTION_PATIENCE_S = 20.0
+"""How long a run that is done waits for predictions that are not."""
 STDERR_TAIL = 4000
 """Characters of a worker's stderr that its result keeps."""
 
@@ -124,6 +129,8 @@ def execute(plan: Plan) -> Path:
         folder = make_run_folder(plan)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
         ahead: subprocess.Popen | None = None
+        predicted = list(folders) if plan.notebook in PREDICTED else []
+        predictor: Predictor | None = None
         try:
             for case, following in zip(plan.cases, (*plan.cases[1:], None)):
                 case_folder = folders[case.case_id]
@@ -133,9 +140,14 @@ def execute(plan: Plan) -> Path:
                 else:
                     process = ahead or start_worker(case, case_folder)
                     ahead = start_worker(following, folders[following.case_id]) if following else None
+                    predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
                     result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
+            if predictor:
+                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
         finally:
+            if predictor:
+                predictor.end()
             if ahead:
                 ahead.stdin.close()
                 end_group(ahead)

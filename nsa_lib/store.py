@@ -38,10 +38,12 @@ STEP_COLUMNS = (
 )  # fmt: skip
 CASE_COLUMNS = (
     "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib", "routes",
-    "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
+    "attention_error", "selected_error", "operators", "effective", "attention_map", "checks", "prediction",
     "stderr_tail", "torn_heartbeat",
 )  # fmt: skip
-JSON_COLUMNS = ("routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks")
+JSON_COLUMNS = (
+    "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks", "prediction",
+)  # fmt: skip
 TEXT_COLUMNS = ("status", "reason", "stderr_tail")
 STEP_TEXT_COLUMNS = ("subject", "branches", "backend")
 
@@ -333,6 +335,9 @@ def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
         reader = HeartbeatReader(path.with_name("heartbeat.jsonl"))
         done = sum(beat["step"] is not None for beat in reader.read())
         row = {"case_id": case_id, "steps_done": done, **result, "torn_heartbeat": reader.torn}
+        prediction = path.with_name("prediction.json")
+        if prediction.exists():
+            row["prediction"] = _read_json(prediction)
         rows.append({k: json.dumps(v) if k in JSON_COLUMNS else v for k, v in row.items()})
     return pd.DataFrame(rows).reindex(columns=CASE_COLUMNS)
 

@@ -12,13 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nsa_lib.config import LOSS_CHUNK
 from nsa_lib.model import TinyLM
 
 PHASES = ("forward", "backward", "optimizer")
 """Phases of a step, in order."""
-
-LOSS_CHUNK = 512
-"""Tokens whose logits exist at a time: at vocab 50,257 about 100 MiB in float32."""
 
 
 class StepResult(NamedTuple):
@@ -35,15 +33,18 @@ def make_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
 
 
-def chunked_cross_entropy(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def chunked_cross_entropy(
+    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, chunk: int = LOSS_CHUNK
+) -> torch.Tensor:
     """Return the mean next-token cross-entropy in nats without ever holding the logits of the whole sequence.
 
     Args:
         hidden: [B, T, dim].
         head: weight of the head, [vocab, dim].
         labels: the token that follows each position, [B, T] int64.
+        chunk: tokens whose logits exist at a time.
     """
-    return _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), head, labels.flatten())
+    return _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), head, labels.flatten(), chunk)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -54,16 +55,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head, labels):
+    def forward(ctx, hidden, head, labels, chunk):
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         d_hidden, d_head = torch.empty_like(hidden), torch.zeros_like(head)
-        for start in range(0, len(labels), LOSS_CHUNK):
-            rows, targets = hidden[start : start + LOSS_CHUNK], labels[start : start + LOSS_CHUNK, None]
+        for start in range(0, len(labels), chunk):
+            rows, targets = hidden[start : start + chunk], labels[start : start + chunk, None]
             logits = F.linear(rows, head).to(total.dtype)
             lse = logits.logsumexp(dim=-1, keepdim=True)
             total += (lse - logits.gather(1, targets)).sum()
             d_logits = logits.sub_(lse).exp_().scatter_add_(1, targets, -torch.ones_like(lse)).to(head.dtype)
-            torch.mm(d_logits, head, out=d_hidden[start : start + LOSS_CHUNK])
+            torch.mm(d_logits, head, out=d_hidden[start : start + chunk])
             d_head.addmm_(d_logits.mT, rows)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.count = len(labels)
@@ -73,7 +74,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_loss):
         d_hidden, d_head = ctx.saved_tensors
         scale = d_loss / ctx.count
-        return d_hidden * scale.to(d_hidden.dtype), d_head * scale.to(d_head.dtype), None
+        return d_hidden * scale.to(d_hidden.dtype), d_head * scale.to(d_head.dtype), None, None
 
 
 def train_step(
@@ -82,6 +83,7 @@ def train_step(
     tokens: torch.Tensor,
     *,
     mark: Callable[[str], None] = lambda phase: None,
+    loss_chunk: int = LOSS_CHUNK,
 ) -> StepResult:
     """Take one step on a batch and return its loss and gradient norm, both taken before the update.
 
@@ -92,19 +94,24 @@ def train_step(
         optimizer: over the model's parameters.
         tokens: [B, T + 1] int64; each position predicts the one after it.
         mark: called with "forward", "backward", "optimizer" as each phase ends.
+        loss_chunk: tokens whose logits exist at a time.
     """
-    result = backward_step(model, tokens, mark=mark)
+    result = backward_step(model, tokens, mark=mark, loss_chunk=loss_chunk)
     optimizer.step()
     mark("optimizer")
     return result
 
 
 def backward_step(
-    model: TinyLM, tokens: torch.Tensor, *, mark: Callable[[str], None] = lambda phase: None
+    model: TinyLM,
+    tokens: torch.Tensor,
+    *,
+    mark: Callable[[str], None] = lambda phase: None,
+    loss_chunk: int = LOSS_CHUNK,
 ) -> StepResult:
     """Run forward and backward on a batch, as `train_step` does before its update."""
     model.zero_grad(set_to_none=True)
-    loss = chunked_cross_entropy(model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:])
+    loss = chunked_cross_entropy(model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:], loss_chunk)
     mark("forward")
     loss.backward()
     mark("backward")

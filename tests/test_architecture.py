@@ -12,10 +12,11 @@ import nsa_lib
 PACKAGE = Path(nsa_lib.__file__).parent
 
 WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "budget",
-               "checks", "timing", "faults", "look", "preflight", "case", "worker")  # fmt: skip
-NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "runner",
-                 "evidence", "scaling", "contrast", "charts", "gates", "store", "review", "readiness", "explore",
-                 "report", "history", "validation", "selftest", "__main__")  # fmt: skip
+               "checks", "timing", "faults", "look", "preflight", "case", "worker", "prediction")  # fmt: skip
+NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "predictor",
+                 "runner", "capacity", "evidence", "predicted", "scaling", "contrast", "charts", "gates", "store",
+                 "review", "readiness", "explore", "report", "history", "validation", "selftest",
+                 "__main__")  # fmt: skip
 TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry", "contestants", "fault_table", "check_names")
 ALONE = ("torch_facts",)
 

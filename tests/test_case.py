@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nsa_lib import case as case_module
+from nsa_lib import memory
 from nsa_lib.attention import backends
 from nsa_lib.attention import module as attention_module
 from nsa_lib.case import run_to_result
@@ -121,3 +123,21 @@ def test_a_backward_case_times_its_phases_and_keeps_no_optimizer(run):
     trained, _ = run(replace(CASE, steps=4), "trained")
     # Parameters and gradients, without AdamW's two moments of each parameter.
     assert result["state_mib"] == pytest.approx(trained["state_mib"] / 2, rel=0.01)
+
+
+def test_a_case_on_an_emulated_device_stays_within_it_or_runs_out_of_memory(run):
+    needed = max(beat["peak_reserved_mib"] for beat in run(CASE, "free")[1] if beat["step"])
+    fits, beats = run(replace(CASE, device_budget_gib=needed / 1024), "fits")
+    assert (fits["status"], fits["device_total_mib"]) == ("ok", needed)
+    assert all(beat["peak_reserved_mib"] <= needed for beat in beats if beat["step"])
+    small, _ = run(replace(CASE, device_budget_gib=needed / 4096), "small")
+    assert small["status"] == "oom"
+    assert "simulated device is full" in small["reason"]
+
+
+def test_on_a_gpu_the_allocator_is_told_the_budget_as_a_share_of_the_device(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=140 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
+    memory.cap_device(80 * 1024)
+    assert told == [80 / 140]

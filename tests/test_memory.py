@@ -404,3 +404,16 @@ def test_a_cuda_step_reads_the_counters_once_a_phase(monkeypatch):
         m.mark(phase)
     m.read()
     assert cuda.reads == 4
+
+
+def test_on_a_simulated_device_that_is_full_what_is_cached_is_released_or_memory_is_out():
+    with CpuMeter("", capacity_mib=64) as m:
+        m.begin_step()
+        cached = mib(30)
+        del cached
+        held = mib(40)
+        figures = m.read()
+        assert (figures["alloc_retries"], figures["reserved_mib"], figures["peak_reserved_mib"]) == (1, 40, 40)
+        with pytest.raises(MemoryError, match="simulated device is full"):
+            mib(40)
+        del held

@@ -3,6 +3,7 @@
 import copy
 import math
 import weakref
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.attention import BACKENDS, NSAttention, reference
+from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import BRANCHES, NSAConfig
 from tests import budget
 
@@ -274,18 +276,15 @@ def watch_a_layer(backend):
     return watched
 
 
-@pytest.fixture
-def fake(monkeypatch):
-    """Run on tensors without data: gather would need half a minute of CPU, and memory depends on shapes alone.
-
-    Pretending to be compiling keeps fake tables out of the cache, and skips the check that reads scores.
-    """
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    return FakeTensorMode
+@contextmanager
+def fake():
+    """Run on tensors without data: gather would need half a minute of CPU, and memory depends on shapes alone."""
+    with own_tables(), FakeTensorMode():
+        yield
 
 
 @every_backend
-def test_a_layer_at_2048_tokens_stays_within_400_mib_and_makes_no_square_but_the_mask(backend, fake):
+def test_a_layer_at_2048_tokens_stays_within_400_mib_and_makes_no_square_but_the_mask(backend):
     with fake():
         watched = watch_a_layer(backend)
     assert watched.peak_bytes <= 400 * MIB, f"{watched.peak_bytes / MIB:.0f} MiB"
@@ -305,7 +304,7 @@ def test_a_layer_at_2048_tokens_stays_within_400_mib_and_makes_no_square_but_the
     assert watched.square_makers <= (mask_only if backend == "masked" else set())
 
 
-def test_tensors_without_data_take_the_memory_of_real_ones(fake):
+def test_tensors_without_data_take_the_memory_of_real_ones():
     with fake():
         pretended = watch_a_layer("packed").peak_bytes
     assert pretended > 100 * MIB

@@ -3,7 +3,7 @@
 import pytest
 from papermill.iorw import read_yaml_file
 
-from nsa_lib.config import NOTEBOOKS
+from nsa_lib.config import WORKBOOK
 from nsa_lib.environment import PROJECT
 from nsa_lib.parameters import PARAMETERS, read_value
 from nsa_lib.profiles import PROFILES
@@ -14,7 +14,7 @@ FILES = sorted((PROJECT / "params").glob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_says_what_its_profile_says(path):
     notebook, profile = path.stem.rsplit("_", 1)
-    assert notebook in NOTEBOOKS
+    assert notebook in WORKBOOK
     said = read_yaml_file(str(path))
     assert said.pop("profile") == profile
     assert set(said) <= set(PARAMETERS[notebook])
@@ -24,4 +24,4 @@ def test_a_file_says_what_its_profile_says(path):
 
 
 def test_each_notebook_has_a_file_for_each_profile():
-    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in NOTEBOOKS for p in PROFILES.get(n, ())}
+    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in WORKBOOK for p in PROFILES.get(n, ())}

@@ -56,6 +56,17 @@ def test_what_cannot_run_is_refused_in_one_line(ask, given, word):
     assert "\n" not in str(refusal.value)
 
 
+def test_an_emulated_device_is_no_larger_than_the_real_one_and_makes_a_custom_run(ask):
+    gpu = {**GPU, "gpu_memory_mib": 143_771}
+    planned = ask(gpu, nvidia=True, device_budget_gib=80)
+    assert {case.budget_mib for case in planned.cases} == {80 * 1024}
+    assert planned.custom == ("device_budget_gib=80: an emulated device",)
+    assert any(notice.startswith("emulated: the allocator is capped at 80 GiB") for notice in planned.notices)
+    with pytest.raises(ConfigError, match=r"device_budget_gib=141: the device has 140\.4 GiB"):
+        ask(gpu, nvidia=True, device_budget_gib=141)
+    assert ask(CPU, device_budget_gib=141).cases[0].budget_mib == 141 * 1024, "a CPU's device is simulated"
+
+
 def test_the_checklist_on_a_cpu_is_refused(ask):
     with pytest.raises(ConfigError, match="judged on a GPU"):
         ask(GPU, profile="checklist", device="cpu")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nsa_lib import environment, runner
+from nsa_lib import environment, predictor, runner
 from nsa_lib.plan import plan
 from nsa_lib.progress import Progress
 from nsa_lib.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
@@ -30,7 +30,8 @@ from nsa_lib.telemetry import Heartbeat
 faulthandler.enable(); faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
 folder = Path(sys.argv[1]).parent
 (folder / "ready").touch()
-sys.stdin.readline()
+if not sys.stdin.readline():
+    sys.exit()
 h = Heartbeat(folder / "heartbeat.jsonl")
 h.beat("warmup")
 def step(n, seconds=0.01):
@@ -47,6 +48,7 @@ def plant(tmp_path, monkeypatch, code):
     script = tmp_path / "planted.py"
     script.write_text(BEATS + code)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(script)))
+    monkeypatch.setattr(predictor, "COMMAND", (sys.executable, "-c", "raise NotImplementedError('planted')"))
 
 
 def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):

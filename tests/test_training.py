@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lib import training
+from nsa_lib.config import LOSS_CHUNK
 from nsa_lib.model import TinyLM
 from nsa_lib.training import chunked_cross_entropy, first_non_finite, grad_norm, make_optimizer, state_bytes, train_step
 from tests.test_model import MODEL
@@ -55,7 +56,7 @@ def test_the_logits_of_the_whole_sequence_never_exist():
     hidden, head = torch.randn(1, 2048, 4, requires_grad=True), torch.randn(1000, 4, requires_grad=True)
     with Largest():
         chunked_cross_entropy(hidden, head, torch.randint(1000, (1, 2048))).backward()
-    assert largest == training.LOSS_CHUNK * 1000
+    assert largest == LOSS_CHUNK * 1000
 
 
 def step_of(model, tokens, **more):

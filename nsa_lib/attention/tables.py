@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 
 import torch
+
+_tables: dict[Callable, Callable] = {}
+"""The cache of each function that builds a table."""
 
 
 def table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -14,14 +18,28 @@ def table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     Under torch.compile it is built in the graph instead, where the compiler fuses it into its reader.
     """
 
-    @lru_cache(maxsize=16)
-    def cached(*arguments):
+    def built(*arguments):
         # An inference tensor, built by whoever came first, could never be used in training.
         with torch.inference_mode(False):
             return build(*arguments)
 
     @wraps(build)
     def look_up(*arguments):
-        return build(*arguments) if torch.compiler.is_compiling() else cached(*arguments)
+        if torch.compiler.is_compiling():
+            return build(*arguments)
+        if build not in _tables:
+            _tables[build] = lru_cache(maxsize=16)(built)
+        return _tables[build](*arguments)
 
     return look_up
+
+
+@contextmanager
+def own_tables() -> Iterator[None]:
+    """Build every table anew inside, and forget those at the end: none passes in or out, nor its memory."""
+    global _tables
+    outside, _tables = _tables, {}
+    try:
+        yield
+    finally:
+        _tables = outside

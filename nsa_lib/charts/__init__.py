@@ -1,9 +1,11 @@
 """Frames -> Plotly charts, one file a notebook; `chart` holds what they share."""
 
+from nsa_lib.charts.capacity import capacity_curves, setting_curves, terms_chart
 from nsa_lib.charts.chart import CONFIG, Chart, nothing
 from nsa_lib.charts.contrast import contrast_figures
 from nsa_lib.charts.explore import NOT_KEPT, gate_map, peak_by_phase, selection_map, slow_steps_chart
 from nsa_lib.charts.overlay import no_figures, over_runs, overlay
+from nsa_lib.charts.prediction import prediction_figure
 from nsa_lib.charts.preflight import preflight_figures
 from nsa_lib.charts.scaling import peak_against_layers, scaling_figures
 from nsa_lib.charts.smoke import (
@@ -20,6 +22,7 @@ __all__ = [
     "CONFIG",
     "NOT_KEPT",
     "Chart",
+    "capacity_curves",
     "contrast_figures",
     "gate_map",
     "loss",
@@ -33,10 +36,13 @@ __all__ = [
     "peak_against_layers",
     "peak_by_phase",
     "phase_peaks",
+    "prediction_figure",
     "preflight_figures",
     "scaling_figures",
     "selection_map",
+    "setting_curves",
     "slow_steps_chart",
     "smoke_figures",
     "step_time",
+    "terms_chart",
 ]

@@ -23,18 +23,20 @@ from nsa_lib.charts.chart import (
     nothing,
     points,
 )
+from nsa_lib.charts.prediction import prediction_figure
 from nsa_lib.evidence import Evidence
 from nsa_lib.scaling import allocator_rows, exponent_rows, layer_rows, length_rows, predicted_peak_mib
 
 
 def scaling_figures(run: Evidence) -> dict[str, Chart]:
-    """Return the charts of a scaling: time, memory, allocator, layers."""
+    """Return the charts of a scaling: time, memory, allocator, layers, prediction (of the largest length)."""
     lengths, exponents = length_rows(run), exponent_rows(run)
     return {
         "time": time_against_length(lengths, exponents),
         "memory": memory_against_length(lengths, exponents),
         "allocator": allocator_bars(allocator_rows(run)),
         "layers": peak_against_layers(layer_rows(run)),
+        "prediction": prediction_figure(run, f"s{run.parameter('seq_lens')[-1]}"),
     }
 
 

@@ -25,6 +25,7 @@ from nsa_lib.charts.chart import (
     nothing,
     shade_warmup,
 )
+from nsa_lib.charts.prediction import prediction_figure
 from nsa_lib.evidence import Evidence
 
 MIN_SPAN = 0.25
@@ -37,12 +38,13 @@ LIMIT_REACH = 1.35
 
 
 def smoke_figures(run: Evidence) -> dict[str, Chart]:
-    """Return the charts of a smoke's training: memory, phases, loss, step_time."""
+    """Return the charts of a smoke's training: memory, phases, prediction, loss, step_time."""
     rows = run.of("training")
     simulated = run.parameter("device") == "cpu"
     return {
         "memory": memory_trend(rows, limit_mib=run.parameter("reserved_limit_mib"), simulated=simulated),
         "phases": phase_peaks(rows),
+        "prediction": prediction_figure(run, "training"),
         "loss": loss(rows),
         "step_time": step_time(rows),
     }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from nsa_lib.config import BACKWARD_WARMUP_STEPS, TRAIN_LAYERS
 from nsa_lib.evidence import Evidence, from_json
 from nsa_lib.gates.result import FAIL, NOT_RUN, PASS, WARN, GateResult, how_it_ended, outcome_of
+from nsa_lib.predicted import predicted_cases, prediction_advice
 from nsa_lib.profiles import PROFILES
 from nsa_lib.scaling import allocator_rows, exponent_rows, layer_rows, length_rows, predicted_peak_mib, slow_lengths
 
@@ -138,7 +139,12 @@ def _ended_well(run: Evidence, length: int) -> bool:
 
 def scaling_advice(run: Evidence) -> list[str]:
     """Return what a user may want to change or to expect; it never decides."""
-    return [*_slow_advice(run), *_allocator_advice(run), *_prediction(run)]
+    return [
+        *_slow_advice(run),
+        *_allocator_advice(run),
+        *_prediction(run),
+        *prediction_advice(run, predicted_cases(run)),
+    ]
 
 
 def _slow_advice(run: Evidence) -> list[str]:

@@ -21,6 +21,7 @@ from nsa_lib.gates.result import (
     unless_cut_short,
     worst_error,
 )
+from nsa_lib.predicted import prediction_advice
 from nsa_lib.trend import judge_trend, steps_to_limit
 
 CHECKLIST_RESERVED_MIB = 70_000
@@ -224,7 +225,7 @@ def operator_gate(run: Evidence) -> GateResult:
 
 def smoke_advice(run: Evidence) -> list[str]:
     """Return what a user may want to change; it never decides."""
-    rows, said = run.of("training"), []
+    rows, said = run.of("training"), prediction_advice(run, ("training", "dense"))
     alloc_conf = str(run.parameter("alloc_conf"))
     if "expandable_segments:True" in alloc_conf and "max_split_size_mb" in alloc_conf:
         said.append(

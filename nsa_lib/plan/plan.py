@@ -11,17 +11,22 @@ from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
 from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError
 from nsa_lib.parameters import PARAMETERS, read_parameters
+from nsa_lib.plan.capacity import capacity_cases
 from nsa_lib.plan.contrast import contrast_cases
 from nsa_lib.plan.preflight import preflight_cases
 from nsa_lib.plan.scaling import scaling_cases
 from nsa_lib.plan.smoke import smoke_cases
 from nsa_lib.profiles import PROFILES, Value, differences, resolve
 
+CAPACITY = "capacity"
+"""The notebook whose cases are predicted and never run: it needs no device."""
+
 CASES = {
     "preflight": preflight_cases,
     "backward_scaling": scaling_cases,
     "smoke": smoke_cases,
     "backend_contrast": contrast_cases,
+    CAPACITY: capacity_cases,
 }
 """How each notebook's parameters become cases."""
 
@@ -72,6 +77,9 @@ class Plan:
                 f"steps={self['steps']}: a smoke needs at least {JUDGED_STEPS} steps to be judged "
                 "(10 of warm-up and the checklist's 50); this run will end INCOMPLETE."
             )
+        if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
+            capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
+            said.append(capped + "speed, and memory outside the allocator, are this device's.")
         if self.custom:
             said.append(f"custom: {'; '.join(self.custom)}. The gates are judged, readiness will not count the run.")
         if self.profile == "laptop":
@@ -94,9 +102,11 @@ def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
     facts = environment.torch_facts()
     profile = _choose_profile(str(read["profile"]), facts)
     values = resolve(notebook, read, profile=profile)
-    _require_device(str(values["device"].value), profile, facts)
-    if values["device"].value == "cpu":
-        AllocatorSettings.parse(str(values["alloc_conf"].value))  # on a CPU it is simulated, so it must be known
+    if notebook != CAPACITY:
+        _require_device(str(values["device"].value), profile, facts)
+        _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
+    if notebook == CAPACITY or values["device"].value == "cpu":
+        AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
     out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
     environment.require_room(out_dir)
     cases = CASES[notebook](values)
@@ -133,6 +143,12 @@ def _require_device(device: str, profile: str, facts: Mapping[str, object]) -> N
         raise ConfigError(f"{asked}: needs a CUDA device ({facts['cuda_problem']}); without one: profile=laptop")
     if device == "cpu" and profile == "checklist":
         raise ConfigError("device=cpu: the checklist is judged on a GPU; accepts cuda, or profile=laptop")
+
+
+def _require_budget(budget_gib: object, device: object, facts: Mapping[str, object]) -> None:
+    if budget_gib is not None and device == "cuda" and budget_gib * 1024 > facts["gpu_memory_mib"]:
+        has = facts["gpu_memory_mib"] / 1024
+        raise ConfigError(f"device_budget_gib={budget_gib:g}: the device has {has:.1f} GiB; accepts no more")
 
 
 def require_data(case: CaseConfig) -> None:

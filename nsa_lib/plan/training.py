@@ -26,5 +26,5 @@ def training_case(values: Mapping[str, Value]) -> CaseConfig:
         data=data if data == "synthetic" else str(Path(data).expanduser().resolve()),
         compile="compile" in values and bool(values["compile"].value),
         **pick("seq_len", "batch", "steps", "dtype", "grad_checkpointing", "lr", "seed", "device", "alloc_conf"),
-        **pick("fault"),
+        **pick("device_budget_gib", "fault"),
     )

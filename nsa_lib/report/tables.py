@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from nsa_lib.check_names import CHECKS
+from nsa_lib.predicted import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.verdict import STYLES
 
 OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲", "warn"), "PASS": ("✔", "success")}
@@ -194,6 +195,52 @@ def allocator_table(settings: pd.DataFrame) -> Table:
         "ratio": "reserved over allocated",
     }  # fmt: skip
     return frame_table("Allocator settings", settings, columns)
+
+
+def fits_table(rows: pd.DataFrame) -> Table:
+    """Tabulate the largest length, batch and layers that fit (`capacity.fits_rows`)."""
+    columns = {
+        "axis": "the others as asked", "fits": "largest that fits", "at": "predicted at", "phase": "peak in",
+        "dominated_by": "what the peak there consists of",
+    }  # fmt: skip
+    return frame_table("Predicted to fit; the largest point of the sweep that does", rows, columns)
+
+
+def changes_table(rows: pd.DataFrame) -> Table:
+    """Tabulate what checkpointing, the loss in chunks and the allocator setting change (`capacity.changes_rows`)."""
+    columns = {
+        "change": "change", "peak_alloc_mib": "peak allocated, MiB", "peak_reserved_mib": "peak reserved, MiB",
+        "seq_len": "largest S", "layers": "most layers",
+    }  # fmt: skip
+    return frame_table("Predicted at the sizes asked for, and the largest S and most layers that fit", rows, columns)
+
+
+def prediction_table(rows: pd.DataFrame) -> Table:
+    """Tabulate predicted and measured peaks, a row a case (`predicted.prediction_rows`)."""
+    phases = [phase for phase in (*PHASES, RESERVED) if phase in set(rows["phase"])]
+    missing = ["no prediction"] if any(rows["reason"]) else []
+    lines = []
+    for case_id, found in rows.groupby("case_id", sort=False):
+        by_phase = found.set_index("phase").to_dict("index")
+        reasons = [Cell("".join(found["reason"])) for _ in missing]
+        lines.append((Cell(str(case_id)), *(_beside(by_phase.get(phase)) for phase in phases), *reasons))
+    caption = "Peaks in MiB: predicted → measured (difference); predictions are advice and decide nothing"
+    return Table(caption, ("case", *phases, *missing), lines)
+
+
+def _beside(row: Mapping | None) -> Cell:
+    if row is None:
+        return Cell("–", numeric=True)
+    if pd.isna(row["measured_mib"]):
+        return Cell(f"{format_mib(row['predicted_mib'])} → –", numeric=True)
+    off = abs(row["difference_percent"]) > DIFFERENCE_PERCENT
+    said = f"{format_mib(row['predicted_mib'])} → {format_mib(row['measured_mib'])}"
+    return Cell(f"{said} ({row['difference_percent']:+.1f} %)", numeric=True, colour="warn" if off else "")
+
+
+def format_mib(mib: float) -> str:
+    """Format a size: a decimal below 1,000 MiB, none above."""
+    return f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.1f}"
 
 
 def closest_gates_table(gates: pd.DataFrame) -> Table:
