@@ -18,9 +18,15 @@ from nsa_lib.attention.fused import op
 from nsa_lib.config import NSAConfig
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-"""Most shared memory of a block, by compute capability (CUDA C++ Programming Guide, table of technical specifications)."""
+"""Most shared memory of a block, by compute capability (CUDA C++ Programming Guide)."""
 
-LAYOUTS = ((2, 2, 64, 16, 300), (2, 2, 64, 16, 5000), (16, 1, 128, 32, 5000), (2, 2, 128, 32, 5000), (2, 2, 128, 32, 300))
+LAYOUTS = (
+    (2, 2, 64, 16, 300),
+    (2, 2, 64, 16, 5000),
+    (16, 1, 128, 32, 5000),
+    (2, 2, 128, 32, 5000),
+    (2, 2, 128, 32, 300),
+)
 """Heads, groups, head width, l, length: short and listed, narrow; grouped, listed and short, wide."""
 
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, compressed_probabilities, fused, reference
 from nsa_lib.attention import select_blocks as choose
 from nsa_lib.attention.fused import grouped, listed, selected, short
+from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import FUSED_MOST_SELECTED, NSAConfig
 from tests import budget
 
@@ -293,7 +294,7 @@ def test_on_fake_tensors_it_only_allocates(monkeypatch):
     config = NSAConfig(groups=2, l=16, d=16, l_sel=32, **SMALL)
     for most_blocks in (32, 0):
         monkeypatch.setattr(short, "MOST_BLOCKS", most_blocks)
-        with FakeTensorMode():
+        with FakeTensorMode(), own_tables():
             x = torch.empty(1, 2048, 32, requires_grad=True)
             out = NSAttention(config, "fused")(x)
             out.sum().backward()
