@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.stand_in import plain_kernels  # noqa: F401
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():

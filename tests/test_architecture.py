@@ -16,7 +16,8 @@ WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "pr
 NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "runner",
                  "evidence", "scaling", "contrast", "charts", "gates", "store", "review", "readiness", "explore",
                  "report", "history", "validation", "selftest", "__main__")  # fmt: skip
-TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry", "contestants", "fault_table", "check_names")
+TORCH_FREE_TOOLS = ("allocator", "runnable", "operators", "trend", "telemetry", "contestants", "fault_table",
+                    "check_names")  # fmt: skip
 ALONE = ("torch_facts",)
 
 MAY_IMPORT = {
