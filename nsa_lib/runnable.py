@@ -21,7 +21,9 @@ def runnable_backends(parameter: Callable[[str], object], facts: Mapping[str, ob
         parameter: gives the effective value of a parameter by its name.
         facts: of `torch_facts`. Runs from before `fused` name no Triton among them, and had the plain backends.
     """
-    return PLAIN_BACKENDS if why_not_fused(parameter, facts) else (*PLAIN_BACKENDS, FUSED)
+    # The machine first: of a run from back then no parameter is asked for.
+    lacks = why_not_fused_here(facts) or why_not_fused(parameter, facts)
+    return PLAIN_BACKENDS if lacks else (*PLAIN_BACKENDS, FUSED)
 
 
 def why_not_fused(parameter: Callable[[str], object], facts: Mapping[str, object]) -> str | None:

@@ -55,3 +55,7 @@ def test_sizes_that_do_not_fit_are_refused_as_ever():
 def test_a_recorded_run_has_the_backends_of_its_own_machine(facts, backends):
     rows = [{"name": value.name, "value": value.value} for value in values().values()]
     assert Evidence({"parameters": rows, "environment": facts}, None, None).backends == backends
+
+
+def test_a_run_from_before_fused_is_asked_for_no_parameter():
+    assert Evidence({"parameters": [], "environment": {"torch": "2.11.0"}}, None, None).backends == PLAIN_BACKENDS
