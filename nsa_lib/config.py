@@ -12,13 +12,22 @@ from dataclasses import asdict, dataclass
 FUSED = "fused"
 """The backend of Triton kernels, for CUDA devices alone."""
 
-BACKEND_NAMES = ("masked", "gather", "packed", FUSED)
+PLAIN_BACKENDS = ("masked", "gather", "packed")
+"""Those that run wherever torch does."""
+
+BACKEND_NAMES = (*PLAIN_BACKENDS, FUSED)
+
+AUTO = "auto"
+"""In place of a backend: `fused` where it can run, `masked` elsewhere; decided before a run."""
 
 FUSED_WIDEST = 128
 FUSED_BLOCKS = (16, 32, 64, 128)
 FUSED_MOST_SELECTED = 32
 FUSED_DTYPES = ("bfloat16", "float16", "float32")
 """What the fused kernels take: widest head, sizes of a selection block, blocks a query selects, dtypes."""
+
+ATTENTION_SIZES = ("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
+"""Parameters of a run that make the NSAConfig of its layers."""
 
 BRANCHES = ("cmp", "slc", "win")
 PHIS = ("mlp", "mean")
@@ -194,11 +203,14 @@ class CaseConfig:
     """After its last step, keep what its attention looks at."""
     seq_lens: tuple[int, ...] = ()
     """Lengths of the sweep of a `timing` case."""
+    backends: tuple[str, ...] = PLAIN_BACKENDS
+    """Backends that a `timing` or `checks` case goes through."""
     fault: str = "none"
     """Seeded fault, one of `fault_table`."""
 
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
+        object.__setattr__(self, "backends", tuple(self.backends))
         for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
@@ -209,8 +221,10 @@ class CaseConfig:
             raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
         if self.model.attention == "dense" and (self.check_attention or self.look):
             raise ConfigError("attention=dense: selects nothing; accepts check_attention=False, look=False only")
-        if self.model.backend == FUSED and (refusal := fused_refusal(self.model.nsa, self.dtype, self.device)):
-            raise ConfigError(f"backend=fused, {refusal}")
+        if not self.backends or len(set(self.backends)) < len(self.backends) or set(self.backends) - set(BACKEND_NAMES):
+            raise ConfigError(f"backends={self.backends}: accepts one or more of {', '.join(BACKEND_NAMES)}")
+        if self.needs_fused and (refusal := fused_refusal(self.model.nsa, self.dtype, self.device)):
+            raise ConfigError(f"backend={FUSED}, {refusal}")
         if self.compile and self.device == "cpu":
             raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
 
@@ -218,6 +232,11 @@ class CaseConfig:
     def budget_mib(self) -> float | None:
         """The emulated device's memory in MiB, or None."""
         return None if self.device_budget_gib is None else 1024 * self.device_budget_gib
+
+    @property
+    def needs_fused(self) -> bool:
+        """Whether the fused kernels run in it."""
+        return FUSED in (self.model.backend, *self.backends)
 
     def to_json(self) -> str:
         """Return the case as JSON text, for `from_json`."""

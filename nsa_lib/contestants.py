@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nsa_lib.config import BACKEND_NAMES
-
 WARMUP_ROUNDS = 2
 """Rounds that are not counted: kernels are loaded, caches fill."""
 
@@ -34,14 +32,14 @@ class Contestant:
     """Tokens in a sequence."""
 
 
-def contestants(seq_len: int, seq_lens: Sequence[int] = ()) -> tuple[Contestant, ...]:
+def contestants(seq_len: int, seq_lens: Sequence[int] = (), *, backends: Sequence[str]) -> tuple[Contestant, ...]:
     """Return the contestants: parts, layers and whole models at `seq_len`, then whole layers at the other lengths."""
-    parts = [Contestant("layer", "slc", name, seq_len) for name in BACKEND_NAMES]
+    parts = [Contestant("layer", "slc", name, seq_len) for name in backends]
     parts += [Contestant("layer", branch, NO_BACKEND, seq_len) for branch in ("cmp", "win")]
-    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length)]
-    return (*parts, *_whole("layer", seq_len), *_whole("model", seq_len), *sweep)
+    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length, backends)]
+    return (*parts, *_whole("layer", seq_len, backends), *_whole("model", seq_len, backends), *sweep)
 
 
-def _whole(subject: str, seq_len: int) -> list[Contestant]:
-    nsa = [Contestant(subject, "all", name, seq_len) for name in BACKEND_NAMES]
+def _whole(subject: str, seq_len: int, backends: Sequence[str]) -> list[Contestant]:
+    nsa = [Contestant(subject, "all", name, seq_len) for name in backends]
     return [*nsa, Contestant(subject, DENSE, DENSE, seq_len)]

@@ -10,18 +10,19 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from nsa_lib.config import BACKEND_NAMES
 from nsa_lib.contestants import DENSE
 from nsa_lib.evidence import Evidence, from_json, measured_once
 from nsa_lib.operators import WINDOW_STEPS
-
-CONTESTED = (*BACKEND_NAMES, DENSE)
-"""What is compared: every backend, and the yardstick."""
 
 OPERATOR = re.compile(r"\w+::[\w.]+")
 """The name of a dispatched operator; kernels and named ranges, which a profile holds too, look different."""
 
 TIMED = ["subject", "branches", "backend", "seq_len"]
+
+
+def contested(run: Evidence) -> tuple[str, ...]:
+    """Return what is compared: every backend of the run, and the yardstick."""
+    return (*run.backends, DENSE)
 
 
 @measured_once
@@ -66,7 +67,7 @@ def contrast_rows(run: Evidence) -> pd.DataFrame:
             **_errors(run, name),
             "route": ", ".join(from_json(run.case(f"model_{name}"), "routes") or ()) or None,
         }
-        for name in CONTESTED
+        for name in contested(run)
     ]
     order = ["backend", *columns, "peak_alloc_mib", "peak_reserved_mib", "operators_per_step", "output_error",
              "gradient_error", "route"]  # fmt: skip
@@ -140,8 +141,9 @@ def top_rows(run: Evidence) -> pd.DataFrame:
     Columns: by, and one for each backend with texts such as `mm 12.34 ms`.
     """
     ranks = ("time", "memory") if run.parameter("device") == "cuda" else ("calls",)
-    parts = [pd.DataFrame({name: _said(run, name, by) for name in CONTESTED}).assign(by=by) for by in ranks]
-    return pd.concat(parts, ignore_index=True).fillna("")[["by", *CONTESTED]]
+    names = contested(run)
+    parts = [pd.DataFrame({name: _said(run, name, by) for name in names}).assign(by=by) for by in ranks]
+    return pd.concat(parts, ignore_index=True).fillna("")[["by", *names]]
 
 
 def _said(run: Evidence, backend: str, by: str) -> pd.Series:
@@ -166,7 +168,7 @@ def first_faster(run: Evidence) -> dict[str, int | None]:
     if DENSE not in table:
         return {}
     found: dict[str, int | None] = {}
-    for backend in BACKEND_NAMES:
+    for backend in run.backends:
         if backend not in table:
             continue
         pair = table[[backend, DENSE]].dropna()

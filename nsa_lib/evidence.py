@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import pandas as pd
 
+from nsa_lib.runnable import runnable_backends
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -44,6 +46,11 @@ class Evidence:
     def parameter(self, name: str) -> object:
         """Return a parameter's effective value."""
         return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that a preflight or a contrast goes through on the machine that this run was made on."""
+        return runnable_backends(self.parameter, self.info["environment"])
 
 
 T = TypeVar("T")

@@ -25,6 +25,7 @@ from nsa_lib.parameters import PARAMETERS, Parameter, read_parameters, read_valu
 from nsa_lib.plan import Plan, require_data
 from nsa_lib.profiles import Value
 from nsa_lib.readiness import out_dir_of
+from nsa_lib.runnable import why_not_fused_here
 from nsa_lib.runner import execute
 from nsa_lib.store import Run, compare, judged_run, machine_name, record
 
@@ -252,9 +253,9 @@ def _field(case: CaseConfig, name: str) -> object:
 
 def _read_field(name: str, value: object, before: object) -> object:
     """Return a field's value, read as strictly as a parameter."""
-    if name == "branches":
+    if name in ("branches", "backends"):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"branches={value!r}: accepts a list of names")
+            raise ConfigError(f"{name}={value!r}: accepts a list of names")
         return tuple(map(str, value))
     kind = list if isinstance(before, tuple) else type(before)
     declared = PARAMETERS["smoke"].get(name) or Parameter(kind, "")
@@ -265,6 +266,8 @@ def _read_field(name: str, value: object, before: object) -> object:
 def _require_runnable(case: CaseConfig, facts: Mapping[str, object]) -> None:
     if case.device == "cuda" and not facts["cuda_usable"]:
         raise ConfigError(f"device=cuda: needs a CUDA device ({facts['cuda_problem']}); here accepts cpu")
+    if case.needs_fused and (problem := why_not_fused_here(facts)):
+        raise ConfigError(problem)
     if case.device == "cpu":
         AllocatorSettings.parse(case.alloc_conf)
     require_data(case)

@@ -20,9 +20,10 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib import training
-from nsa_lib.attention import BACKENDS, selection
+from nsa_lib.attention import BACKENDS, fused, selection
 from nsa_lib.attention import module as attention_module
-from nsa_lib.config import TREND_WINDOW, WARMUP_STEPS, CaseConfig
+from nsa_lib.attention.fused import attention as fused_attention
+from nsa_lib.config import FUSED, TREND_WINDOW, WARMUP_STEPS, CaseConfig
 from nsa_lib.fault_table import FAULT_STEP
 from nsa_lib.model import TinyLM
 from nsa_lib.telemetry import Heartbeat
@@ -60,10 +61,12 @@ def _replaced(new: Callable, name: str, *owners: object) -> Iterator[None]:
 
 @contextmanager
 def _backend(name: str, new: Callable) -> Iterator[None]:
+    """Put `new` in the place of a backend's selected branch; a layer with `fused` does not look it up in BACKENDS."""
     before = BACKENDS[name]
     BACKENDS[name] = new
     try:
-        yield
+        with _replaced(new, "selected_attention", fused_attention) if name == FUSED else nullcontext():
+            yield
     finally:
         BACKENDS[name] = before
 
@@ -205,8 +208,13 @@ def growing_shapes(case: CaseConfig) -> AbstractContextManager[None]:
 
 def wrong_backend(case: CaseConfig) -> AbstractContextManager[None]:
     """Bind the case's backend to the code of another."""
-    other = "masked" if case.model.backend == "gather" else "gather"
-    return _backend(case.model.backend, BACKENDS[other])
+    other = BACKENDS["masked" if case.model.backend == "gather" else "gather"]
+
+    def attend(*tensors: torch.Tensor, **sizes: float) -> torch.Tensor:
+        *qkv, block_indices = tensors
+        return other(*qkv, block_indices.long(), **sizes)  # `fused` chooses in int32
+
+    return _backend(case.model.backend, attend)
 
 
 def first_key(case: CaseConfig) -> AbstractContextManager[None]:
@@ -223,14 +231,22 @@ def first_key(case: CaseConfig) -> AbstractContextManager[None]:
     return _backend(name, attend)
 
 
-def future_leak(case: CaseConfig) -> AbstractContextManager[None]:
+@contextmanager
+def future_leak(case: CaseConfig) -> Iterator[None]:
     """Rank the blocks of each query by the scores of the query one selection block later."""
-    original = selection.choose_blocks
+    original, original_fused = selection.choose_blocks, fused.select_blocks
 
     def choose(scores: torch.Tensor, *, l_sel: int, n_sel: int) -> torch.Tensor:
         return original(scores.roll(-l_sel, dims=2), l_sel=l_sel, n_sel=n_sel)
 
-    return _replaced(choose, "choose_blocks", selection, attention_module)
+    def choose_fused(q: torch.Tensor, k_cmp: torch.Tensor, lse: torch.Tensor, *, l_sel: int, **sizes: float):
+        return original_fused(q.roll(-l_sel, dims=2), k_cmp, lse.roll(-l_sel, dims=2), l_sel=l_sel, **sizes)
+
+    with (
+        _replaced(choose, "choose_blocks", selection, attention_module),
+        _replaced(choose_fused, "select_blocks", fused, fused_attention),
+    ):
+        yield
 
 
 def late_binding(case: CaseConfig) -> AbstractContextManager[None]:

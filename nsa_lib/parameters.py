@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nsa_lib.config import BACKEND_NAMES, DEVICES, DTYPES, JUDGED_STEPS, PHIS, ConfigError
+from nsa_lib.config import AUTO, BACKEND_NAMES, DEVICES, DTYPES, JUDGED_STEPS, PHIS, ConfigError
 from nsa_lib.fault_table import FAULTS
 from nsa_lib.operators import FEWEST_STEPS
 
@@ -81,7 +81,9 @@ _MACHINE = {
     "alloc_conf": Parameter(str, "PyTorch allocator setting of the cases"),
     "device_budget_gib": Parameter(float, "emulate a device with this much memory on a larger one", above=0),
 }
-_BACKEND = {"backend": Parameter(str, "selected branch, masked gather or packed", "masked", BACKEND_NAMES)}
+_BACKEND = {
+    "backend": Parameter(str, "masked, gather, packed, fused (needs CUDA), or auto", "masked", (*BACKEND_NAMES, AUTO))
+}
 _RUN = {
     "stall_timeout_s": Parameter(float, "silence that counts as a hang; derived from measured steps", above=0),
     "out_dir": Parameter(str, "where runs/ is kept; the reports folder of the project"),

@@ -55,7 +55,7 @@ class Value:
     name: str
     value: Read
     origin: str
-    """`given`, `profile` or `default`."""
+    """`given`, `profile`, `default`, or `auto` for a backend that the machine decided."""
     checklist: Read
     """The checklist's value, or None where it says nothing."""
 
@@ -86,8 +86,8 @@ def _with_laptop_limit(values: dict[str, Value]) -> dict[str, Value]:
     limit = values["reserved_limit_mib"]
     own = PROFILES["smoke"]["laptop"]
     own_sizes = all(values[name].value == own[name] for name in (*SIZES, "device", "alloc_conf"))
-    if limit.value is None and own_sizes:
-        known = LAPTOP_KNOWN_RESERVED_MIB[str(values["backend"].value)]
+    known = LAPTOP_KNOWN_RESERVED_MIB.get(str(values["backend"].value))
+    if limit.value is None and own_sizes and known is not None:
         limit = Value("reserved_limit_mib", known * LAPTOP_HEADROOM, "profile", limit.checklist)
     return {**values, "reserved_limit_mib": limit}
 

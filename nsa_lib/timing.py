@@ -49,7 +49,7 @@ def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> None:
 
     All contestants of one length take turns; `steps` of the case are all their turns together.
     """
-    field = contestants(case.seq_len, case.seq_lens)
+    field = contestants(case.seq_len, case.seq_lens, backends=case.backends)
     rounds, modules = case.steps // len(field), _Modules(case)
     step = 0
     for length, turn in groupby(field, key=lambda contestant: contestant.seq_len):

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import torch
 
 
 def torch_facts() -> dict[str, object]:
-    """Return torch's version and threads, and the first CUDA device with its memory in MiB, or why there is none."""
+    """Return the versions of torch and Triton, threads, and the first CUDA device with its memory in MiB.
+
+    `cuda_problem` says why there is none.
+    """
     facts: dict[str, object] = {
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
+        "triton": _triton_version(),
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda_usable": torch.cuda.is_available(),
@@ -35,6 +41,16 @@ def torch_facts() -> dict[str, object]:
         "cudnn": str(torch.backends.cudnn.version()) if torch.backends.cudnn.is_available() else None,
         "bf16_supported": torch.cuda.is_bf16_supported(),
     }
+
+
+def _triton_version() -> str | None:
+    """Return Triton's version, or None where it cannot be imported; it is not imported here."""
+    if find_spec("triton") is None:
+        return None
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # nightly builds are distributed under another name
+        return "unknown"
 
 
 def _why_no_cuda() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,11 +19,12 @@ import torch
 
 from nsa_lib import data, environment, memory, training
 from nsa_lib.allocator import AllocatorSimulation
-from nsa_lib.config import BACKEND_NAMES, CaseConfig
+from nsa_lib.config import CaseConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.parameters import read_parameters
 from nsa_lib.plan import training_case
 from nsa_lib.profiles import resolve
+from nsa_lib.runnable import runnable_backends
 from nsa_lib.telemetry import Heartbeat
 
 ROUNDS = 7
@@ -35,10 +36,11 @@ def main() -> None:
     profile = "checklist" if facts["cuda_usable"] else "laptop"
     if profile == "laptop":
         torch.set_num_threads(1)  # as a case does
-    case = training_case(resolve("smoke", read_parameters("smoke", {}, []), profile=profile))
+    values = resolve("smoke", read_parameters("smoke", {}, []), profile=profile)
+    case, backends = training_case(values), runnable_backends(lambda name: values[name].value, facts)
     figures = {
         "profile": profile,
-        **bench_steps(case),
+        **bench_steps(case, backends),
         **bench_meter(case),
         **bench_heartbeat(case),
         **bench_allocator(),
@@ -82,10 +84,10 @@ def interleaved(runs: dict[str, Callable[[], float]]) -> dict[str, float]:
     return {name: median(values) for name, values in seconds.items()}
 
 
-def bench_steps(case: CaseConfig) -> dict[str, float]:
-    """Measure a train step of every backend and of dense attention, on a GPU compiled too."""
+def bench_steps(case: CaseConfig, backends: Sequence[str]) -> dict[str, float]:
+    """Measure a train step with each backend and with dense attention, on a GPU compiled too."""
     dense = replace(case, model=replace(case.model, attention="dense"))
-    cases = {name: replace(case, model=replace(case.model, backend=name)) for name in BACKEND_NAMES} | {"dense": dense}
+    cases = {name: replace(case, model=replace(case.model, backend=name)) for name in backends} | {"dense": dense}
     if case.device == "cuda":
         cases |= {"masked_compiled": replace(case, compile=True), "dense_compiled": replace(dense, compile=True)}
     taken = interleaved({name: Stepper(case) for name, case in cases.items()})

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from nsa_lib.check_names import CHECKS
-from nsa_lib.config import BACKEND_NAMES, JUDGED
+from nsa_lib.check_names import check_names
+from nsa_lib.config import JUDGED, PLAIN_BACKENDS
 from nsa_lib.contestants import DENSE, contestants
 from nsa_lib.evidence import Evidence
 from nsa_lib.parameters import read_parameters
@@ -49,7 +49,7 @@ def preflight():
     cases = [
         {"case_id": group, "status": "ok", "reason": "", "seconds": 1.0,
          "checks": json.dumps([{"name": name, **found} for name in names])}
-        for group, names in CHECKS.items()
+        for group, names in check_names(PLAIN_BACKENDS).items()
     ]  # fmt: skip
     return _evidence("preflight", cases, [])
 
@@ -71,13 +71,13 @@ def smoke():
 def contrast():
     """Return a backend contrast that is GO; `packed` is the fastest."""
     values = resolve("backend_contrast", read_parameters("backend_contrast", {}, []), profile="laptop")
-    timed = contestants(values["seq_len"].value, values["seq_lens"].value)
+    timed = contestants(values["seq_len"].value, values["seq_lens"].value, backends=PLAIN_BACKENDS)
     ms = {"masked": 3.0, "gather": 2.0, "packed": 1.0, DENSE: 2.5}
     cases, rows = [{"case_id": "timing", "status": "ok", "reason": ""}], []
     for place, one in enumerate(timed * values["rounds"].value, start=1):
         times = dict.fromkeys(("forward_ms", "backward_ms"), ms.get(one.backend, 1.0))
         rows.append({"case_id": "timing", "step": place, "phase": "step", **vars(one), **times})
-    for number, backend in enumerate((*BACKEND_NAMES, DENSE)):
+    for number, backend in enumerate((*PLAIN_BACKENDS, DENSE)):
         counts, error = {"aten::mm": {"count": 30 + 3 * number}}, {"output": 1e-6, "gradient": 1e-6}
         cases.append(
             {"case_id": f"model_{backend}", "status": "ok", "reason": "",

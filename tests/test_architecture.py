@@ -17,7 +17,8 @@ NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment",
                  "runner", "capacity", "evidence", "predicted", "scaling", "contrast", "charts", "gates", "store",
                  "review", "readiness", "explore", "report", "history", "validation", "selftest",
                  "__main__")  # fmt: skip
-TORCH_FREE_TOOLS = ("allocator", "operators", "trend", "telemetry", "contestants", "fault_table", "check_names")
+TORCH_FREE_TOOLS = ("allocator", "runnable", "operators", "trend", "telemetry", "contestants", "fault_table",
+                    "check_names")  # fmt: skip
 ALONE = ("torch_facts",)
 
 MAY_IMPORT = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nsa_lib.attention import BACKENDS, reference, select_blocks, selected_attention
-from nsa_lib.config import BACKEND_NAMES
+from nsa_lib.config import BACKEND_NAMES, PLAIN_BACKENDS
 from tests import budget
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -31,7 +31,7 @@ CASES = [
 GATHER = importlib.import_module("nsa_lib.attention.backends.gather")
 """The module, whose name its function hides."""
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 

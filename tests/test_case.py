@@ -12,6 +12,7 @@ from nsa_lib import memory
 from nsa_lib.attention import backends
 from nsa_lib.attention import module as attention_module
 from nsa_lib.case import run_to_result
+from nsa_lib.config import PLAIN_BACKENDS
 from tests.test_config import CASE
 
 TRAINING = replace(CASE, steps=20, profile_operators=True)
@@ -56,7 +57,7 @@ def test_figures_of_memory_loss_and_operators_are_the_same_in_two_runs(run):
     assert without_clocks(first) == without_clocks(second)
 
 
-@pytest.mark.parametrize("backend", list(backends.BACKENDS))
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 def test_the_route_is_the_one_that_ran_and_not_the_one_asked_for(run, monkeypatch, backend):
     asked = replace(CASE, model=replace(CASE.model, backend=backend))
     assert run(asked, "right")[0]["routes"] == [backend]

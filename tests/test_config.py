@@ -1,10 +1,11 @@
 """Sizes that do not fit each other are refused in one line that names both."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from nsa_lib.config import CaseConfig, ConfigError, ModelConfig, NSAConfig
+from nsa_lib.config import BACKEND_NAMES, PLAIN_BACKENDS, CaseConfig, ConfigError, ModelConfig, NSAConfig
 
 NSA = NSAConfig(dim=32, heads=4, groups=2, d_k=8, d_v=8, l=16, d=16, l_sel=64, n_sel=4, w=32)
 MODEL = ModelConfig(nsa=NSA, layers=1, vocab=64)
@@ -48,6 +49,11 @@ def test_sizes_that_do_not_fit_are_named(change, named):
         ({"device": "tpu"}, "device='tpu'"),
         ({"data": "book.txt"}, "vocab=64"),
         ({"compile": True}, "compile=True"),
+        ({"backends": ()}, r"backends=\(\): accepts one or more of masked"),
+        ({"backends": ("masked", "masked")}, "backends=.*accepts one or more of masked"),
+        ({"backends": ("fast",)}, "backends=.*accepts one or more of masked"),
+        ({"backends": BACKEND_NAMES}, "backend=fused, device=cpu: accepts cuda"),
+        ({"model": replace(MODEL, backend="fused")}, "backend=fused, device=cpu: accepts cuda"),
     ],
 )
 def test_a_case_that_cannot_run_is_refused(change, word):
@@ -61,4 +67,11 @@ def test_a_backend_that_does_not_exist_is_refused():
 
 
 def test_a_case_survives_its_file():
-    assert CaseConfig.from_json(CASE.to_json()) == CASE
+    for case in (CASE, replace(CASE, device="cuda", backends=BACKEND_NAMES)):
+        assert CaseConfig.from_json(case.to_json()) == case
+
+
+def test_a_case_from_before_fused_goes_through_the_plain_backends():
+    written = json.loads(CASE.to_json())
+    del written["backends"]
+    assert CaseConfig.from_json(json.dumps(written)).backends == PLAIN_BACKENDS

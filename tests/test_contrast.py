@@ -10,7 +10,7 @@ import pytest
 from nsa_lib import charts, contrast
 from nsa_lib.attention import BACKENDS
 from nsa_lib.case import run_to_result
-from nsa_lib.config import BACKEND_NAMES
+from nsa_lib.config import BACKEND_NAMES, PLAIN_BACKENDS
 from nsa_lib.contestants import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.evidence import Evidence
 from nsa_lib.gates import FAIL, NOT_RUN, PASS, contrast_advice, contrast_gates, contrast_headline, verdict
@@ -24,18 +24,20 @@ from nsa_lib.store import CASE_COLUMNS, STEP_COLUMNS, record
 from tests.test_config import CASE
 
 NAN = float("nan")
-MODEL_MS = {"masked": 300.0, "gather": 200.0, "packed": 100.0, DENSE: 50.0}
-PEAK_MIB = {"masked": 1040.0, "gather": 1020.0, "packed": 1000.0, DENSE: 900.0}
-MM_CALLS = {"masked": 100, "gather": 200, "packed": 150, DENSE: 50}
+MODEL_MS = {"masked": 300.0, "gather": 200.0, "packed": 100.0, "fused": 40.0, DENSE: 50.0}
+PEAK_MIB = {"masked": 1040.0, "gather": 1020.0, "packed": 1000.0, "fused": 990.0, DENSE: 900.0}
+MM_CALLS = {"masked": 100, "gather": 200, "packed": 150, "fused": 80, DENSE: 50}
 """Calls of aten::mm in a step."""
 ERRORS = {
     "attention_error": {"output": 1e-6, "gradient": 2e-6},
     "selected_error": {"output": 3e-6, "dq": 4e-6, "dk": 5e-6, "dv": 1e-6},
 }
+WITH_FUSED = {"triton": "3.6.0", "compute_capability": "8.0"}
+"""Facts of a machine that can run it."""
 LAYER_SHARE = 0.1
 """Time of one layer over that of the model."""
 
-every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
+every_backend = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 
 
 def requested(profile="checklist", **given):
@@ -83,14 +85,14 @@ def trained(backend, count):
 
 
 @cache
-def healthy(profile="checklist", **given):
-    """Return a contrast that is GO and recommends packed."""
+def healthy(profile="checklist", *, backends=PLAIN_BACKENDS, **given):
+    """Return a contrast that is GO and recommends the last of its backends."""
     values = requested(profile, **given)
     cases, rows = [], []
-    for case in contrast_cases(values):
+    for case in contrast_cases(values, backends):
         facts = {}
         if case.work == "timing":
-            rows += turns(contestants(case.seq_len, case.seq_lens), values["rounds"].value)
+            rows += turns(contestants(case.seq_len, case.seq_lens, backends=backends), values["rounds"].value)
         else:
             backend = case.case_id.removeprefix("model_")
             rows += trained(backend, case.steps)
@@ -101,7 +103,8 @@ def healthy(profile="checklist", **given):
         cases.append({"case_id": case.case_id, "status": "ok", "reason": "", "steps_done": case.steps, **facts})
     parameters = [{"name": v.name, "value": list(v.value) if isinstance(v.value, tuple) else v.value}
                   for v in values.values()]  # fmt: skip
-    info = {"notebook": "backend_contrast", "profile": profile, "custom": [], "parameters": parameters}
+    info = {"notebook": "backend_contrast", "profile": profile, "custom": [], "parameters": parameters,
+            "environment": WITH_FUSED if "fused" in backends else {"torch": "2.11.0"}}  # fmt: skip
     frames = pd.DataFrame(cases).reindex(columns=CASE_COLUMNS), pd.DataFrame(rows).reindex(columns=STEP_COLUMNS)
     return Evidence(info, *frames)
 
@@ -181,9 +184,9 @@ def gate(run, name):
 
 
 def test_each_model_has_a_case_of_its_own_and_all_timings_share_one():
-    cases = {case.case_id: case for case in contrast_cases(requested())}
+    cases = {case.case_id: case for case in contrast_cases(requested(), PLAIN_BACKENDS)}
     assert list(cases) == ["model_masked", "model_gather", "model_packed", "model_dense", "timing"]
-    for name in BACKEND_NAMES:
+    for name in PLAIN_BACKENDS:
         case = cases[f"model_{name}"]
         assert (case.model.backend, case.model.attention, case.work) == (name, "nsa", "train")
         assert (case.check_attention, case.compare_selected, case.profile_operators) == (True, True, True)
@@ -194,11 +197,21 @@ def test_each_model_has_a_case_of_its_own_and_all_timings_share_one():
     }
 
 
+def test_where_fused_can_run_it_has_a_case_too_and_takes_its_turns():
+    cases = {case.case_id: case for case in contrast_cases(requested(), BACKEND_NAMES)}
+    assert list(cases) == [*(f"model_{name}" for name in BACKEND_NAMES), "model_dense", "timing"]
+    fused = cases["model_fused"]
+    assert (fused.model.backend, fused.check_attention, fused.compare_selected) == ("fused", True, True)
+    assert cases["timing"].backends == BACKEND_NAMES
+    field = contestants(2048, requested()["seq_lens"].value, backends=BACKEND_NAMES)
+    assert cases["timing"].warmup_steps == len(field) * WARMUP_ROUNDS
+
+
 @pytest.mark.parametrize("profile", ["checklist", "laptop"])
 def test_the_timing_has_a_step_for_each_turn(profile):
     values = requested(profile)
-    timing = contrast_cases(values)[-1]
-    count = len(contestants(values["seq_len"].value, values["seq_lens"].value))
+    timing = contrast_cases(values, PLAIN_BACKENDS)[-1]
+    count = len(contestants(values["seq_len"].value, values["seq_lens"].value, backends=PLAIN_BACKENDS))
     assert timing.work == "timing"
     assert timing.seq_lens == values["seq_lens"].value
     assert timing.steps == count * (WARMUP_ROUNDS + values["rounds"].value)
@@ -207,7 +220,7 @@ def test_the_timing_has_a_step_for_each_turn(profile):
 
 def test_too_few_steps_for_two_windows_count_no_operators():
     for steps, counts in ((FEWEST_STEPS - 1, False), (FEWEST_STEPS, True)):
-        counted = [case.profile_operators for case in contrast_cases(requested(steps=steps))]
+        counted = [case.profile_operators for case in contrast_cases(requested(steps=steps), PLAIN_BACKENDS)]
         assert counted == [counts] * 4 + [False]
 
 
@@ -217,7 +230,7 @@ def test_too_few_steps_for_two_windows_count_no_operators():
 def test_timing_rows_are_medians_and_quartiles_of_the_counted_rounds():
     run = healthy("laptop")
     rows = contrast.timing_rows(run)
-    expected = contestants(512, (128, 256, 512))
+    expected = contestants(512, (128, 256, 512), backends=PLAIN_BACKENDS)
     assert list(rows[contrast.TIMED].itertuples(index=False, name=None)) == [
         (c.subject, c.branches, c.backend, c.seq_len) for c in expected
     ]
@@ -240,7 +253,7 @@ def test_a_turn_without_both_times_is_not_counted():
 
 def test_contrast_rows_hold_speed_memory_operators_errors_and_route():
     rows = contrast.contrast_rows(healthy("laptop")).set_index("backend")
-    assert list(rows.index) == [*BACKEND_NAMES, DENSE]
+    assert list(rows.index) == [*PLAIN_BACKENDS, DENSE]
     own = rows.loc["gather"]
     assert (own["total_ms"], own["ratio_to_dense"]) == (200, 4)
     assert own["peak_alloc_mib"] == 1020
@@ -263,7 +276,7 @@ def test_an_error_that_is_nan_is_the_worst_wherever_it_stands():
 
 def test_contrast_rows_of_an_empty_run_are_blank():
     rows = contrast.contrast_rows(empty(healthy()))
-    assert list(rows["backend"]) == [*BACKEND_NAMES, DENSE]
+    assert list(rows["backend"]) == [*PLAIN_BACKENDS, DENSE]
     assert rows.drop(columns="backend").isna().all(axis=None)
 
 
@@ -333,7 +346,7 @@ def test_a_healthy_contrast_is_go_and_every_gate_passes(profile):
     assert verdict(found) == ("GO", [])
     assert {g.outcome for g in found} == {PASS}
     kinds = ("ran", "route", "error", "operator_growth")
-    names = {f"{kind}_{name}" for kind in kinds for name in BACKEND_NAMES}
+    names = {f"{kind}_{name}" for kind in kinds for name in PLAIN_BACKENDS}
     assert {g.name for g in found} == names | {"peak_spread", "distinct", "ran_dense", "timing"}
 
 
@@ -498,6 +511,59 @@ def test_a_timing_that_was_cut_short_never_passes(status, outcome):
     assert gate(without(healthy(), "timing"), "timing").outcome == NOT_RUN
 
 
+# Where fused can run
+
+
+def test_with_fused_a_healthy_contrast_is_go_and_has_its_gates():
+    found = contrast_gates(healthy(backends=BACKEND_NAMES))
+    assert verdict(found) == ("GO", [])
+    plain = {g.name for g in contrast_gates(healthy())}
+    assert {g.name for g in found} - plain == {f"{k}_fused" for k in ("ran", "route", "error", "operator_growth")}
+
+
+def test_a_contrast_that_left_fused_out_where_it_can_run_is_no_go():
+    bare = replace(healthy(), info={**healthy().info, "environment": WITH_FUSED})
+    assert verdict(contrast_gates(bare))[0] == "NO-GO"
+    assert {g.name: g.outcome for g in contrast_gates(bare) if g.outcome != PASS} == {
+        **dict.fromkeys(("ran_fused", "route_fused", "error_fused", "operator_growth_fused"), NOT_RUN),
+        **dict.fromkeys(("peak_spread", "distinct"), NOT_RUN),
+        "timing": FAIL,  # it ended, and turns are missing
+    }
+
+
+def test_fused_fails_by_its_own_gates_and_by_those_over_all():
+    run = healthy(backends=BACKEND_NAMES)
+    assert gate(ended(run, "model_fused", "failed"), "ran_fused").outcome == FAIL
+    assert gate(with_case(run, "model_fused", routes='["masked"]'), "route_fused").outcome == FAIL
+    assert gate(with_error(run, "fused", "selected_error", dk=0.3), "error_fused").outcome == FAIL
+    assert gate(with_peaks(run, fused=800.0), "peak_spread").outcome == PASS, "it may need less"
+    assert gate(with_peaks(run, fused=1200.0), "peak_spread").outcome == FAIL
+    assert gate(with_peaks(run, fused=800.0, gather=1200.0), "peak_spread").outcome == FAIL
+    assert gate(with_peaks(run, fused=NAN), "peak_spread").detail == "no peak of a whole run of fused"
+    same = with_peaks(same_operators(run, "packed", "fused"), fused=1000.0)
+    assert (gate(same, "distinct").outcome, "packed and fused" in gate(same, "distinct").detail) == (FAIL, True)
+    assert gate(with_case(run, "model_fused", operators=NAN), "distinct").outcome == NOT_RUN
+
+
+def test_fused_stands_in_every_frame_table_and_chart():
+    run = healthy(backends=BACKEND_NAMES)
+    assert recommended(run) == "fused"
+    assert list(contrast.contrast_rows(run)["backend"]) == [*BACKEND_NAMES, DENSE]
+    assert list(contrast.top_rows(run).columns) == ["by", *BACKEND_NAMES, DENSE]
+    assert contrast.first_faster(run)["fused"] == 512
+    figures = charts.contrast_figures(run)
+    assert names(figures["sweep"]) == [*BACKEND_NAMES, DENSE]
+    assert "selected branch, fused" in figures["speed"].data[0].y
+
+
+def test_the_operators_of_fused_are_told_apart_from_the_range_that_names_its_route():
+    calls = {"nsa::choose_blocks": 12, "nsa::short_forward": 24, "nsa::selected::fused": 24, "short_forward": 24}
+    found = {name: {"count": count, "self_device_ms": 1.0, "self_device_mib": 0.0} for name, count in calls.items()}
+    counted = json.dumps({"early": found, "late": found})
+    run = with_case(healthy(backends=BACKEND_NAMES), "model_fused", operators=counted)
+    assert contrast.early_counts(run, "fused") == {"nsa::choose_blocks": 12, "nsa::short_forward": 24}
+
+
 # What is recommended
 
 
@@ -541,7 +607,7 @@ def test_speed_decides_between_equal_memory():
 
 def test_none_is_recommended_when_none_is_right():
     run = healthy()
-    for backend in BACKEND_NAMES:
+    for backend in PLAIN_BACKENDS:
         run = with_error(run, backend, "selected_error", dk=0.5)
     assert recommended(run) is None
     assert contrast_headline(run) == "no backend can be recommended"
@@ -549,7 +615,7 @@ def test_none_is_recommended_when_none_is_right():
 
 
 def test_dense_is_never_recommended():
-    run = without(healthy(), *(f"model_{backend}" for backend in BACKEND_NAMES))
+    run = without(healthy(), *(f"model_{backend}" for backend in PLAIN_BACKENDS))
     assert recommended(run) is None
 
 
@@ -578,7 +644,7 @@ def test_the_headline_names_the_backend_its_time_and_the_spread():
 PARTIAL = {
     "nothing": empty,
     "no_timing": lambda run: without(run, "timing"),
-    "only_timing": lambda run: without(run, *(f"model_{name}" for name in (*BACKEND_NAMES, DENSE))),
+    "only_timing": lambda run: without(run, *(f"model_{name}" for name in (*PLAIN_BACKENDS, DENSE))),
     "one_backend": lambda run: without_turns(
         without(run, "model_masked", "model_gather", "model_dense"), "backend != 'packed'"
     ),
@@ -622,13 +688,13 @@ def names(figure):
 def test_the_charts_of_a_whole_run_name_every_contestant():
     figures = charts.contrast_figures(healthy())
     assert names(figures["speed"]) == names(figures["model_speed"]) == ["forward", "backward"]
-    assert names(figures["sweep"]) == [*BACKEND_NAMES, DENSE]
+    assert names(figures["sweep"]) == [*PLAIN_BACKENDS, DENSE]
     assert names(figures["memory"]) == ["peak allocated", "peak reserved"]
-    assert list(figures["memory"].data[0].y) == [*BACKEND_NAMES, DENSE]
-    selected, whole = ([f"{branches}, {name}" for name in BACKEND_NAMES] for branches in BRANCHES_OF_A_BACKEND)
+    assert list(figures["memory"].data[0].y) == [*PLAIN_BACKENDS, DENSE]
+    selected, whole = ([f"{branches}, {name}" for name in PLAIN_BACKENDS] for branches in BRANCHES_OF_A_BACKEND)
     alone = ["compressed branch", "sliding branch"]
     assert list(figures["speed"].data[0].y) == [*selected, *alone, *whole, "dense attention"]
-    assert list(figures["model_speed"].data[0].y) == [*BACKEND_NAMES, "dense attention"]
+    assert list(figures["model_speed"].data[0].y) == [*PLAIN_BACKENDS, "dense attention"]
     assert figures["sweep"].layout.yaxis.title.text == "ms"
     units = [figures[name].layout.xaxis.title.text for name in ("speed", "model_speed", "memory")]
     assert units == ["ms, logarithmic", "ms, logarithmic", "MiB"]

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from nsa_lib import environment
+from nsa_lib import environment, torch_facts
 from nsa_lib.config import NOTEBOOKS, ConfigError
 
 BOTH_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -189,6 +191,23 @@ def test_torchs_facts_come_without_torch():
     assert facts["torch"] == torch.__version__
     assert facts["cuda_usable"] == torch.cuda.is_available()
     assert bool(facts["cuda_problem"]) != facts["cuda_usable"]
+    assert facts["triton"] == (version("triton") if find_spec("triton") else None)
+
+
+@pytest.mark.parametrize(("spec", "found", "said"), [(None, "3.6.0", None), (True, "3.6.0", "3.6.0")])
+def test_tritons_version_is_none_where_it_cannot_be_imported(monkeypatch, spec, found, said):
+    monkeypatch.setattr(torch_facts, "find_spec", lambda name: spec)
+    monkeypatch.setattr(torch_facts, "version", lambda name: found)
+    assert torch_facts.torch_facts()["triton"] == said
+
+
+def test_triton_of_another_distribution_is_there_all_the_same(monkeypatch):
+    def unheard_of(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(torch_facts, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch_facts, "version", unheard_of)
+    assert torch_facts.torch_facts()["triton"] == "unknown"
 
 
 @pytest.fixture

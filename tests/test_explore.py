@@ -355,6 +355,11 @@ def test_fields_of_case_model_and_attention_are_changed_by_name():
         ({"dtype": "int8"}, "dtype='int8': accepts float32, bfloat16"),
         ({"branches": "slc"}, "branches='slc': accepts a list of names"),
         ({"branches": ["cmp", 7]}, "branches=('cmp', '7'): accepts one or more of cmp, slc, win"),
+        ({"backends": "masked"}, "backends='masked': accepts a list of names"),
+        ({"backends": ["fast"]}, "backends=('fast',): accepts one or more of masked, gather, packed, fused"),
+        ({"backends": ["packed", "fused"]}, "backend=fused, device=cpu: accepts cuda"),
+        ({"backend": "fused"}, "backend=fused, device=cpu: accepts cuda"),
+        ({"backend": "auto"}, "backend='auto': accepts masked, gather, packed, fused"),
         ({"work": "play"}, "work='play': accepts train, backward"),
         ({"device": "cuda"}, "device=cuda: needs a CUDA device (no NVIDIA device); here accepts cpu"),
         ({"alloc_conf": "magic:1"}, "magic"),
@@ -369,6 +374,14 @@ def test_what_cannot_be_run_again_is_refused_in_one_line_and_leaves_nothing(run,
     assert line in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert [path.name for path in run.folder.parent.iterdir()] == ["smoke-1"]
+
+
+@pytest.mark.parametrize("changes", [{"backend": "fused"}, {"backends": ["fused"]}])
+def test_fused_is_not_run_again_where_it_cannot_run(run, monkeypatch, changes):
+    gpu = {"torch": "2.13.0", "cuda_usable": True, "triton": None, "compute_capability": "9.0"}
+    monkeypatch.setattr(environment, "torch_facts", lambda: gpu)
+    with pytest.raises(ConfigError, match=r"^backend=fused: needs Triton, which is not installed$"):
+        rerun(run, "training", device="cuda", **changes)
 
 
 def test_a_case_that_the_run_has_not_or_that_cannot_be_read_is_refused(run):

@@ -16,9 +16,12 @@ import torch
 from nsa_lib import attention, faults, training
 from nsa_lib.attention import module as attention_module
 from nsa_lib.attention import selection
+from nsa_lib.attention.fused import attention as fused_attention
 from nsa_lib.case import run_to_result
+from nsa_lib.config import NSAConfig
 from nsa_lib.fault_table import FAULT_STEP, FAULTS
 from nsa_lib.model import TinyLM
+from nsa_lib.profiling import executed_routes
 from nsa_lib.telemetry import Heartbeat, HeartbeatReader
 from tests.test_config import CASE
 
@@ -145,6 +148,49 @@ def test_every_query_reads_the_first_token_by_the_route_asked_for(tmp_path):
     assert torch.equal(out[:, 3], v[:, 1, :1].expand(1, 8, 8))
     result, _ = train(tmp_path, "first_key", model=model("packed"))
     assert result["routes"] == ["packed"]
+
+
+FUSED_SIZES = NSAConfig(dim=32, heads=4, groups=2, d_k=8, d_v=8, l=16, d=16, l_sel=16, n_sel=4, w=16)
+
+
+def of_fused(fault):
+    """What a layer with `fused` gives, selects and enters with a fault planted, and without."""
+    layer, x = attention.NSAttention(FUSED_SIZES, "fused"), torch.randn(1, 150, 32)
+    found = []
+    for one in ("none", fault):
+        with planted(one, model=model("fused", nsa=FUSED_SIZES)):
+            output = []
+            routes = executed_routes(lambda: output.append(layer(x).detach()))  # noqa: B023
+            found.append((*output, layer.select(x), routes))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "moves", "selects_otherwise", "route"),
+    [
+        ("none", False, False, "fused"),
+        ("wrong_backend", False, False, "gather"),
+        ("first_key", True, False, "fused"),
+        ("future_leak", True, True, "fused"),
+    ],
+)
+def test_a_fault_of_a_backend_reaches_a_layer_with_fused(plain_kernels, fault, moves, selects_otherwise, route):
+    (right, chosen, _), (wrong, otherwise, ran) = of_fused(fault)
+    assert torch.allclose(right, wrong, atol=1e-5) != moves
+    assert torch.equal(chosen, otherwise) != selects_otherwise
+    assert ran == {route}
+
+
+@pytest.mark.parametrize("fault", ["wrong_backend", "first_key", "future_leak"])
+def test_a_fault_of_fused_is_in_force_inside_its_context_alone(fault):
+    def of_fused_in_force():
+        choice = attention.fused.select_blocks, fused_attention.select_blocks
+        return attention.BACKENDS["fused"], fused_attention.selected_attention, *choice
+
+    before = of_fused_in_force()
+    with planted(fault, device="cuda", model=model("fused")):
+        assert of_fused_in_force() != before
+    assert of_fused_in_force() == before
 
 
 @pytest.mark.parametrize("fault", ["none", "future_leak"])

@@ -87,7 +87,7 @@ def test_check_of_readiness_says_which_runs_count_and_makes_none(ask, tmp_path):
         ("stepz", "100", "stepz: no such parameter of smoke; accepts profile, steps"),
         ("seq-len", "512", "seq-len: no such parameter of smoke; accepts profile, steps"),
         ("steps", "ten", "steps='ten': accepts a whole number above 0"),
-        ("backend", "fast", "backend='fast': accepts masked, gather or packed"),
+        ("backend", "fast", "backend='fast': accepts masked, gather, packed, fused or auto"),
         ("groups", "3", "heads=4, groups=3: heads must be a multiple of groups"),
         ("profile", "checklist", "profile=checklist: needs a CUDA device"),
         ("data", "/no/such/file", "data=/no/such/file: no such file"),

@@ -11,16 +11,18 @@ from nsa_lib.plan import plan
 
 CPU = {"torch": "2.13.0", "cuda_usable": False, "cuda_problem": "torch 2.13.0 is a build without CUDA"}
 GPU = {"torch": "2.13.0", "cuda_usable": True, "cuda_problem": None}
+AMPERE = {**GPU, "triton": "3.6.0", "compute_capability": "8.0"}
+"""A GPU on which `fused` runs."""
 
 
 @pytest.fixture
 def ask(monkeypatch, tmp_path):
-    """Plan a smoke on a machine with the given facts of torch."""
+    """Plan a run, a smoke if nothing else is said, on a machine with the given facts of torch."""
 
-    def asked(facts=CPU, *, nvidia=False, **given):
+    def asked(facts=CPU, *, nvidia=False, notebook="smoke", **given):
         monkeypatch.setattr(environment, "torch_facts", lambda: facts)
         monkeypatch.setattr(environment, "has_nvidia_device", lambda: nvidia)
-        return plan("smoke", {"out_dir": str(tmp_path), **given})
+        return plan(notebook, {"out_dir": str(tmp_path), **given})
 
     return asked
 
@@ -42,7 +44,8 @@ def test_a_device_that_torch_cannot_use_is_an_error_and_no_laptop(ask):
         ({"profile": "checklist"}, "profile=checklist: needs a CUDA device"),
         ({"device": "cuda"}, "device=cuda: needs a CUDA device"),
         ({"heads": 4, "groups": 3}, "heads=4, groups=3"),
-        ({"backend": "fast"}, "backend='fast': accepts masked, gather or packed"),
+        ({"backend": "fast"}, "backend='fast': accepts masked, gather, packed, fused or auto"),
+        ({"backend": "fused"}, "backend=fused, device=cpu: accepts cuda"),
         ({"compile": True}, "compile=True, device=cpu"),
         ({"data": "/no/such/file"}, "data=/no/such/file: no such file"),
         ({"out_dir": "/proc/here"}, "out_dir=/proc/here: cannot be made"),
@@ -65,6 +68,80 @@ def test_an_emulated_device_is_no_larger_than_the_real_one_and_makes_a_custom_ru
     with pytest.raises(ConfigError, match=r"device_budget_gib=141: the device has 140\.4 GiB"):
         ask(gpu, nvidia=True, device_budget_gib=141)
     assert ask(CPU, device_budget_gib=141).cases[0].budget_mib == 141 * 1024, "a CPU's device is simulated"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "given", "line"),
+    [
+        ({"triton": None}, {}, "backend=fused: needs Triton, which is not installed"),
+        (
+            {"compute_capability": "7.5"}, {},
+            "backend=fused: needs compute capability 8.0 or more, this is 7.5",
+        ),
+        ({}, {"n_sel": 40}, "backend=fused, n_sel=40: accepts up to 32"),
+        ({}, {"dtype": "float64"}, "backend=fused, dtype=float64: accepts bfloat16, float16, float32"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("notebook", ["smoke", "preflight", "backward_scaling"])
+def test_fused_is_refused_where_it_cannot_run(ask, notebook, lacks, given, line):
+    with pytest.raises(ConfigError) as refusal:
+        ask({**AMPERE, **lacks}, notebook=notebook, backend="fused", **given)
+    assert str(refusal.value) == line
+
+
+def test_fused_runs_where_it_can(ask):
+    cases = ask(AMPERE, backend="fused").cases
+    assert {case.model.backend for case in cases} == {"fused"}
+
+
+# auto
+
+
+def test_auto_is_fused_where_it_can_run_and_says_so_before_the_run(ask, tmp_path):
+    found = ask(AMPERE, backend="auto")
+    assert {case.model.backend for case in found.cases} == {"fused"}
+    (row,) = [row for row in found.parameter_rows if row["name"] == "backend"]
+    assert (row["value"], row["origin"], row["differs"]) == ("fused", "auto", False)
+    assert "backend=auto: this run takes fused (fused can run here)." in found.notices
+    assert found.custom == ()
+    assert found.reproduce == (
+        "papermill notebooks/smoke.ipynb out.ipynb --engine nsa -p profile checklist "
+        f"-r backend fused -r out_dir {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "given", "why"),
+    [
+        (CPU, {}, "backend=fused, device=cpu: accepts cuda"),
+        ({**AMPERE, "triton": None}, {}, "backend=fused: needs Triton, which is not installed"),
+        (AMPERE, {"d_k": 256}, "backend=fused, d_k=256: accepts up to 128"),
+    ],
+)
+def test_auto_is_masked_elsewhere_and_says_why(ask, facts, given, why):
+    found = ask(facts, backend="auto", **given)
+    assert {case.model.backend for case in found.cases} == {"masked"}
+    assert (found["backend"], found.values["backend"].origin) == ("masked", "auto")
+    assert f"backend=auto: this run takes masked ({why})." in found.notices
+    assert "-r backend masked" in found.reproduce
+
+
+def test_auto_on_a_laptop_has_the_memory_limit_of_the_backend_that_it_takes(ask):
+    assert ask(CPU, backend="auto")["reserved_limit_mib"] == ask(CPU)["reserved_limit_mib"] > 0
+
+
+def test_without_auto_nothing_is_said_of_it(ask):
+    for given in ({}, {"backend": "packed"}):
+        found = ask(AMPERE, **given)
+        assert not any("auto" in notice for notice in found.notices)
+        assert found.values["backend"].origin != "auto"
+
+
+@pytest.mark.parametrize(("facts", "fused"), [(AMPERE, True), (GPU, False), (CPU, False)])
+def test_preflight_and_contrast_go_through_every_backend_that_can_run(ask, facts, fused):
+    checks, contest = ask(facts, notebook="preflight").cases, ask(facts, notebook="backend_contrast").cases
+    assert all(("fused" in case.backends) == fused for case in (*checks, contest[-1]))
+    assert ("model_fused" in [case.case_id for case in contest]) == fused
 
 
 def test_the_checklist_on_a_cpu_is_refused(ask):

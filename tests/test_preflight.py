@@ -6,16 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nsa_lib import attention, faults, training
+from nsa_lib import attention, faults, preflight, training
 from nsa_lib.attention import module
-from nsa_lib.check_names import CHECKS
-from nsa_lib.config import BACKEND_NAMES, CaseConfig, ModelConfig, NSAConfig
+from nsa_lib.attention.fused import attention as fused_attention
+from nsa_lib.check_names import check_names
+from nsa_lib.config import BACKEND_NAMES, PLAIN_BACKENDS, CaseConfig, ModelConfig, NSAConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.preflight import GROUPS, copying, learning, run_checks
 from nsa_lib.preflight.finding import Finding, at_least, at_most, within_budget
-from nsa_lib.preflight.subject import judged_sizes, relative_error, subject_checks
+from nsa_lib.preflight.subject import judged_sizes, relative_error, share_given_away, subject_checks
 from nsa_lib.telemetry import Heartbeat, HeartbeatReader
 
+CHECKS = check_names(PLAIN_BACKENDS)
 NSA = NSAConfig(dim=32, heads=4, groups=2, d_k=16, d_v=8, l=8, d=8, l_sel=16, n_sel=5, w=24)
 CASE = CaseConfig(
     case_id="subject", work="checks", model=ModelConfig(nsa=NSA, layers=2, vocab=64), seq_len=128, batch=1, steps=21,
@@ -61,6 +63,117 @@ def test_the_budget_is_that_of_the_dtype(name, dtype):
 def test_a_seeded_fault_is_found(name, fault):
     finding = found(name, fault)
     assert not finding.holds, finding
+
+
+OF_FUSED = [name for name in check_names()["subject"] if name not in CHECKS["subject"]]
+
+
+def of_fused(name, fault="none"):
+    return found(name, fault, backends=BACKEND_NAMES, model=replace(CASE.model, backend="fused"))
+
+
+@pytest.mark.parametrize("name", [*OF_FUSED, "gradients", "checkpointing"])
+def test_a_check_of_fused_holds_on_what_computes_the_same(plain_kernels, name):
+    finding = of_fused(name)
+    assert finding.holds, finding
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("selected_fused", "first_key"),
+        ("attention_fused", "first_key"),
+        ("past_slc_fused", "first_key"),
+        ("route_fused", "wrong_backend"),
+        ("selection_fused", "future_leak"),
+        ("future_fused", "future_leak"),
+        ("gradients", "dead_parameter"),
+        ("checkpointing", "late_binding"),
+    ],
+)
+def test_a_seeded_fault_is_found_with_fused(plain_kernels, name, fault):
+    finding = of_fused(name, fault)
+    assert not finding.holds, finding
+
+
+@pytest.mark.parametrize("w", [23, 25])
+def test_a_window_of_another_width_is_found_in_fused_alone(plain_kernels, monkeypatch, w):
+    original = fused_attention.sliding_attention
+    monkeypatch.setattr(fused_attention, "sliding_attention", lambda *x, **o: original(*x, **{**o, "w": w}))
+    assert not of_fused("past_win_fused").holds
+    assert of_fused("past_win").holds
+
+
+def test_compressed_blocks_seen_too_early_are_found_in_fused_alone(plain_kernels, monkeypatch):
+    original = fused_attention.compressed_attention
+    monkeypatch.setattr(fused_attention, "compressed_attention", lambda *x, l, **o: original(*x, l=l - 1, **o))
+    assert not of_fused("past_cmp_fused").holds
+    assert of_fused("past_cmp").holds
+
+
+def test_fused_is_judged_by_the_blocks_that_it_chose_itself(plain_kernels, monkeypatch):
+    """Rounding lets it choose others than the plain backends do; its attention is right all the same."""
+
+    def nearest(q, k_cmp, lse, *, l_sel, n_sel, **sizes):
+        own = torch.arange(q.shape[2])[:, None] // l_sel - torch.arange(n_sel).flip(0)
+        blocks = torch.where(own < 0, -1, own).sort(descending=True).values
+        kept = (blocks >= 0).sum(-1, keepdim=True)
+        blocks = torch.where(blocks == (own[:, -1:] - n_sel + 1).clamp(min=0), 0, blocks).masked_fill(blocks < 0, 99)
+        blocks = blocks.sort().values.masked_fill(torch.arange(n_sel) >= kept, -1)
+        return blocks.int().expand(1, k_cmp.shape[1], -1, -1)
+
+    for owner in (attention.fused, fused_attention):
+        monkeypatch.setattr(owner, "select_blocks", nearest)
+    assert of_fused("attention_fused").holds
+    assert of_fused("attention_masked").holds
+    assert not of_fused("selection_fused").holds
+
+
+SCORES = torch.tensor([0.9, 0.5, 0.4, 0.3, 0.2, 0.1], dtype=torch.float64).expand(1, 1, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("last_row", "share"),
+    [
+        ([0, 1, 4, 5], 0.0),
+        ([0, 2, 4, 5], 0.2),
+        ([0, 3, 4, 5], 0.4),
+        ([1, 2, 4, 5], math.inf),
+        ([0, 1, 2, 5], math.inf),
+        ([0, 4, 5, -1], math.inf),
+        ([0, 1, 5, 4], math.inf),
+        ([0, 4, 4, 5], math.inf),
+        ([0, 1, 4, 6], math.inf),
+        ([-1, 0, 4, 5], math.inf),
+    ],
+)
+def test_a_choice_is_judged_by_what_it_gives_away(last_row, share):
+    chosen = attention.select_blocks(SCORES, l_sel=1, n_sel=4)
+    chosen[..., -1, :] = torch.tensor(last_row)
+    given_away = share_given_away(chosen, SCORES, l_sel=1)
+    assert given_away[0, 0].tolist() == pytest.approx([0, 0, 0, 0, 0, share])
+
+
+def test_a_block_of_the_future_gives_everything_away():
+    chosen = attention.select_blocks(SCORES, l_sel=1, n_sel=4)
+    chosen[0, 0, 4] = torch.tensor([0, 3, 4, 5])
+    assert share_given_away(chosen, SCORES, l_sel=1)[0, 0].tolist() == [0, 0, 0, 0, math.inf, 0]
+
+
+@pytest.mark.parametrize(("fault", "learns"), [("none", True), ("first_key", False)])
+def test_the_selected_branch_of_fused_learns_to_copy_in_blocks_that_its_kernels_take(
+    plain_kernels, monkeypatch, fault, learns
+):
+    monkeypatch.setattr(copying, "STEPS", 60)
+    blocks, right = [], fused_attention.selected_attention
+
+    def seen(*tensors, l_sel, **more):
+        blocks.append(l_sel)
+        return right(*tensors, l_sel=l_sel, **more)
+
+    monkeypatch.setattr(fused_attention, "selected_attention", seen)
+    assert learned("copy_slc", fault, model=replace(CASE.model, backend="fused")).holds == learns
+    assert set(blocks) <= {16}
 
 
 def test_a_parameter_without_a_gradient_is_named():
@@ -255,11 +368,11 @@ def test_a_group_makes_the_checks_that_are_named_and_no_others(group):
 
 def test_there_is_a_check_of_every_backend():
     for kind in ("selected", "attention", "future", "past_slc", "route"):
-        assert {f"{kind}_{backend}" for backend in BACKEND_NAMES} <= set(CHECKS["subject"])
+        assert {f"{kind}_{backend}" for backend in BACKEND_NAMES} <= set(check_names()["subject"])
 
 
 def test_a_case_records_its_checks_in_order_with_a_beat_each(tmp_path, monkeypatch):
-    monkeypatch.setitem(CHECKS, "subject", ("route_masked", "gradients"))
+    monkeypatch.setattr(preflight, "check_names", lambda backends: {"subject": ("route_masked", "gradients")})
     heartbeat, facts = Heartbeat(tmp_path / "heartbeat.jsonl"), {}
     run_checks(CASE, heartbeat, facts)
     assert [check["name"] for check in facts["checks"]] == ["route_masked", "gradients"]
@@ -268,7 +381,7 @@ def test_a_case_records_its_checks_in_order_with_a_beat_each(tmp_path, monkeypat
 
 
 def test_checks_made_before_a_crash_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setitem(CHECKS, "subject", ("route_masked", "gradients"))
+    monkeypatch.setattr(preflight, "check_names", lambda backends: {"subject": ("route_masked", "gradients")})
     monkeypatch.setattr(TinyLM, "hidden", lambda model, tokens: 1 / 0)
     facts = {}
     with pytest.raises(ZeroDivisionError):

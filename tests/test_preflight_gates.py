@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from nsa_lib import charts, environment
-from nsa_lib.check_names import CHECKS
+from nsa_lib.check_names import check_names
+from nsa_lib.config import BACKEND_NAMES, PLAIN_BACKENDS
 from nsa_lib.evidence import Evidence
 from nsa_lib.gates import FAIL, NOT_RUN, PASS, WARN, preflight_advice, preflight_gates, preflight_headline, verdict
 from nsa_lib.parameters import read_parameters
@@ -21,6 +22,8 @@ FACTS = {
     "driver": "580.159.04", "bf16_supported": True, "gpu_memory_mib": 143_771, "gpu_memory_free_mib": 143_000,
     "gpu_processes": [], "disk_free_mib": 90_000, "cpu": "x",
 }  # fmt: skip
+WITH_FUSED = {"triton": "3.6.0", "compute_capability": "9.0"}
+"""Facts of a machine that can run it."""
 MAP = {
     "l_sel": 64, "branches": ["cmp", "slc", "win"], "selected": [[[1.0, 0.0], [1.0, 1.0]]],
     "branch_gates": [[[0.5, 0.4, 0.6]]], "branch_mass": [[0.2, 0.3, 0.5]],
@@ -31,7 +34,7 @@ def check(name, **changes):
     return {"name": name, "measured": 0.1, "limit": 0.2, "unit": "", "detail": "said", "holds": True, **changes}
 
 
-def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=(), **given):
+def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=(), backends=PLAIN_BACKENDS, **given):
     """Return a run that is GO, with some facts, some checks of `subject` and that case's status changed."""
     values = resolve("preflight", read_parameters("preflight", given, []), profile=profile)
     changed = dict(checks)
@@ -41,10 +44,10 @@ def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=
             "checks": json.dumps([check(name, **changed.get(name, {})) for name in names if name not in without]),
             "attention_map": json.dumps(MAP) if group == "learning" else float("nan"),
         }
-        for group, names in CHECKS.items()
+        for group, names in check_names(backends).items()
     ]  # fmt: skip
     info = {
-        "notebook": "preflight", "profile": profile, "custom": [], "case_ids": list(CHECKS),
+        "notebook": "preflight", "profile": profile, "custom": [], "case_ids": list(check_names()),
         "parameters": [{**vars(value), "differs": value.differs} for value in values.values()],
         "environment": {**FACTS, **dict(facts)},
     }  # fmt: skip
@@ -137,9 +140,10 @@ def test_without_its_case_a_check_did_not_run():
     assert gate(bare, "copy_win").outcome == NOT_RUN
 
 
-def test_every_gate_is_in_one_table():
-    gates = [vars(gate) for gate in preflight_gates(preflight())]
-    named = [row[1].text for part in ("machine", *CHECKS) for row in checks_table(gates, part).rows]
+@pytest.mark.parametrize("facts", [{}, WITH_FUSED])
+def test_every_gate_is_in_one_table(facts):
+    gates = [vars(gate) for gate in preflight_gates(preflight(facts=facts))]
+    named = [row[1].text for part in ("machine", *check_names()) for row in checks_table(gates, part).rows]
     assert sorted(named) == sorted(gate["name"] for gate in gates)
 
 
@@ -158,9 +162,38 @@ def test_charts_draw_what_is_there_and_say_what_is_not():
 
 
 def test_a_case_is_a_group_of_checks():
-    cases = preflight_cases(resolve("preflight", read_parameters("preflight", {}, []), profile="laptop"))
-    assert {case.case_id: case.steps for case in cases} == {group: len(names) for group, names in CHECKS.items()}
-    assert {case.work for case in cases} == {"checks"}
+    values = resolve("preflight", read_parameters("preflight", {}, []), profile="checklist")
+    for backends in (PLAIN_BACKENDS, BACKEND_NAMES):
+        cases = preflight_cases(values, backends)
+        groups = {group: len(names) for group, names in check_names(backends).items()}
+        assert {case.case_id: case.steps for case in cases} == groups
+        assert {(case.work, case.backends) for case in cases} == {("checks", backends)}
+
+
+KINDS_OF_FUSED = ("selected", "selection", "attention", "future", "past_slc", "past_cmp", "past_win", "route")
+OF_FUSED = {f"{kind}_fused" for kind in KINDS_OF_FUSED}
+
+
+def test_where_fused_can_run_its_checks_belong_to_the_preflight():
+    groups = [check_names(backends).values() for backends in (PLAIN_BACKENDS, BACKEND_NAMES)]
+    plain, every = ({name for names in group for name in names} for group in groups)
+    assert every - plain == OF_FUSED
+    assert plain <= every
+    whole = preflight(facts=WITH_FUSED, backends=BACKEND_NAMES)
+    assert verdict(preflight_gates(whole)) == ("GO", [])
+    assert {gate.name for gate in preflight_gates(whole) if gate.name.endswith("fused")} == OF_FUSED
+
+
+def test_a_preflight_that_left_fused_out_where_it_can_run_is_incomplete():
+    bare = preflight(facts=WITH_FUSED)
+    assert verdict(preflight_gates(bare))[0] == "INCOMPLETE"
+    assert {gate.name for gate in preflight_gates(bare) if gate.outcome == NOT_RUN} == OF_FUSED
+
+
+@pytest.mark.parametrize("name", sorted(OF_FUSED))
+def test_a_check_of_fused_that_does_not_hold_fails(name):
+    run = preflight(facts=WITH_FUSED, backends=BACKEND_NAMES, checks={name: {"holds": False}})
+    assert (gate(run, name).outcome, verdict(preflight_gates(run))[0]) == (FAIL, "NO-GO")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 
 from nsa_lib import attention, environment, faults, preflight
 from nsa_lib.attention import module
-from nsa_lib.check_names import CHECKS
-from nsa_lib.config import BACKEND_NAMES
+from nsa_lib.check_names import check_names
+from nsa_lib.config import PLAIN_BACKENDS
 from nsa_lib.gates import FAIL, NOT_RUN
 from nsa_lib.model import TinyLM
 from nsa_lib.preflight import learning, subject
@@ -20,11 +20,12 @@ from tests.test_preflight_gates import gate
 from tests.test_preflight_gates import preflight as run_of
 
 NAN, INF = float("nan"), float("inf")
+CHECKS = check_names(PLAIN_BACKENDS)
 TINY = replace(NSA, l=8, d=4, l_sel=16, w=24)
 """Blocks of keys overlap, and the window is no multiple of a block."""
 TINY_CASE = replace(CASE, model=replace(CASE.model, nsa=TINY, layers=2), seq_len=64)
 
-each_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
+each_backend = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 
 
 def with_backend(backend, **changes):
@@ -49,7 +50,7 @@ def test_every_check_holds_where_blocks_of_keys_overlap():
 
 @each_backend
 def test_reading_the_first_key_alone_is_an_error_of_that_backend_and_no_other(backend):
-    names = [f"{kind}_{name}" for kind in ("selected", "attention", "past_slc") for name in BACKEND_NAMES]
+    names = [f"{kind}_{name}" for kind in ("selected", "attention", "past_slc") for name in PLAIN_BACKENDS]
     found = check_all(with_backend(backend, fault="first_key"), *names)
     assert {name for name in names if not found[name].holds} == {n for n in names if n.endswith(backend)}
 
@@ -58,7 +59,7 @@ def test_reading_the_first_key_alone_is_an_error_of_that_backend_and_no_other(ba
 def test_a_backend_that_runs_anothers_code_is_found(backend):
     found = check(f"route_{backend}", with_backend(backend, fault="wrong_backend"))
     assert (found.holds, found.limit) == (False, backend)
-    assert found.measured in set(BACKEND_NAMES) - {backend}
+    assert found.measured in set(PLAIN_BACKENDS) - {backend}
 
 
 @each_backend

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from nsa_lib import profiling
+from nsa_lib import contrast, profiling
 from nsa_lib.config import ConfigError
 from nsa_lib.operators import operator_growth
 from nsa_lib.profiling import FEWEST_STEPS, WINDOW_STEPS, OperatorWindows, executed_routes
@@ -154,6 +154,22 @@ def test_a_row_holds_calls_and_the_time_and_memory_that_an_operator_itself_took_
         "gemm": {"count": 2, "self_device_ms": 0, "self_device_mib": 0},
         "Memcpy HtoD": {"count": 1, "self_device_ms": 0.5, "self_device_mib": 0},
     }
+
+
+def test_the_kernels_of_fused_are_counted_to_their_operator_and_not_to_the_range_around_it():
+    trace = [
+        operator("nsa::selected::fused", 1, 0, 100, 1),
+        operator("nsa::short_forward", 1, 10, 50, 2),
+        on_device("kernel", "short_forward", 2000, **{"External id": 2}),
+    ]
+    recorded = SimpleNamespace(
+        export_chrome_trace=lambda path: Path(path).write_text(json.dumps({"traceEvents": trace}))
+    )
+    found = profiling._operators(recorded)
+    assert {name: row["self_device_ms"] for name, row in found.items()} == {
+        "nsa::selected::fused": 0, "nsa::short_forward": 2, "short_forward": 0,
+    }  # fmt: skip
+    assert [name for name in found if contrast.OPERATOR.fullmatch(name)] == ["nsa::short_forward"]
 
 
 def test_counts_are_those_that_the_profiler_itself_tells():

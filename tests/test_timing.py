@@ -9,13 +9,13 @@ import torch
 
 from nsa_lib import timing
 from nsa_lib.case import run_to_result
-from nsa_lib.config import BACKEND_NAMES, BRANCHES
+from nsa_lib.config import BACKEND_NAMES, BRANCHES, PLAIN_BACKENDS
 from nsa_lib.contestants import DENSE, NO_BACKEND, WARMUP_ROUNDS, Contestant, contestants
 from nsa_lib.timing import PhaseClock
 from tests.test_config import CASE
 
 SEQ_LENS = (32, 64)
-FIELD = contestants(64, SEQ_LENS)
+FIELD = contestants(64, SEQ_LENS, backends=PLAIN_BACKENDS)
 ROUNDS = 2
 STEPS = len(FIELD) * (WARMUP_ROUNDS + ROUNDS)
 TIMING = replace(
@@ -49,7 +49,7 @@ def who(beat):
 def test_the_contestants_are_every_part_layer_and_model_and_the_sweep():
     found = set(FIELD)
     assert len(found) == len(FIELD) == 3 + 2 + 4 + 4 + 4
-    for name in BACKEND_NAMES:
+    for name in PLAIN_BACKENDS:
         assert {Contestant("layer", "slc", name, 64), Contestant("model", "all", name, 64)} <= found
         assert {Contestant("layer", "all", name, length) for length in SEQ_LENS} <= found
     assert {Contestant("layer", branch, NO_BACKEND, 64) for branch in ("cmp", "win")} <= found
@@ -58,7 +58,14 @@ def test_the_contestants_are_every_part_layer_and_model_and_the_sweep():
 
 
 def test_without_other_lengths_nothing_is_swept():
-    assert contestants(64) == contestants(64, (64,)) == FIELD[:-4]
+    assert contestants(64, backends=PLAIN_BACKENDS) == contestants(64, (64,), backends=PLAIN_BACKENDS) == FIELD[:-4]
+
+
+def test_fused_takes_part_where_it_is_one_of_the_backends():
+    added = set(contestants(64, SEQ_LENS, backends=BACKEND_NAMES)) - set(FIELD)
+    lengths = {("layer", "all", length) for length in SEQ_LENS}
+    assert {(c.subject, c.branches, c.seq_len) for c in added} == {("layer", "slc", 64), ("model", "all", 64), *lengths}
+    assert {c.backend for c in added} == {"fused"}
 
 
 def test_each_contestant_has_its_turn_in_every_round_before_any_has_the_next(timed):
@@ -102,7 +109,7 @@ def test_a_contestant_is_built_once_and_serves_all_lengths(timed):
 @pytest.mark.parametrize(("subject", "branches"), [("layer", "slc"), ("layer", "all"), ("model", "all")])
 def test_backends_have_the_same_weights_and_give_the_same_output(subject, branches):
     modules = timing._Modules(TIMING)
-    built = [modules.of(Contestant(subject, branches, name, 64)) for name in BACKEND_NAMES]
+    built = [modules.of(Contestant(subject, branches, name, 64)) for name in PLAIN_BACKENDS]
     states = [module.state_dict() for module in built]
     assert all(torch.equal(weight, state[name]) for state in states[1:] for name, weight in states[0].items())
     given = timing._inputs(TIMING, 64)[subject][0]

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from nsa_lib.config import BACKEND_NAMES
+from nsa_lib.config import FUSED
 from nsa_lib.contestants import DENSE, contestants
 from nsa_lib.contrast import TIMED, contrast_rows, early_counts, first_faster, timing_rows
 from nsa_lib.evidence import Evidence, from_json
@@ -33,7 +33,7 @@ SAME_SPEED = 1.05
 
 def contrast_gates(run: Evidence) -> list[GateResult]:
     """Return the gates of a contrast: those of each backend, and those over all of them."""
-    each = [judge(run, name) for judge in EACH for name in BACKEND_NAMES]
+    each = [judge(run, name) for judge in EACH for name in run.backends]
     return [*each, peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run)]
 
 
@@ -87,22 +87,25 @@ EACH = (ran_gate, route_gate, error_gate, operator_gate)
 def peak_spread_gate(run: Evidence) -> GateResult:
     """Judge that the backends' peaks of allocated memory are close to each other; on a CPU that is only shown.
 
-    A laptop's model is so small that what a backend keeps for a moment is a large part of it.
+    A laptop's model is so small that what a backend keeps for a moment is a large part of it. `fused` computes the
+    other branches too and holds less of them: it may need less than the others, and no more.
     """
     on_gpu = run.parameter("device") == "cuda"
     gate = GateResult("peak_spread", on_gpu, NOT_RUN, limit=PEAK_SPREAD_PERCENT, unit="%")
     peaks = _peaks(run)
-    if set(peaks) != set(BACKEND_NAMES):
-        missing = [name for name in BACKEND_NAMES if name not in peaks]
+    if set(peaks) != set(run.backends):
+        missing = [name for name in run.backends if name not in peaks]
         return replace(gate, detail=f"no peak of a whole run of {', '.join(missing)}")
-    spread = _spread_percent(peaks)
+    plain = {name: mib for name, mib in peaks.items() if name != FUSED}
+    least = min(plain.values())
+    spread = _spread_percent({name: max(mib, least) for name, mib in peaks.items()})
     detail = ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in peaks.items())
     outcome, margin = PASS if spread <= PEAK_SPREAD_PERCENT else FAIL, round(PEAK_SPREAD_PERCENT - spread, 2)
     return replace(gate, outcome=outcome, measured=round(spread, 2), margin=margin, detail=detail)
 
 
 def distinct_gate(run: Evidence) -> GateResult:
-    """Judge that no two backends have the same peak and the same operators: three names for one code path."""
+    """Judge that no two backends have the same peak and the same operators: two names for one code path."""
     gate = GateResult("distinct", True, NOT_RUN, limit=0, unit="pairs")
     peaks = _peaks(run)
     marks = {name: (mib, counts) for name, mib in peaks.items() if (counts := early_counts(run, name))}
@@ -110,7 +113,7 @@ def distinct_gate(run: Evidence) -> GateResult:
     if same:
         detail = f"same peak and same operators: {'; '.join(same)}"
         return replace(gate, outcome=FAIL, measured=len(same), detail=detail)
-    if set(marks) != set(BACKEND_NAMES):
+    if set(marks) != set(run.backends):
         return replace(gate, detail="peak or operators of a backend were not recorded")
     return replace(gate, outcome=PASS, measured=0, detail="peaks or operator counts differ in every pair")
 
@@ -118,7 +121,7 @@ def distinct_gate(run: Evidence) -> GateResult:
 def timing_gate(run: Evidence) -> GateResult:
     """Judge that every contestant was timed in every round."""
     rounds, case = run.parameter("rounds"), run.case("timing")
-    expected = contestants(run.parameter("seq_len"), run.parameter("seq_lens"))
+    expected = contestants(run.parameter("seq_len"), run.parameter("seq_lens"), backends=run.backends)
     gate = GateResult("timing", True, NOT_RUN, limit=len(expected), unit="contestants")
     if case is None:
         return replace(gate, detail="no case was recorded")
@@ -137,7 +140,7 @@ def recommended(run: Evidence) -> str | None:
     None if no backend passed all its own gates and was timed.
     """
     rows = contrast_rows(run).set_index("backend")
-    right = [name for name in BACKEND_NAMES if all(judge(run, name).outcome == PASS for judge in EACH)]
+    right = [name for name in run.backends if all(judge(run, name).outcome == PASS for judge in EACH)]
     candidates = rows.loc[right].dropna(subset=["total_ms", "peak_alloc_mib"])
     if candidates.empty:
         return None
@@ -167,7 +170,7 @@ def _reason(rows: pd.DataFrame, chosen: str) -> str:
     said = f"Use {chosen}: it is right, and forward and backward of the model take {own['total_ms']:,.1f} ms"
     others = [
         f"{name} {rows.loc[name, 'total_ms'] / own['total_ms']:.2g}x as long"
-        for name in (*BACKEND_NAMES, DENSE)
+        for name in rows.index
         if name != chosen and rows.loc[name, "total_ms"] > 0
     ]
     said += f" ({', '.join(others)})" if others else ""
@@ -188,7 +191,7 @@ def contrast_headline(run: Evidence) -> str:
     total_ms = contrast_rows(run).set_index("backend")["total_ms"]
     others = [
         f"{name} {total_ms[name] / total_ms[chosen]:.2g}x as long"
-        for name in BACKEND_NAMES
+        for name in run.backends
         if name != chosen and total_ms[name] > 0
     ]
     said = f"{chosen} recommended: {total_ms[chosen]:,.0f} ms forward and backward of the model"
@@ -200,7 +203,7 @@ def contrast_headline(run: Evidence) -> str:
 def _peaks(run: Evidence) -> dict[str, float]:
     """Return the peak allocated memory [MiB] of the backends that trained to their end."""
     rows = contrast_rows(run).set_index("backend")["peak_alloc_mib"].dropna()
-    return {name: float(rows[name]) for name in BACKEND_NAMES if name in rows and ran_gate(run, name).outcome == PASS}
+    return {name: float(rows[name]) for name in run.backends if name in rows and ran_gate(run, name).outcome == PASS}
 
 
 def _spread_percent(peaks: dict[str, float]) -> float:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nsa_lib.check_names import CHECKS
+from nsa_lib.check_names import check_names
 from nsa_lib.evidence import Evidence, from_json
 from nsa_lib.gates.result import FAIL, NOT_RUN, PASS, WARN, GateResult, how_it_ended, outcome_of
 from nsa_lib.profiles import CHECKLIST_ALLOC_CONF
@@ -26,7 +26,7 @@ def preflight_gates(run: Evidence) -> list[GateResult]:
     """Return the gates of a preflight: prerequisites first, then every check that belongs to it."""
     return [
         *prerequisite_gates(run),
-        *(check_gate(run, group, name) for group, names in CHECKS.items() for name in names),
+        *(check_gate(run, group, name) for group, names in check_names(run.backends).items() for name in names),
     ]
 
 

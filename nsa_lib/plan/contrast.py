@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nsa_lib.config import BACKEND_NAMES, CaseConfig
+from nsa_lib.config import CaseConfig
 from nsa_lib.contestants import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.operators import FEWEST_STEPS
 from nsa_lib.plan.training import training_case
 from nsa_lib.profiles import Value
 
 
-def contrast_cases(values: Mapping[str, Value]) -> tuple[CaseConfig, ...]:
+def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tuple[CaseConfig, ...]:
     """Return the cases of a contrast.
 
     `model_<backend>` and `model_dense` train the whole model, a process each, so that memory is each one's own; its
@@ -21,14 +21,13 @@ def contrast_cases(values: Mapping[str, Value]) -> tuple[CaseConfig, ...]:
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
     judged = replace(base, check_attention=True, compare_selected=True)
-    models = [
-        replace(judged, case_id=f"model_{name}", model=replace(base.model, backend=name)) for name in BACKEND_NAMES
-    ]
+    models = [replace(judged, case_id=f"model_{name}", model=replace(base.model, backend=name)) for name in backends]
     dense = replace(base, case_id=f"model_{DENSE}", model=replace(base.model, attention=DENSE))
-    return (*models, dense, _timing(training, tuple(values["seq_lens"].value), int(values["rounds"].value)))
+    timing = replace(training, work="timing", seq_lens=values["seq_lens"].value, backends=backends)
+    return (*models, dense, _with_rounds(timing, int(values["rounds"].value)))
 
 
-def _timing(training: CaseConfig, seq_lens: tuple[int, ...], rounds: int) -> CaseConfig:
-    count = len(contestants(training.seq_len, seq_lens))
+def _with_rounds(timing: CaseConfig, rounds: int) -> CaseConfig:
+    count = len(contestants(timing.seq_len, timing.seq_lens, backends=timing.backends))
     steps, warmup_steps = count * (WARMUP_ROUNDS + rounds), count * WARMUP_ROUNDS
-    return replace(training, case_id="timing", work="timing", seq_lens=seq_lens, steps=steps, warmup_steps=warmup_steps)
+    return replace(timing, case_id="timing", steps=steps, warmup_steps=warmup_steps)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nsa_lib import environment
 from nsa_lib.allocator import AllocatorSettings
-from nsa_lib.config import JUDGED_STEPS, CaseConfig, ConfigError
+from nsa_lib.config import AUTO, FUSED, JUDGED_STEPS, CaseConfig, ConfigError
 from nsa_lib.parameters import PARAMETERS, read_parameters
 from nsa_lib.plan.capacity import capacity_cases
 from nsa_lib.plan.contrast import contrast_cases
@@ -17,18 +17,22 @@ from nsa_lib.plan.preflight import preflight_cases
 from nsa_lib.plan.scaling import scaling_cases
 from nsa_lib.plan.smoke import smoke_cases
 from nsa_lib.profiles import PROFILES, Value, differences, resolve
+from nsa_lib.runnable import OLDEST_CAPABILITY, runnable_backends, why_not_fused
 
 CAPACITY = "capacity"
 """The notebook whose cases are predicted and never run: it needs no device."""
 
-CASES = {
+IMAGINED = {"triton": "any", "compute_capability": OLDEST_CAPABILITY}
+"""What a capacity takes for granted of its device: that every backend can run there."""
+
+CASES: Mapping[str, Callable[[Mapping[str, Value], tuple[str, ...]], tuple[CaseConfig, ...]]] = {
     "preflight": preflight_cases,
-    "backward_scaling": scaling_cases,
-    "smoke": smoke_cases,
+    "backward_scaling": lambda values, backends: scaling_cases(values),
+    "smoke": lambda values, backends: smoke_cases(values),
     "backend_contrast": contrast_cases,
-    CAPACITY: capacity_cases,
+    CAPACITY: lambda values, backends: capacity_cases(values),
 }
-"""How each notebook's parameters become cases."""
+"""How each notebook's parameters, and the backends that the machine can run, become cases."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Plan:
     def reproduce(self) -> str:
         """The command that repeats this run."""
         decided = {"profile": self.profile, **PROFILES[self.notebook][self.profile]}
-        given = [v for v in self.values.values() if v.origin == "given" and v.value != decided.get(v.name)]
+        chosen = [v for v in self.values.values() if v.origin in ("given", AUTO)]
+        given = [v for v in chosen if v.value != decided.get(v.name)]
         words = ["papermill", f"notebooks/{self.notebook}.ipynb", "out.ipynb", "--engine", "nsa"]
         words += ["-p", "profile", self.profile]
         for value in given:
@@ -80,6 +85,10 @@ class Plan:
         if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
             capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
             said.append(capped + "speed, and memory outside the allocator, are this device's.")
+        if "backend" in self.values and self.values["backend"].origin == AUTO:
+            machine = IMAGINED if self.notebook == CAPACITY else self.environment
+            why = why_not_fused(self.__getitem__, machine) or f"{FUSED} can run here"
+            said.append(f"backend={AUTO}: this run takes {self['backend']} ({why}).")
         if self.custom:
             said.append(f"custom: {'; '.join(self.custom)}. The gates are judged, readiness will not count the run.")
         if self.profile == "laptop":
@@ -107,9 +116,11 @@ def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
         _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
     if notebook == CAPACITY or values["device"].value == "cpu":
         AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
+    if "backend" in values:
+        values = _with_backend(notebook, read, values, IMAGINED if notebook == CAPACITY else facts)
     out_dir = Path(values["out_dir"].value or environment.PROJECT / "reports").expanduser().resolve()
     environment.require_room(out_dir)
-    cases = CASES[notebook](values)
+    cases = CASES[notebook](values, runnable_backends(_parameters(values), facts))
     require_data(cases[0])
     # What changes from minute to minute is kept where it is judged; elsewhere two runs would never compare as equal.
     room = environment.room(out_dir, facts) if notebook == "preflight" else {}
@@ -149,6 +160,25 @@ def _require_budget(budget_gib: object, device: object, facts: Mapping[str, obje
     if budget_gib is not None and device == "cuda" and budget_gib * 1024 > facts["gpu_memory_mib"]:
         has = facts["gpu_memory_mib"] / 1024
         raise ConfigError(f"device_budget_gib={budget_gib:g}: the device has {has:.1f} GiB; accepts no more")
+
+
+def _with_backend(
+    notebook: str, read: Mapping[str, object], values: Mapping[str, Value], facts: Mapping[str, object]
+) -> dict[str, Value]:
+    """Return the values with a backend in the place of `auto`. Raises ConfigError if the one asked for cannot run."""
+    asked, problem = values["backend"].value, why_not_fused(_parameters(values), facts)
+    if asked == FUSED and problem:
+        raise ConfigError(problem)
+    if asked != AUTO:
+        return dict(values)
+    chosen = "masked" if problem else FUSED
+    # What a profile decides may hang on the backend, as the laptop's memory limit does.
+    decided = resolve(notebook, {**read, "backend": chosen}, profile=str(values["profile"].value))
+    return {**decided, "backend": Value("backend", chosen, AUTO, None)}
+
+
+def _parameters(values: Mapping[str, Value]) -> Callable[[str], object]:
+    return lambda name: values[name].value
 
 
 def require_data(case: CaseConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nsa_lib.config import CaseConfig, ModelConfig, NSAConfig
+from nsa_lib.config import ATTENTION_SIZES, CaseConfig, ModelConfig, NSAConfig
 from nsa_lib.profiles import Value
 
 
@@ -15,10 +15,8 @@ def training_case(values: Mapping[str, Value]) -> CaseConfig:
     def pick(*names: str) -> dict[str, object]:
         return {name: values[name].value for name in names}
 
-    sizes = pick("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
-    model = ModelConfig(
-        nsa=NSAConfig(**sizes), **pick("layers", "vocab"), **pick("backend") if "backend" in values else {}
-    )
+    nsa = NSAConfig(**pick(*ATTENTION_SIZES))
+    model = ModelConfig(nsa=nsa, **pick("layers", "vocab"), **pick("backend") if "backend" in values else {})
     data = str(values["data"].value) if "data" in values else "synthetic"
     return CaseConfig(
         case_id="training",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from nsa_lib.check_names import CHECKS
+from nsa_lib.check_names import check_names
 from nsa_lib.config import CaseConfig
 from nsa_lib.preflight.copying import copying_checks
 from nsa_lib.preflight.finding import Finding
@@ -34,7 +34,7 @@ def run_checks(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object])
     found: list[dict[str, object]] = []
     facts["checks"] = found
     checks = GROUPS[case.case_id](case, facts, lambda: heartbeat.beat("step"))
-    for number, name in enumerate(CHECKS[case.case_id], start=1):
+    for number, name in enumerate(check_names(case.backends)[case.case_id], start=1):
         began = time.perf_counter()
         found.append(checks[name]().record(name))
         heartbeat.beat("step", number, step_ms=1000 * (time.perf_counter() - began))

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from nsa_lib import training
-from nsa_lib.config import CaseConfig, ModelConfig, NSAConfig
+from nsa_lib.config import FUSED, FUSED_BLOCKS, CaseConfig, ModelConfig, NSAConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.preflight.finding import Finding, at_least
 
@@ -22,6 +22,8 @@ COPIED = 8
 QUESTION = COPIED + 1
 VOCAB = COPIED + 2
 BLOCK = 4
+FUSED_BLOCK = min(FUSED_BLOCKS)
+"""The smallest selection block that the kernels of `fused` take."""
 LENGTH = 16
 WINDOW = 4
 HEAD = {"dim": 32, "heads": 2, "groups": 2, "d_k": 16, "d_v": 16}
@@ -46,17 +48,20 @@ def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = la
     """Train a small model with one branch on its copy task, and count how often it is right on new sequences."""
     generator = torch.Generator().manual_seed(case.seed)
     torch.manual_seed(case.seed)
-    nsa = NSAConfig(**HEAD, l=BLOCK, d=BLOCK, l_sel=BLOCK, n_sel=3, w=WINDOW, branches=(branch,))
+    l_sel, sequences = BLOCK, SEQUENCES[branch]
+    if (branch, case.model.backend) == ("slc", FUSED):
+        l_sel, sequences = FUSED_BLOCK, partial(from_selected, block=FUSED_BLOCK)
+    nsa = NSAConfig(**HEAD, l=BLOCK, d=BLOCK, l_sel=l_sel, n_sel=3, w=WINDOW, branches=(branch,))
     model = TinyLM(
         ModelConfig(nsa=nsa, layers=LAYERS, vocab=VOCAB, backend=case.model.backend),
         grad_checkpointing=case.grad_checkpointing,
     ).to(case.device)
     optimizer = training.make_optimizer(model, LR)
     for _ in range(STEPS):
-        training.train_step(model, optimizer, SEQUENCES[branch](BATCH, generator).to(case.device))
+        training.train_step(model, optimizer, sequences(BATCH, generator).to(case.device))
         alive()
     model.grad_checkpointing = False
-    asked = SEQUENCES[branch](ASKED, generator).to(case.device)
+    asked = sequences(ASKED, generator).to(case.device)
     with torch.no_grad():
         answers = model(asked[:, :-1])[:, -1].argmax(-1)
     right = 100 * (answers == asked[:, -1]).double().mean().item()
@@ -64,20 +69,21 @@ def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = la
     return at_least(round(right, 1), ACCURACY_PERCENT, "%", detail)
 
 
-def from_selected(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return sequences, [count, LENGTH + 1], whose token lies in block 0 or the one before the last; another between.
+def from_selected(count: int, generator: torch.Generator, *, block: int = BLOCK) -> torch.Tensor:
+    """Return sequences of four blocks whose token lies in block 0 or the one before the last; another between.
 
-    With three blocks a query, those two and its own are all that it selects. Each is there twice in a row: a single one
-    is hard to find among a whole selection.
+    With three blocks a query, those two and its own are all that it selects. Each fills half a block: a single one is
+    hard to find among a whole selection.
     """
-    tokens, wanted, other = _blank(count, generator)
-    inside = torch.randint(BLOCK - 1, (2, count), generator=generator)
-    last = (LENGTH - 1) // BLOCK
+    last, half = LENGTH // BLOCK - 1, block // 2
+    tokens, wanted, other = _blank(count, generator, (last + 1) * block)
+    inside = torch.randint(block - half + 1, (2, count), generator=generator)
     # Never token 0: attention that reads the first key only must not find it.
-    in_first, in_previous = inside[0].clamp(min=1), (last - 1) * BLOCK + inside[0]
+    in_first, in_previous = inside[0].clamp(min=1), (last - 1) * block + inside[0]
     near = torch.where(torch.rand(count, generator=generator) < 0.5, in_first, in_previous)
-    between = torch.randint(1, last - 1, (count,), generator=generator) * BLOCK + inside[1]
-    return _placed(tokens, (wanted, near), (wanted, near + 1), (other, between), (other, between + 1))
+    between = torch.randint(1, last - 1, (count,), generator=generator) * block + inside[1]
+    ours, others = ([(token, start + i) for i in range(half)] for token, start in ((wanted, near), (other, between)))
+    return _placed(tokens, *ours, *others)
 
 
 def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -101,12 +107,14 @@ SEQUENCES = {"slc": from_selected, "cmp": from_compressed, "win": from_window}
 """What makes the sequences of each branch's task."""
 
 
-def _blank(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _blank(
+    count: int, generator: torch.Generator, length: int = LENGTH
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return sequences of filler with question and answer, the answers, and as many other tokens of that kind."""
     wanted, other = torch.randint(1, COPIED + 1, (2, count), generator=generator)
-    tokens = torch.zeros(count, LENGTH + 1, dtype=torch.int64)
-    tokens[:, LENGTH - 1] = QUESTION
-    tokens[:, LENGTH] = wanted
+    tokens = torch.zeros(count, length + 1, dtype=torch.int64)
+    tokens[:, length - 1] = QUESTION
+    tokens[:, length] = wanted
     return tokens, wanted, other
 
 

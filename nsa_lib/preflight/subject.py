@@ -16,17 +16,23 @@ from functools import cached_property, partial
 import torch
 
 from nsa_lib import budget, profiling, training
-from nsa_lib.attention import BACKENDS, NSAttention, block_scores, reference, select_blocks, selected_attention
+from nsa_lib.attention import NSAttention, block_scores, reference, select_blocks, selected_attention
 from nsa_lib.checks import with_gradients
-from nsa_lib.config import CaseConfig, ModelConfig, NSAConfig
+from nsa_lib.config import FUSED, CaseConfig, ModelConfig, NSAConfig
 from nsa_lib.model import TinyLM
 from nsa_lib.preflight.finding import Finding, at_most, within_budget
 
 GROUPS = 2
+PLAIN = "masked"
+"""The backend with which what all plain ones share is looked at."""
 SELECTED = 4
 """Blocks that a query reads, at most: one of them is chosen by score."""
 LAYERS = 3
 VOCAB = 64
+
+GIVEN_AWAY = 1e-4
+"""Of a row's best score: how much less a block may have than the one in whose place `fused` chose it. It makes scores
+in float32, of logits near 5, and ranks them by 14 leading bits or more."""
 
 
 def subject_checks(
@@ -35,16 +41,18 @@ def subject_checks(
     """Return the checks by name."""
     subject = Subject(case)
     checks: dict[str, Callable[[], Finding]] = {}
-    for backend in BACKENDS:
+    for backend in case.backends:
         checks[f"selected_{backend}"] = partial(selected_errors, subject, backend)
         checks[f"attention_{backend}"] = partial(whole_errors, subject, backend)
         checks[f"future_{backend}"] = partial(future_influence, subject, backend)
         checks[f"past_slc_{backend}"] = partial(past_influence, subject, "slc", backend)
         checks[f"route_{backend}"] = partial(executed_route, subject, backend)
-    for branch in ("cmp", "win"):
-        checks[f"past_{branch}"] = partial(past_influence, subject, branch, case.model.backend)
+    shared = {"": PLAIN, f"_{FUSED}": FUSED} if FUSED in case.backends else {"": PLAIN}
+    for own, backend in shared.items():
+        checks[f"selection{own}"] = partial(fused_selection if own else selection_rule, subject)
+        for branch in ("cmp", "win"):
+            checks[f"past_{branch}{own}"] = partial(past_influence, subject, branch, backend)
     others = {
-        "selection": selection_rule,
         "rope_distance": rope_distance,
         "gradients": gradients_reach,
         "checkpointing": checkpointing_agrees,
@@ -69,6 +77,7 @@ class Subject:
         self.config, self.length = judged_sizes(case.model.nsa)
         self.dtype, self.device = getattr(torch, case.dtype), case.device
         self._generator = torch.Generator().manual_seed(case.seed)
+        self._exact: list[tuple[torch.Tensor, tuple[torch.Tensor, ...]]] = []
 
     def random(self, *shape: int) -> torch.Tensor:
         """Return normal numbers in the case's dtype and on its device."""
@@ -96,12 +105,21 @@ class Subject:
         shape = (1, self.length, self.config.dim)
         return self.random(*shape), self.random(*shape)
 
-    @cached_property
-    def exact(self) -> tuple[torch.Tensor, ...]:
-        """The reference's output, and its gradients by x and each parameter, for the blocks that the layer selects."""
-        layer = self.layer(self.case.model.backend)
-        x, cotangent = (tensor.cpu() for tensor in self.inputs)
+    def exact(self, backend: str) -> tuple[torch.Tensor, ...]:
+        """Return the reference's output, and its gradients by x and each parameter, for a layer's own blocks.
+
+        The plain backends select the same, so it is computed once for them.
+        """
+        layer = self.layer(backend)
         blocks = layer.select(self.inputs[0]).cpu()
+        found = next((exact for known, exact in self._exact if torch.equal(known, blocks)), None)
+        if found is None:
+            found = self._judged(layer, blocks)
+            self._exact.append((blocks, found))
+        return found
+
+    def _judged(self, layer: NSAttention, blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, cotangent = (tensor.cpu() for tensor in self.inputs)
         names = [name for name, _ in layer.named_parameters()]
 
         def judge(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
@@ -163,7 +181,7 @@ def whole_errors(subject: Subject, backend: str) -> Finding:
     output.backward(cotangent)
     gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
     allowed = budget.module(layer.cpu(), x.cpu())
-    exact = dict(zip(("output", *gradients), subject.exact))
+    exact = dict(zip(("output", *gradients), subject.exact(backend)))
     errors = {"output": relative_error(output, exact["output"])}
     for name, gradient in gradients.items():
         found = torch.zeros_like(exact[name]) if gradient is None else gradient
@@ -173,7 +191,7 @@ def whole_errors(subject: Subject, backend: str) -> Finding:
 
 def selection_rule(subject: Subject) -> Finding:
     """Hold the choice of blocks against the reference's on the very scores that the layer computed."""
-    layer, c = subject.layer(subject.case.model.backend), subject.config
+    layer, c = subject.layer(PLAIN), subject.config
     with torch.no_grad():
         p_cmp = layer._p_cmp(layer._project(subject.inputs[0]))
         chosen = layer._select(p_cmp).cpu()
@@ -187,6 +205,56 @@ def selection_rule(subject: Subject) -> Finding:
     error = relative_error(scores, exact)
     detail = f"scores off by {error:.2g} (budget {limit:.2g}); {wrong.numel()} rows, chosen on identical scores"
     return Finding(int(wrong.sum()), 0, "rows", detail, not wrong.any() and error <= limit)
+
+
+def fused_selection(subject: Subject) -> Finding:
+    """Hold the blocks that `fused` chooses against float64 scores of the layer's own queries and compressed keys.
+
+    Its scores are never written, so a choice is judged by what it gives away: by how much each block that it took has
+    less than the best one in that place, over the row's best score. The fixed blocks, the order and the padding must be
+    the reference's.
+    """
+    layer, c = subject.layer(FUSED), subject.config
+    with torch.no_grad():
+        parts = layer._project(subject.inputs[0])
+        q, k_cmp = parts["query"].cpu(), layer._k_cmp(parts).cpu()
+        chosen = layer.select(subject.inputs[0]).cpu()
+    p_cmp = reference.compressed_probabilities(q, k_cmp, l=c.l, d=c.d)
+    scores = reference.block_scores(p_cmp, groups=c.groups, l=c.l, d=c.d, l_sel=c.l_sel)
+    given_away = share_given_away(chosen, scores, l_sel=c.l_sel)
+    rows, moved = chosen[..., 0].numel(), int((given_away > 0).sum())
+    detail = f"of a row's best score; {moved} of {rows} rows chose another block than float64 does"
+    return at_most(float(f"{given_away.max():.3g}"), GIVEN_AWAY, "", detail)
+
+
+def share_given_away(chosen: torch.Tensor, scores: torch.Tensor, *, l_sel: int) -> torch.Tensor:
+    """Return by how much each row of blocks misses the best ones, over the row's best score; Inf for a broken rule.
+
+    Args:
+        chosen: blocks, int64 [B, G, T, n].
+        scores: of all blocks, float64 [B, G, T, N].
+        l_sel: tokens in a block.
+
+    Returns:
+        float64 [B, G, T].
+    """
+    n, blocks = chosen.shape[-1], scores.shape[-1]
+    best = reference.select_blocks(scores, l_sel=l_sel, n_sel=n)
+    own, block = torch.arange(scores.shape[2])[:, None] // l_sel, torch.arange(blocks)
+    fixed, future = (block == 0) | (block == own) | (block == own - 1), block > own
+    ranked = scores.masked_fill(fixed, math.inf).masked_fill(future, -math.inf)
+
+    def values(rows: torch.Tensor) -> torch.Tensor:
+        found = ranked.gather(-1, rows.clamp(0, blocks - 1)).masked_fill(rows < 0, -math.inf)
+        return found.sort(dim=-1, descending=True).values
+
+    had, got = values(best), values(chosen)
+    highest = scores.masked_fill(fixed | future, 0).amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+    missed = torch.where(had == got, 0.0, (had - got) / highest).amax(-1)
+    padding = best == -1
+    in_order = (chosen.diff(dim=-1) > 0) | padding[..., 1:]
+    broken = ((chosen == -1) != padding).any(-1) | ~in_order.all(-1) | (chosen >= blocks).any(-1)
+    return missed.masked_fill(broken, math.inf)
 
 
 def future_influence(subject: Subject, backend: str) -> Finding:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from nsa_lib.check_names import CHECKS
+from nsa_lib.check_names import check_names
 from nsa_lib.predicted import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.verdict import STYLES
 
@@ -82,11 +82,9 @@ def gates_table(gates: Iterable[Mapping]) -> Table:
 
 
 def checks_table(gates: Iterable[Mapping], group: str) -> Table:
-    """Tabulate one part of a preflight: `machine`, or a group of `check_names.CHECKS`."""
-    checks = {name for names in CHECKS.values() for name in names}
-    own = [
-        gate for gate in gates if (gate["name"] in CHECKS[group] if group != MACHINE else gate["name"] not in checks)
-    ]
+    """Tabulate one part of a preflight: `machine`, or a group of `check_names`."""
+    groups = {name: of for of, names in check_names().items() for name in names}
+    own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
     header = ("outcome", "check", "measured", "limit", "margin", "detail")
     return Table(f"Checks: {group}", header, [_gate_row(gate) for gate in _ranked(own)])
 

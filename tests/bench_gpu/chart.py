@@ -12,8 +12,8 @@ from tests.bench_gpu.floors import BACKWARD, FORWARD
 from tests.bench_gpu.rows import TARGETS, Row, with_ratios
 
 HOW_TO_READ = (
-    "Below 1 a contestant is faster than dense causal attention of the same heads, the better of cuDNN and flash, in the "
-    "same run. Triangles are targets. At the shortest length, CUDA graphs leave the launches out."
+    "Below 1 a contestant is faster than dense causal attention of the same heads, the better of cuDNN and flash, in "
+    "the same run. Triangles are targets. At the shortest length, CUDA graphs leave the launches out."
 )
 
 LINES = {
