@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from nsa_lib.model import TinyLM
 
+MOST_BLOCKS = 64
+"""Rows and columns of what is kept of a selection; more blocks are averaged, neighbours together."""
+
 DIGITS = 4
 """Decimals that are kept; the charts show fewer."""
 
@@ -24,22 +27,25 @@ def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | No
         tokens: int64 [B, T], what the model reads.
 
     Returns:
-        `l_sel`; `branches`, their names; `selected` [layer][query block][key block], the share of the queries of a
-        block, over batch and groups, that select a block (no layers where the selected branch is off); `branch_gates`
+        `l_sel`, tokens of a row or column of `selected`; `branches`, their names; `selected` [layer][query block][key
+        block], the share of the queries of a block, over batch and groups, that select a block, in neighbourhoods of
+        them where there are more than MOST_BLOCKS (no layers where the selected branch is off); `branch_gates`
         [layer][head][branch], their mean over batch and queries.
     """
     x, selected, gates = model.embedding(tokens), [], []
+    config = model.blocks[0].attention.config
+    together = -(-tokens.shape[1] // (MOST_BLOCKS * config.l_sel))
     for block in model.blocks:
         attention, read = block.attention, block.norm_attention(x)
         if "slc" in attention.config.branches:
-            selected.append(_rounded(selection_share(attention.select(read), attention.config.l_sel)))
+            share = selection_share(attention.select(read), config.l_sel)
+            selected.append(_rounded(neighbours_together(share, together)))
         gates.append(attention.gates(read).double().mean(dim=(0, 2)))
         x = block(x)
     if not (torch.isfinite(x).all() and torch.isfinite(torch.stack(gates)).all()):
         return None
-    config = model.blocks[0].attention.config
     return {
-        "l_sel": config.l_sel,
+        "l_sel": config.l_sel * together,
         "branches": list(config.branches),
         "selected": selected,
         "branch_gates": [_rounded(layer) for layer in gates],
@@ -65,6 +71,11 @@ def selection_share(block_indices: torch.Tensor, l_sel: int) -> torch.Tensor:
     queries = torch.full((blocks, 1), l_sel, dtype=torch.float64, device=rows.device)
     queries[-1] = length - (blocks - 1) * l_sel
     return rows / queries
+
+
+def neighbours_together(share: torch.Tensor, together: int) -> torch.Tensor:
+    """Return the mean of each square of so many rows and columns, [N, N] -> [ceil(N / together)] * 2."""
+    return F.avg_pool2d(share[None], together, ceil_mode=True, count_include_pad=False)[0]
 
 
 def _rounded(values: torch.Tensor) -> list:

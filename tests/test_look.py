@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nsa_lib import data, training
+from nsa_lib import data, look, training
 from nsa_lib.case import run_to_result
 from nsa_lib.config import ConfigError
 from nsa_lib.look import attention_map, selection_share
@@ -50,6 +50,18 @@ def test_each_layer_is_read_where_it_stands():
         by_hand = [[gates[:, head, :, branch].mean().item() for branch in range(3)] for head in range(4)]
         assert kept["branch_gates"][layer] == [[pytest.approx(mean, abs=1e-4) for mean in row] for row in by_hand]
     assert (kept["l_sel"], kept["branches"]) == (64, ["cmp", "slc", "win"])
+
+
+def test_many_blocks_are_averaged_with_their_neighbours(monkeypatch):
+    model, batch = TinyLM(DEEP), tokens()
+    whole = torch.tensor(attention_map(model, batch)["selected"])
+    monkeypatch.setattr(look, "MOST_BLOCKS", 3)
+    kept = attention_map(model, batch)
+    assert kept["l_sel"] == 128
+    for layer, full in zip(torch.tensor(kept["selected"]), whole):
+        assert layer.shape == (3, 3)
+        assert layer[1, 0] == pytest.approx(full[2:4, :2].mean().item(), abs=1e-4)
+        assert layer[2, 2] == pytest.approx(full[4, 4].item(), abs=1e-4), "what is cut counts as much"
 
 
 def test_what_a_query_must_and_must_not_read_is_seen():
