@@ -15,7 +15,7 @@ validate: .venv/installed  ## run the whole checklist on this machine: a line a 
 	$(BIN)/python -m nsa_lib run all
 
 test: .venv/tested  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lab: .venv/installed  ## open JupyterLab on the notebooks; no browser is started, the address with its token is printed
 	$(BIN)/jupyter lab --no-browser --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -38,7 +38,7 @@ def live_mib() -> float:
     for item in gc.get_objects():
         if type(item) in (torch.Tensor, nn.Parameter):
             storage = item.untyped_storage()
-            storages[storage.data_ptr()] = -(-storage.nbytes() // 512) * 512
+            storages[storage._cdata] = -(-storage.nbytes() // 512) * 512
     return sum(storages.values()) / MIB
 
 

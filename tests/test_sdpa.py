@@ -76,6 +76,6 @@ def test_nothing_else_calls_it():
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == "scaled_dot_product_attention"
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "scaled_dot_product_attention"
     }
     assert callers == {"attention/sdpa.py"}

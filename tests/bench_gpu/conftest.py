@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import nsa_lib.attention
-from nsa_lib.attention import block_scores, compressed_attention, compressed_probabilities, sliding_attention
+from nsa_lib.attention import BACKENDS, block_scores, compressed_attention, compressed_probabilities, sliding_attention
+from nsa_lib.attention import module as attention_module
 from nsa_lib.attention.backends.masked import masked
 from nsa_lib.attention.compression import visibility_bias
 from nsa_lib.attention.selection import choose_blocks
@@ -51,7 +52,9 @@ def plain_fused(monkeypatch):
     module.selected_attention, module.compressed_attention, module.select_blocks = selected, compressed, select_blocks
     module.sliding_attention, module.mix, module.nsa = sliding_attention, mix, nsa
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(nsa_lib.attention, "fused", module, raising=False)
+    for user in (nsa_lib.attention, attention_module):
+        monkeypatch.setattr(user, "fused", module)
+    monkeypatch.setitem(BACKENDS, "fused", selected)
     return module
 
 

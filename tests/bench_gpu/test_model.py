@@ -42,7 +42,7 @@ def test_the_faster_two_are_compiled_and_captured_too(case, monkeypatch):
     assert all(0 < row.low_ms <= row.median_ms <= row.high_ms and row.first_call_s > 0 for row in rows)
 
 
-def test_a_step_that_cannot_be_captured_says_so(case, monkeypatch):
+def test_a_step_that_cannot_be_captured_says_so(plain_fused, case, monkeypatch):
     monkeypatch.setattr(TinyLM, "compile_blocks", lambda self: None)
     rows = model.model_rows(case, 96, WallClock(), other_modes=True)
     graphs = [row for row in rows if row.mode == "graph"]
@@ -50,7 +50,7 @@ def test_a_step_that_cannot_be_captured_says_so(case, monkeypatch):
     assert [row.median_ms for row in graphs] == [None, None]
 
 
-def test_beyond_the_masks_longest_it_is_a_row_that_says_why(case, monkeypatch):
+def test_beyond_the_masks_longest_it_is_a_row_that_says_why(plain_fused, case, monkeypatch):
     monkeypatch.setattr(model, "MASKED_LONGEST", 64)
     (masked,) = [r for r in model.model_rows(case, 96, WallClock(), other_modes=False) if r.contestant == "masked"]
     assert masked.reason == "makes a T x T mask; tried up to S=64"
