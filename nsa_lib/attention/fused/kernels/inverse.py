@@ -9,7 +9,7 @@ scanned, and each pair computes its place.
 import triton
 import triton.language as tl
 
-from nsa_lib.attention.fused.kernels.tile import bitwise_or, count_bits
+from nsa_lib.attention.fused.kernels.tile import bitwise_or, count_bits, load_chosen
 
 _SIZES = ["T", "N", "WORDS"]
 
@@ -17,9 +17,7 @@ _SIZES = ["T", "N", "WORDS"]
 @triton.jit
 def _pairs(CHOSEN, bg, t, T, n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, ALL: tl.constexpr):
     """Load the blocks [queries, NP] that queries chose, and which of the pairs are listed."""
-    slot = tl.arange(0, NP)
-    mask = (t < T)[:, None] & (slot < n)[None, :]
-    block = tl.load(CHOSEN + (bg * T + t[:, None]) * n + slot[None, :], mask=mask, other=-1).to(tl.int32)
+    block = load_chosen(CHOSEN, bg * T + t, t < T, n, NP)
     if ALL:
         return block, block >= 0
     return block, (block > 0) & (block < (t // BS - 1)[:, None])

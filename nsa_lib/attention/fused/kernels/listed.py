@@ -14,6 +14,7 @@ from nsa_lib.attention.fused.kernels.tile import (
     attend,
     finish,
     key_gradient,
+    load_chosen,
     load_rows,
     load_tile,
     query_gradient,
@@ -78,9 +79,7 @@ def merge(
     bg = b * (H // GS) + g
     t = i * BS + tl.arange(0, BS)
     valid = t < T
-    slot = tl.arange(0, NP)
-    chosen = CHOSEN + (bg * T + t[:, None]) * n + slot[None, :]
-    block = tl.load(chosen, mask=valid[:, None] & (slot < n)[None, :], other=-1).to(tl.int32)
+    block = load_chosen(CHOSEN, bg * T + t, valid, n, NP)
     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
     scale2 = scale * LOG2E
     m, l = tl.full((BS,), LOWEST, tl.float32), tl.zeros((BS,), tl.float32)
@@ -140,7 +139,6 @@ def block_gradient(
     is_0 = program < SHARES
     j = tl.where(is_0, 0, program - SHARES + 1)
     start, end = tl.load(START + bg * (N + 1) + j), tl.load(START + bg * (N + 1) + j + 1)
-    slot = tl.arange(0, NP)
     key = j * BS + tl.arange(0, BS)
     k = load_rows(K + b * k_b + g * k_h, k_t, key, key < T, D, DP)
     v = load_rows(V + b * v_b + g * v_h, v_t, key, key < T, E, EP)
@@ -155,8 +153,7 @@ def block_gradient(
         for y in range(0, tiles):
             t = (tile + y * step) * BS + tl.arange(0, BS)
             valid = t < T
-            chosen = CHOSEN + (bg * T + t[:, None]) * n + slot[None, :]
-            block = tl.load(chosen, mask=valid[:, None] & (slot < n)[None, :], other=-1).to(tl.int32)
+            block = load_chosen(CHOSEN, bg * T + t, valid, n, NP)
             selects = tl.max((block == j).to(tl.int32), 1) > 0
             q, d_out = load_rows(q_base, q_t, t, valid, D, DP), load_rows(d_base, H * E, t, valid, E, EP)
             lse, delta = row_state(LSE, DELTA, row, t, valid)
@@ -196,9 +193,7 @@ def merge_query_gradient(
     bg = b * (H // GS) + g
     t = i * BS + tl.arange(0, BS)
     valid = t < T
-    slot = tl.arange(0, NP)
-    chosen = CHOSEN + (bg * T + t[:, None]) * n + slot[None, :]
-    block = tl.load(chosen, mask=valid[:, None] & (slot < n)[None, :], other=-1).to(tl.int32)
+    block = load_chosen(CHOSEN, bg * T + t, valid, n, NP)
     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
     d_out = load_rows(D_OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
     lse, delta = row_state(LSE, DELTA, (b * H + h) * T, t, valid)

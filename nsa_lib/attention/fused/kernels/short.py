@@ -15,6 +15,7 @@ from nsa_lib.attention.fused.kernels.tile import (
     bitwise_or,
     finish,
     key_gradient,
+    load_chosen,
     load_rows,
     load_tile,
     query_gradient,
@@ -39,9 +40,7 @@ def short_forward(
     g = h // GS
     t = i * TQ + tl.arange(0, TQ)
     valid = t < T
-    slot = tl.arange(0, NP)
-    chosen = CHOSEN + ((b * G + g) * T + t[:, None]) * n + slot[None, :]
-    block = tl.load(chosen, mask=valid[:, None] & (slot < n)[None, :], other=-1).to(tl.int32)
+    block = load_chosen(CHOSEN, (b * G + g) * T + t, valid, n, NP)
     bits = tl.where(block >= 0, tl.full((TQ, NP), 1, tl.int32) << (block & 31), 0)
     word = tl.reduce(bits, 1, bitwise_or)
     if h % GS == 0:

@@ -113,6 +113,14 @@ def key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, MASKED: tl.co
 
 
 @triton.jit
+def load_chosen(CHOSEN, rows, valid, n: tl.constexpr, NP: tl.constexpr):
+    """Load the blocks that queries chose, int32 [rows, NP]; -1 where there is none."""
+    slot = tl.arange(0, NP)
+    mask = valid[:, None] & (slot < n)[None, :]
+    return tl.load(CHOSEN + rows[:, None] * n + slot[None, :], mask=mask, other=-1).to(tl.int32)
+
+
+@triton.jit
 def bitwise_or(a, b):
     return a | b
 
