@@ -99,18 +99,14 @@ class NSAttention(nn.Module):
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Return the blocks that each query of x selects, [B, T, dim] -> int64 [B, G, T, n_sel]."""
         parts = self._project(x)
-        return self._fused_choice(parts) if self.backend == FUSED else self._select(self._p_cmp(parts))
+        if self.backend == FUSED:
+            return fused.chosen_blocks(parts["query"], self._k_cmp(parts), config=self.config).long()
+        return self._select(self._p_cmp(parts))
 
     @torch.no_grad()
     def gates(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branch gates, [B, T, dim] -> [B, H, T, branches], branches in the order of the config."""
         return self._project(x)["branch_gates"]
-
-    def _fused_choice(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        c, q, k_cmp = self.config, parts["query"], self._k_cmp(parts)
-        sizes = {"l": c.l, "d": c.d, "scale": c.d_k**-0.5}
-        _, lse = fused.compressed_attention(q, k_cmp, k_cmp, **sizes)
-        return fused.select_blocks(q, k_cmp, lse, l_sel=c.l_sel, n_sel=c.n_sel, **sizes).long()
 
     def _select(self, p_cmp: torch.Tensor) -> torch.Tensor:
         c = self.config

@@ -37,15 +37,23 @@ def nsa(
         [B, H, T, d_v].
     """
     c, scale = config, config.d_k**-0.5
-    outputs = {}
+    outputs, lse = {}, None
     if "cmp" in c.branches:
         outputs["cmp"], lse = compressed_attention(q, k_cmp, v_cmp, l=c.l, d=c.d, scale=scale)
-    elif "slc" in c.branches:
-        with torch.no_grad():
-            _, lse = compressed_attention(q, k_cmp, k_cmp, l=c.l, d=c.d, scale=scale)
     if "slc" in c.branches:
-        blocks = select_blocks(q, k_cmp, lse, l=c.l, d=c.d, l_sel=c.l_sel, n_sel=c.n_sel, scale=scale)
+        blocks = chosen_blocks(q, k_cmp, lse, config=c)
         outputs["slc"] = selected_attention(q, k_slc, v_slc, blocks, l_sel=c.l_sel, scale=scale)
     if "win" in c.branches:
         outputs["win"] = sliding_attention(q, k_win, v_win, w=c.w, scale=scale)
     return mix(gates, [outputs[branch] for branch in c.branches])
+
+
+@torch.no_grad()
+def chosen_blocks(
+    q: torch.Tensor, k_cmp: torch.Tensor, lse: torch.Tensor | None = None, *, config: NSAConfig
+) -> torch.Tensor:
+    """Return what `select_blocks` does; `lse` is that of the compressed attention, made here where it is not known."""
+    c, sizes = config, {"l": config.l, "d": config.d, "scale": config.d_k**-0.5}
+    if lse is None:
+        _, lse = compressed_attention(q, k_cmp, k_cmp, **sizes)
+    return select_blocks(q, k_cmp, lse, l_sel=c.l_sel, n_sel=c.n_sel, **sizes)

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import record_function
 
 from nsa_lib.attention.fused import grouped, listed, short
-from nsa_lib.attention.fused.shape import by_token, require, rows
+from nsa_lib.attention.fused.shape import by_token, cdiv, require, rows
 from nsa_lib.config import FUSED_BLOCKS, FUSED_MOST_SELECTED
 
 
@@ -31,7 +31,7 @@ def selected_attention(
 
 def way(q: torch.Tensor, k: torch.Tensor, l_sel: int):
     """Return the module that computes tensors of these shapes."""
-    if -(-k.shape[2] // l_sel) <= short.MOST_BLOCKS:
+    if cdiv(k.shape[2], l_sel) <= short.MOST_BLOCKS:
         return short
     return grouped if q.shape[1] // k.shape[1] >= grouped.FEWEST_HEADS else listed
 
