@@ -7,7 +7,9 @@ writes to it.
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 
 import pytest
 import torch
@@ -15,13 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, compressed_probabilities, fused, reference
 from nsa_lib.attention import select_blocks as choose
-from nsa_lib.attention.fused import grouped, listed, selected, short
+from nsa_lib.attention.fused import choice, grouped, listed, selected, shape, short
 from nsa_lib.attention.tables import own_tables
-from nsa_lib.config import FUSED_MOST_SELECTED, NSAConfig
+from nsa_lib.config import BRANCHES, FUSED_MOST_SELECTED, NSAConfig
 from tests import budget
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE == "cuda" else ())
+SCALE = 0.25
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -119,56 +122,120 @@ def test_passes_over_few_heads_change_nothing(monkeypatch):
         assert torch.equal(one, other)
 
 
-# length, l, d, groups of two heads: shorter than a block, at its end, several tiles of keys.
-BANDS = [(15, 32, 16, 1), (64, 16, 16, 2), (150, 32, 16, 1), (70, 1, 1, 2)]
+def sizes(heads=2, groups=1, *, d_v=24, **changed):
+    given = {"l": 16, "d": 16, "l_sel": 32, "n_sel": 3, "w": 40} | changed
+    return NSAConfig(dim=32, heads=heads, groups=groups, d_k=16, d_v=d_v, **given)
+
+
+def one_branch(branch, config):
+    """Return the attention of one branch alone, as a function of queries, keys and values."""
+    alone = replace(config, branches=(branch,))
+
+    def attend(q, k, v):
+        keys_values = dict.fromkeys(BRANCHES, (None, None)) | {branch: (k, v)}
+        return fused.nsa(q, *chain(*keys_values.values()), torch.ones_like(q[..., :1]), config=alone)
+
+    return attend
+
+
+# length, l, d, l_sel, groups of two heads: shorter than a block, at its end, several tiles of keys, a key a token.
+BANDS = [(15, 32, 16, 32, 1), (64, 16, 16, 32, 2), (150, 32, 16, 32, 1), (70, 1, 1, 16, 2)]
 
 
 @every_dtype
-@pytest.mark.parametrize(("length", "l", "d", "groups"), BANDS)
-def test_compressed_attention_equals_the_reference(length, l, d, groups, dtype):
+@pytest.mark.parametrize(("length", "l", "d", "l_sel", "groups"), BANDS)
+def test_compressed_attention_equals_the_reference(length, l, d, l_sel, groups, dtype):
     keys = max(0, (length - l) // d + 1)
-    tensors, scale = sample(length, 2, groups, keys), 0.25
-    function = lambda q, k, v: fused.compressed_attention(q, k, v, l=l, d=d, scale=scale)[0]  # noqa: E731
-    judge = partial(reference.compressed_attention, l=l, d=d, scale=scale)
-    assert_equal(function, judge, tensors, dtype, keys=max(1, keys), scale=scale)
+    tensors = sample(length, 2, groups, keys)
+    function = one_branch("cmp", sizes(2, groups, l=l, d=d, l_sel=l_sel))
+    judge = partial(reference.compressed_attention, l=l, d=d, scale=SCALE)
+    assert_equal(function, judge, tensors, dtype, keys=max(1, keys), scale=SCALE)
 
 
 @every_dtype
 @pytest.mark.parametrize(("length", "w", "groups"), [(1, 1, 1), (65, 64, 2), (150, 48, 1), (70, 1, 2), (40, 256, 1)])
 def test_sliding_attention_equals_the_reference(length, w, groups, dtype):
-    tensors, scale = sample(length, 2, groups), 0.25
-    judge = partial(reference.sliding_attention, w=w, scale=scale)
-    function = partial(fused.sliding_attention, w=w, scale=scale)
-    assert_equal(function, judge, tensors, dtype, keys=min(w, length), scale=scale)
+    tensors = sample(length, 2, groups)
+    judge = partial(reference.sliding_attention, w=w, scale=SCALE)
+    function = one_branch("win", sizes(2, groups, w=w))
+    assert_equal(function, judge, tensors, dtype, keys=min(w, length), scale=SCALE)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_bands_with_logits_of_a_hundred(sign):
+def test_a_band_with_logits_of_a_hundred(sign):
     tensors = sample(80, 2, 1)
-    tensors[0] *= sign
-    scale = scale_for(tensors, 100)
-    judge = partial(reference.sliding_attention, w=30, scale=scale)
-    function = partial(fused.sliding_attention, w=30, scale=scale)
-    assert_equal(function, judge, tensors, torch.float32, keys=30, scale=scale)
-
-
-def log_sum_exp(q, k, *, l, d, scale):
-    return fused.compressed_attention(q, k, k, l=l, d=d, scale=scale)[1]
+    tensors[0] *= sign * scale_for(tensors, 100) / SCALE
+    judge = partial(reference.sliding_attention, w=30, scale=SCALE)
+    function = one_branch("win", sizes(w=30))
+    assert_equal(function, judge, tensors, torch.float32, keys=30, scale=SCALE)
 
 
 @every_dtype
 @pytest.mark.parametrize(
-    ("length", "l", "l_sel", "n_sel", "heads", "groups"),
-    [(200, 16, 32, 4, 2, 2), (260, 32, 64, 3, 2, 1), (150, 32, 32, 5, 3, 1), (20, 32, 64, 4, 1, 1)],
+    ("branches", "groups", "length"),
+    [(("cmp", "slc", "win"), 2, 120), (("win", "cmp", "slc"), 1, 120), (("slc", "cmp"), 2, 70), (("win",), 2, 33)],
 )
-def test_the_choice_is_that_of_float64_where_scores_are_apart(length, l, l_sel, n_sel, heads, groups, dtype):
-    keys, d = max(0, (length - l) // 16 + 1), 16
+@pytest.mark.parametrize("way", ["short", "listed"])
+def test_the_gated_sum_and_all_its_gradients(monkeypatch, way, branches, groups, length, dtype):
+    """Small logits and rounded inputs: what is left is a rounding of each output, each gate and each gradient."""
+    force(monkeypatch, way)
+    config = sizes(2, groups, branches=branches, n_sel=4)
+    q, k_cmp, v_cmp, weight = sample(length, 2, groups, (length - 16) // 16 + 1)
+    _, k_slc, v_slc, _ = sample(length, 2, groups)
+    _, k_win, v_win, _ = sample(length, 2, groups)
+    gates = torch.rand(1, 2, length, len(branches)).bfloat16().double()
+    gates[:, :, 5] = 0  # a gate so low that it is 0
+    pairs = {"cmp": (k_cmp, v_cmp), "slc": (k_slc, v_slc), "win": (k_win, v_win)}
+    inputs = [q, *chain(*(pairs[branch] for branch in branches)), gates]
+
+    def parts(q, *others):
+        mine = dict(zip(branches, zip(others[:-1:2], others[1:-1:2])))
+        key = k_cmp.to(q) if "cmp" not in mine else mine["cmp"][0]
+        return {"cmp": (key, None), "slc": (None, None), "win": (None, None)} | mine, others[-1]
+
+    def run(q, *others):
+        mine, gates = parts(q, *others)
+        return fused.nsa(q, *chain(*mine.values()), gates, config=config)
+
+    blocks = fused.chosen_blocks(*on_device([q, k_cmp], dtype), config=config).cpu().long()
+    attend = {
+        "cmp": partial(reference.compressed_attention, l=16, d=16, scale=SCALE),
+        "slc": partial(reference.selected_attention, block_indices=blocks, l_sel=32, scale=SCALE),
+        "win": partial(reference.sliding_attention, w=40, scale=SCALE),
+    }
+
+    def judge(q, *others):
+        mine, gates = parts(q, *others)
+        return sum(g[..., None] * attend[name](q, *mine[name]) for name, g in zip(branches, gates.unbind(-1)))
+
+    exact = budget.with_gradients(judge, inputs, weight)
+    got = budget.with_gradients(run, on_device(inputs, dtype), weight.to(DEVICE))
+    names = ("output", "q", *(f"{kv} of {branch}" for branch in branches for kv in ("k", "v")), "gates")
+    for name, mine, true in zip(names, got, exact, strict=True):
+        assert budget.error(mine.cpu(), true) <= budget.steps(dtype, roundings=6, terms=100), name
+
+
+# length, l, l_sel, n_sel, heads, groups: heads that choose alone by one kernel, by another where its tiles would be too
+# large, and together.
+CHOICES = [
+    (200, 16, 16, 32, 4, 2, 2),
+    (260, 32, 16, 64, 3, 2, 1),
+    (400, 32, 16, 64, 4, 1, 1),
+    (150, 32, 16, 32, 5, 3, 1),
+    (20, 32, 16, 64, 4, 1, 1),
+    (200, 4, 2, 32, 4, 2, 2),
+]
+
+
+@every_dtype
+@pytest.mark.parametrize(("length", "l", "d", "l_sel", "n_sel", "heads", "groups"), CHOICES)
+def test_the_choice_is_that_of_float64_where_scores_are_apart(length, l, d, l_sel, n_sel, heads, groups, dtype):
+    keys = max(0, (length - l) // d + 1)
     q, k, *_ = sample(length, heads, groups, keys)
-    sizes = {"l": l, "d": d, "scale": 0.25}
-    mine = [x.to(dtype).to(DEVICE) for x in (q, k)]
-    found = fused.select_blocks(*mine, log_sum_exp(*mine, **sizes), l_sel=l_sel, n_sel=n_sel, **sizes)
+    config = sizes(heads, groups, l=l, d=d, l_sel=l_sel, n_sel=n_sel)
+    found = fused.chosen_blocks(*on_device([q, k], dtype), config=config)
     assert found.dtype == torch.int32
-    p = compressed_probabilities(q, k, **sizes)
+    p = compressed_probabilities(q, k, l=l, d=d, scale=SCALE)
     scores = block_scores(p, groups=groups, l=l, d=d, l_sel=l_sel)
     exact = choose(scores, l_sel=l_sel, n_sel=n_sel)
     differ = (found.cpu().long() != exact).any(-1)
@@ -179,39 +246,36 @@ def test_the_choice_is_that_of_float64_where_scores_are_apart(length, l, l_sel, 
     assert differ.float().mean() < 0.01
 
 
+@every_dtype
+def test_a_choice_beside_the_compressed_attention_is_the_same(monkeypatch, dtype):
+    """The one kernel does both in the layer; alone it leaves out the values."""
+    config = sizes(2, 2, l_sel=32, n_sel=4)
+    q, k, v, _ = on_device(sample(300, 2, 2, 18), dtype)
+    alone = fused.chosen_blocks(q, k, config=config)
+    outputs, lse = shape.empty_outputs(q, 24, 1)
+    assert torch.equal(choice.choose(q, k, config, v, outputs[0], lse[0]), alone)
+
+
 def test_equal_scores_go_to_the_lower_block():
     length, l_sel = 400, 32
-    k = torch.randn(1, 1, 2, 16).repeat(1, 1, 13, 1)[:, :, :25].float().to(DEVICE)  # every block of two keys the same
-    q = torch.randn(1, 1, length, 16).to(DEVICE)
-    sizes = {"l": 16, "d": 16, "scale": 0.25}
-    found = fused.select_blocks(q, k, log_sum_exp(q, k, **sizes), l_sel=l_sel, n_sel=6, **sizes).cpu()
+    # Every block of two keys the same, and products exact, in whatever order they are added.
+    k = torch.randint(-2, 3, (1, 1, 2, 16)).repeat(1, 1, 13, 1)[:, :, :25].float().to(DEVICE)
+    q = torch.randint(-2, 3, (1, 1, length, 16)).float().to(DEVICE)
+    found = fused.chosen_blocks(q, k, config=sizes(1, l_sel=l_sel, n_sel=6)).cpu()
     assert torch.equal(found[0, 0, -1], torch.tensor([0, 1, 2, 3, 11, 12], dtype=torch.int32))
     assert torch.equal(found.long(), choose(torch.zeros(1, 1, length, 13), l_sel=l_sel, n_sel=6))
 
 
-def test_rising_scores_replace_the_whole_list():
-    length, l_sel = 500, 16
-    k = torch.linspace(0, 3, 31)[None, None, :, None].expand(1, 1, 31, 16).contiguous().to(DEVICE)
-    q = torch.ones(1, 1, length, 16).to(DEVICE)
-    sizes = {"l": 16, "d": 16, "scale": 0.25}
-    found = fused.select_blocks(q, k, log_sum_exp(q, k, **sizes), l_sel=l_sel, n_sel=8, **sizes).cpu()
-    assert torch.equal(found[0, 0, -1], torch.tensor([0, 25, 26, 27, 28, 29, 30, 31], dtype=torch.int32))
-
-
-@every_dtype
-@pytest.mark.parametrize("branches", [1, 2, 3])
-def test_mix_is_the_gated_sum(branches, dtype):
-    gates = torch.rand(2, 3, 17, branches).to(dtype).double()
-    outputs = [budget.sample(2, 3, 17, 24) for _ in range(branches)]
-    weight = budget.sample(2, 3, 17, 24)
-    exact = budget.with_gradients(
-        lambda gates, *outputs: sum(g[..., None] * x for g, x in zip(gates.unbind(-1), outputs)),
-        [gates, *outputs], weight,
-    )  # fmt: skip
-    inputs = on_device([gates, *outputs], dtype)
-    got = budget.with_gradients(lambda gates, *outputs: fused.mix(gates, outputs), inputs, weight.to(DEVICE))
-    for mine, true in zip(got, exact, strict=True):
-        assert budget.error(mine.cpu(), true) <= budget.steps(dtype, roundings=1, terms=24)
+@pytest.mark.parametrize("steepness", [3, 100, -100])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_scores_that_rise_or_fall_beyond_all_measure(heads, steepness):
+    """Rising ones replace the whole list, again and again, and those far below the largest count as equal."""
+    length, l_sel = 1000, 16
+    k = torch.linspace(0, steepness, 62)[None, None, :, None].expand(1, 1, 62, 16).contiguous().to(DEVICE)
+    q = torch.ones(1, heads, length, 16).to(DEVICE)
+    found = fused.chosen_blocks(q, k, config=sizes(heads, l_sel=l_sel, n_sel=8)).cpu()
+    best = list(range(56, 61)) if steepness > 0 else list(range(1, 6))
+    assert torch.equal(found[0, 0, -1], torch.tensor([0, *best, 61, 62], dtype=torch.int32))
 
 
 SMALL = {"dim": 32, "heads": 2, "d_k": 16, "d_v": 8, "n_sel": 3, "w": 40}
@@ -286,7 +350,7 @@ def test_a_value_reaches_exactly_the_rows_that_chose_its_block(monkeypatch, way)
 def test_cut_and_misaligned_rows_are_read_rightly():
     wide = torch.randn(1, 40, 3 * 16 + 5, device=DEVICE)
     q, k, v = (wide[..., 5 + i * 16 : 21 + i * 16][:, None] for i in range(3))
-    attend = partial(fused.sliding_attention, w=16, scale=0.25)
+    attend = one_branch("win", sizes(1, d_v=16, w=16))
     assert torch.equal(attend(q, k, v), attend(q.contiguous(), k.contiguous(), v.contiguous()))
 
 
@@ -322,7 +386,7 @@ def test_a_tensor_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code = (
         "import torch; from nsa_lib.attention import fused; x = torch.zeros(1, 1, 16, 16)\n"
-        "fused.sliding_attention(x, x, x, w=4, scale=1.0)"
+        "fused.selected_attention(x, x, x, torch.zeros(1, 1, 16, 3).int(), l_sel=16, scale=1.0)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.stderr.splitlines()[-1] == "ValueError: backend='fused': a tensor on cpu, accepts cuda"

@@ -6,17 +6,6 @@ Triton to be imported; `kernels/` is Triton.
 """
 
 from nsa_lib.attention.fused.attention import chosen_blocks, nsa
-from nsa_lib.attention.fused.band import compressed_attention, sliding_attention
-from nsa_lib.attention.fused.choice import select_blocks
-from nsa_lib.attention.fused.mix import mix
 from nsa_lib.attention.fused.selected import selected_attention
 
-__all__ = [
-    "chosen_blocks",
-    "compressed_attention",
-    "mix",
-    "nsa",
-    "select_blocks",
-    "selected_attention",
-    "sliding_attention",
-]
+__all__ = ["chosen_blocks", "nsa", "selected_attention"]

@@ -1,14 +1,18 @@
-"""The whole attention after the projections, branch by branch."""
+"""The whole attention after the projections: which launch follows which, forward and backward."""
 
 from __future__ import annotations
 
-import torch
+from contextlib import nullcontext
+from itertools import chain
 
-from nsa_lib.attention.fused.band import compressed_attention, sliding_attention
-from nsa_lib.attention.fused.choice import select_blocks
+import torch
+from torch.profiler import record_function
+
+from nsa_lib.attention.fused import band, choice, rows, short
 from nsa_lib.attention.fused.mix import mix
-from nsa_lib.attention.fused.selected import selected_attention
-from nsa_lib.config import NSAConfig
+from nsa_lib.attention.fused.selected import ROUTE, require_blocks, way
+from nsa_lib.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require
+from nsa_lib.config import BRANCHES, NSAConfig
 
 
 def nsa(
@@ -30,30 +34,81 @@ def nsa(
         k_cmp: rotated compressed keys, [B, G, C, d_k]; with selection they are needed even if that branch is off.
         v_cmp: compressed values, [B, G, C, d_v].
         k_slc, v_slc, k_win, v_win: rotated keys and values, [B, G, T, width]; None for a branch that is off.
-        gates: [B, H, T, branches], in the order of the config.
+        gates: 0 or above, [B, H, T, branches], in the order of the config.
         config: sizes and branches.
 
     Returns:
         [B, H, T, d_v].
+
+    Raises ValueError for a dtype, head width, block size or number of blocks that the kernels cannot take.
     """
-    c, scale = config, config.d_k**-0.5
-    outputs, lse = {}, None
-    if "cmp" in c.branches:
-        outputs["cmp"], lse = compressed_attention(q, k_cmp, v_cmp, l=c.l, d=c.d, scale=scale)
-    if "slc" in c.branches:
-        blocks = chosen_blocks(q, k_cmp, lse, config=c)
-        outputs["slc"] = selected_attention(q, k_slc, v_slc, blocks, l_sel=c.l_sel, scale=scale)
-    if "win" in c.branches:
-        outputs["win"] = sliding_attention(q, k_win, v_win, w=c.w, scale=scale)
-    return mix(gates, [outputs[branch] for branch in c.branches])
+    with record_function(ROUTE) if "slc" in config.branches else nullcontext():
+        return _NSA.apply(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config)
 
 
 @torch.no_grad()
-def chosen_blocks(
-    q: torch.Tensor, k_cmp: torch.Tensor, lse: torch.Tensor | None = None, *, config: NSAConfig
-) -> torch.Tensor:
-    """Return what `select_blocks` does; `lse` is that of the compressed attention, made here where it is not known."""
-    c, sizes = config, {"l": config.l, "d": config.d, "scale": config.d_k**-0.5}
-    if lse is None:
-        _, lse = compressed_attention(q, k_cmp, k_cmp, **sizes)
-    return select_blocks(q, k_cmp, lse, l_sel=c.l_sel, n_sel=c.n_sel, **sizes)
+def chosen_blocks(q: torch.Tensor, k_cmp: torch.Tensor, *, config: NSAConfig) -> torch.Tensor:
+    """Return the blocks that each query reads, as `attention.select_blocks` of `attention.block_scores` (Eqs. 9-12).
+
+    Scores are made in float32, and those that agree in their leading 24 - b bits count as equal, b being the bits of
+    the number of blocks and 5 at least: for 1,024 blocks those within 6e-5 of each other. No gradient.
+
+    Args:
+        q: rotated queries, [B, H, T, d_k].
+        k_cmp: rotated compressed keys, [B, G, C, d_k].
+        config: sizes.
+
+    Returns:
+        int32 [B, G, T, n_sel], ascending, padded at the end with -1.
+    """
+    require(q, k_cmp)
+    return choice.choose(aligned(q), aligned(k_cmp), config)
+
+
+class _NSA(torch.autograd.Function):
+    """`outputs` and `lse` hold a branch each, in the order of the config; so does the `state` that backward makes."""
+
+    @staticmethod
+    def forward(ctx, q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config):
+        c, scale = config, config.d_k**-0.5
+        q, *keys_values = (x if x is None else aligned(x) for x in (q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win))
+        require(*(x for x in (q, *keys_values, gates) if x is not None))
+        k_cmp, v_cmp, k_slc, v_slc, k_win, v_win = keys_values
+        gates, out, (outputs, lse) = by_token(gates), empty_by_token(q, c.d_v), empty_outputs(q, c.d_v, len(c.branches))
+        cmp, slc, win = places = [c.branches.index(branch) if branch in c.branches else -1 for branch in BRANCHES]
+        chosen, inverse = None, ()
+        if slc >= 0:
+            require_blocks(c.l_sel, c.n_sel)
+            attended = (v_cmp, outputs[cmp], lse[cmp]) if cmp >= 0 else ()
+            chosen = choice.choose(q, k_cmp, c, *attended)
+            inverse = way(q, k_slc, c.l_sel).forward(q, k_slc, v_slc, chosen, outputs[slc], lse[slc], c.l_sel, scale)
+        elif cmp >= 0:
+            band.attend(q, k_cmp, v_cmp, outputs, lse, cmp, None, None, *band.compressed(c))
+        if win >= 0:
+            band.attend(q, k_win, v_win, outputs, lse, win, gates, out, *band.sliding(c))
+        else:
+            mix(gates, outputs, out)
+        ctx.save_for_backward(q, *keys_values, gates, outputs, lse, chosen, *inverse)
+        ctx.config, ctx.places = c, places
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):
+        q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, outputs, lse, chosen, *inverse = ctx.saved_tensors
+        c, (cmp, slc, win), scale = ctx.config, ctx.places, ctx.config.d_k**-0.5
+        d_out, here = by_token(d_out), way(q, k_slc, c.l_sel) if slc >= 0 else None
+        dq, state, d_gates = rows.gradient(
+            q, d_out, outputs, lse, gates, (k_cmp, v_cmp, k_slc, v_slc, k_win, v_win),
+            inverse[0] if here is short else None, ctx.places,
+            stride=c.d, offset=c.l - 1, l_sel=c.l_sel, window=c.w, scale=scale,
+        )  # fmt: skip
+        pairs = [(None, None)] * len(BRANCHES)
+        if cmp >= 0:
+            pairs[0] = band.gradient(q, k_cmp, v_cmp, d_out, state[cmp], *band.compressed(c))
+        if slc >= 0:
+            adds = cmp >= 0 or win >= 0
+            pair = here.backward(q, k_slc, v_slc, chosen, d_out, state[slc], inverse, dq, adds, c.l_sel, scale)
+            pairs[1] = pair.split((c.d_k, c.d_v), dim=-1)
+        if win >= 0:
+            pairs[2] = band.gradient(q, k_win, v_win, d_out, state[win], *band.sliding(c))
+        return dq, *chain.from_iterable(pairs), d_gates, None

@@ -7,12 +7,10 @@ import torch
 from nsa_lib.attention.fused.block_0 import add_shares, empty_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
-from nsa_lib.attention.fused.shape import cdiv, empty_by_token, power_of_two, strides, tile_class, widths
+from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
 
 PARTIAL_BYTES = 2**30
 """Most bytes of partial outputs, and of partial dq: the heads go in passes of so many, one group at least."""
-
-_ROWS = 64
 
 _FAR = {
     "narrow": {"TQ": 64, "SHARES": 2, "num_warps": 4, "num_stages": 5},
@@ -31,32 +29,26 @@ _BLOCK = {
 }
 
 
-def forward(q, k, v, chosen, l_sel, scale):
-    """Return output, log-sum-exp and the inverse of the selection."""
+def forward(q, k, v, chosen, out, lse, l_sel, scale):
+    """Write output and log2-sum-exp; return the inverse of the selection."""
     inverse = invert(chosen, l_sel, near=False)
-    out = empty_by_token(q, v.shape[-1])
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     heads = _heads_a_pass(q, k, chosen, v.shape[-1])
     part = _partials(q, chosen, heads, v.shape[-1])
     part_lse = torch.empty(part.shape[:3], dtype=torch.float32, device=q.device)
     for head in range(0, q.shape[0] * q.shape[1], heads):
         _forward(q, k, v, chosen, *inverse, part, part_lse, out, lse, head, l_sel, scale)
-    return out, lse, inverse
+    return inverse
 
 
-def backward(q, k, v, chosen, out, lse, d_out, inverse, l_sel, scale):
-    """Return dq, dk, dv."""
-    delta = torch.empty_like(lse)
-    dq, dk, dv = (empty_by_token(x, x.shape[-1]) for x in (q, k, v))
+def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
+    """Write dq, or add to it; return the gradient of keys and values side by side."""
     heads = _heads_a_pass(q, k, chosen, q.shape[-1])
-    part = _partials(q, chosen, heads, q.shape[-1])
-    dk_0, dv_0 = empty_shares(k, l_sel), empty_shares(v, l_sel)
-    _delta(out, d_out, delta)
+    part, pair = _partials(q, chosen, heads, q.shape[-1]), empty_pair(k, v)
+    shares = empty_shares(pair, l_sel)
     for head in range(0, q.shape[0] * q.shape[1], heads):
-        _gradient(q, k, v, chosen, *inverse, d_out, lse, delta, part, dk_0, dv_0, dq, dk, dv, head, l_sel, scale)
-    add_shares(dk, dk_0)
-    add_shares(dv, dv_0)
-    return dq, dk, dv
+        _gradient(q, k, v, chosen, *inverse, d_out, state, part, shares, dq, pair, head, adds, l_sel, scale)
+    add_shares(pair, shares)
+    return pair
 
 
 def _heads_a_pass(q, k, chosen, width) -> int:
@@ -95,33 +87,23 @@ def _forward(q, k, v, chosen, entries, start, slots, part, part_lse, out, lse, h
     )  # fmt: skip
 
 
-@op("row_delta(Tensor out, Tensor d_out, Tensor(a!) delta)")
-def _delta(out, d_out, delta):
-    from nsa_lib.attention.fused.kernels.listed import row_delta
-
-    (_, heads, length, e), total = out.shape, delta.numel()
-    row_delta[(cdiv(total, _ROWS),)](out, d_out, delta, length, heads, total, E=e, EP=power_of_two(e), R=_ROWS)
-
-
 @op(
     "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
-    "Tensor d_out, Tensor lse, Tensor delta, Tensor(a!) part, Tensor(b!) dk_0, Tensor(c!) dv_0, Tensor(d!) dq, "
-    "Tensor(e!) dk, Tensor(f!) dv, int head, int l_sel, float scale)"
+    "Tensor d_out, Tensor state, Tensor(a!) part, Tensor(b!) pair_0, Tensor(c!) dq, Tensor(d!) pair, int head, "
+    "bool adds, int l_sel, float scale)"
 )
-def _gradient(
-    q, k, v, chosen, entries, start, slots, d_out, lse, delta, part, dk_0, dv_0, dq, dk, dv, head, l_sel, scale
-):
+def _gradient(q, k, v, chosen, entries, start, slots, d_out, state, part, pair_0, dq, pair, head, adds, l_sel, scale):
     from nsa_lib.attention.fused.kernels.listed import block_gradient, merge_query_gradient
 
     (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
     here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
     constants["NP"] = power_of_two(constants["n"], 4)
-    shares = dk_0.shape[1]
+    shares = pair_0.shape[1]
     block_gradient[here // constants["GS"], shares + blocks - 1](
-        q, k, v, d_out, lse, delta, chosen, entries, start, part, dk, dv, dk_0, dv_0, *strides(q, k, v),
+        q, k, v, d_out, state, chosen, entries, start, part, pair, pair_0, *strides(q, k, v),
         length, blocks, heads, head, scale, SHARES=shares, **constants, **_BLOCK[kind],
     )  # fmt: skip
     merge_query_gradient[blocks, here](
-        q, k, v, d_out, lse, delta, chosen, slots, part, dq, *strides(q, k, v), length, heads, head, scale,
-        **constants, **_MERGE[kind],
+        q, k, v, d_out, state, chosen, slots, part, dq, *strides(q, k, v), length, heads, head, scale,
+        ADD=adds, **constants, **_MERGE[kind],
     )  # fmt: skip

@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch.profiler import record_function
 
-from nsa_lib.attention.fused import grouped, listed, short
-from nsa_lib.attention.fused.shape import by_token, cdiv, require, rows
+from nsa_lib.attention.fused import grouped, listed, rows, short
+from nsa_lib.attention.fused.shape import aligned, by_token, cdiv, empty_outputs, require
 from nsa_lib.config import FUSED_BLOCKS, FUSED_MOST_SELECTED
+
+ROUTE = "nsa::selected::fused"
+"""The label under which a profile shows that this backend ran."""
 
 
 def selected_attention(
@@ -21,12 +24,17 @@ def selected_attention(
     Raises ValueError for a dtype, head width, block size or number of blocks that the kernels cannot take.
     """
     require(q, k, v)
+    require_blocks(l_sel, block_indices.shape[-1])
+    with record_function(ROUTE):
+        return _Selected.apply(q, k, v, block_indices, l_sel, scale)
+
+
+def require_blocks(l_sel: int, n_sel: int) -> None:
+    """Raise ValueError, naming the reason, unless the kernels can take that many blocks of that many tokens."""
     if l_sel not in FUSED_BLOCKS:
         raise ValueError(f"backend='fused': l_sel={l_sel}, accepts {', '.join(map(str, FUSED_BLOCKS))}")
-    if (n := block_indices.shape[-1]) > FUSED_MOST_SELECTED:
-        raise ValueError(f"backend='fused': {n} blocks a query, accepts up to {FUSED_MOST_SELECTED}")
-    with record_function("nsa::selected::fused"):
-        return _Selected.apply(q, k, v, block_indices, l_sel, scale)
+    if n_sel > FUSED_MOST_SELECTED:
+        raise ValueError(f"backend='fused': {n_sel} blocks a query, accepts up to {FUSED_MOST_SELECTED}")
 
 
 def way(q: torch.Tensor, k: torch.Tensor, l_sel: int):
@@ -41,15 +49,20 @@ class _Selected(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, block_indices, l_sel, scale):
-        q, k, v, chosen = rows(q), rows(k), rows(v), block_indices.contiguous()
-        out, lse, inverse = way(q, k, l_sel).forward(q, k, v, chosen, l_sel, scale)
-        ctx.save_for_backward(q, k, v, chosen, out, lse, *inverse)
+        q, k, v, chosen = aligned(q), aligned(k), aligned(v), block_indices.contiguous()
+        outputs, lse = empty_outputs(q, v.shape[-1], 1)
+        inverse = way(q, k, l_sel).forward(q, k, v, chosen, outputs[0], lse[0], l_sel, scale)
+        ctx.save_for_backward(q, k, v, chosen, outputs, lse, *inverse)
         ctx.l_sel, ctx.scale = l_sel, scale
-        return out
+        return outputs[0]
 
     @staticmethod
     def backward(ctx, d_out):
-        q, k, v, chosen, out, lse, *inverse = ctx.saved_tensors
-        way_back = way(q, k, ctx.l_sel).backward
-        gradients = way_back(q, k, v, chosen, out, lse, by_token(d_out), inverse, ctx.l_sel, ctx.scale)
-        return *gradients, None, None, None
+        q, k, v, chosen, outputs, lse, *inverse = ctx.saved_tensors
+        d_out, here = by_token(d_out), way(q, k, ctx.l_sel)
+        dq, state, _ = rows.gradient(
+            q, d_out, outputs, lse, None, (None, None, k, v, None, None), inverse[0] if here is short else None,
+            (-1, 0, -1), stride=1, offset=0, l_sel=ctx.l_sel, window=0, scale=ctx.scale,
+        )  # fmt: skip
+        pair = here.backward(q, k, v, chosen, d_out, state[0], inverse, dq, False, ctx.l_sel, ctx.scale)
+        return dq, *pair.split((k.shape[-1], v.shape[-1]), dim=-1), None, None, None

@@ -25,10 +25,10 @@ def require(*tensors: torch.Tensor) -> None:
             raise ValueError(f"backend='fused': heads {x.shape[-1]} wide, accepts up to {FUSED_WIDEST}")
 
 
-def rows(x: torch.Tensor) -> torch.Tensor:
+def aligned(x: torch.Tensor) -> torch.Tensor:
     """Return x, copied only if its rows have gaps inside or do not lie at multiples of _ALIGNED bytes."""
-    aligned = x.stride(-1) == 1 and not any(step * x.element_size() % _ALIGNED for step in x.stride()[:-1])
-    return x if aligned else x.contiguous()
+    lies_so = x.stride(-1) == 1 and not any(step * x.element_size() % _ALIGNED for step in x.stride()[:-1])
+    return x if lies_so else x.contiguous()
 
 
 def by_token(x: torch.Tensor) -> torch.Tensor:
@@ -40,6 +40,18 @@ def empty_by_token(like: torch.Tensor, width: int) -> torch.Tensor:
     """Return a new [B, heads, T, width] laid out by token, its dtype and other sizes those of `like`."""
     batch, heads, length, _ = like.shape
     return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def empty_outputs(q: torch.Tensor, width: int, branches: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return new outputs [branches, B, H, T, width], laid out by token, and float32 log2-sum-exps [branches, B, H, T]."""
+    batch, heads, length, _ = q.shape
+    outputs = q.new_empty(branches, batch, length, heads, width).transpose(2, 3)
+    return outputs, q.new_empty(branches, batch, heads, length, dtype=torch.float32)
+
+
+def empty_pair(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return a new [B, G, T, d_k + d_v], laid out by token, for the gradients of keys and values side by side."""
+    return empty_by_token(k, k.shape[-1] + v.shape[-1])
 
 
 def strides(*tensors: torch.Tensor) -> list[int]:

@@ -17,7 +17,6 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_tile,
     query_gradient,
     row_state,
-    row_state_of,
     store_rows,
 )
 
@@ -54,88 +53,110 @@ def _key_tiles(first, last, C, w, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WI
     return start, whole_start, tl.maximum(whole_start, whole_end), end
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def band_forward(
-    Q, K, V, OUT, LSE, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, scale,
-    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+@triton.jit
+def attend_band(
+    q, k_base, k_t, v_base, v_t, t, first, last, C, w, scale2, STRIDE: tl.constexpr, OFFSET: tl.constexpr,
+    WINDOWED: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write output and log-sum-exp of a tile of queries of one head. Grid (B * H, tiles)."""
+    """Return maximum, sum and weighted values (see `attend`) of queries t, first..last, over their keys."""
+    m, l = tl.full((M,), LOWEST, tl.float32), tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, EP), tl.float32)
+    start, whole_start, whole_end, end = _key_tiles(first, last, C, w, STRIDE, OFFSET, WINDOWED, BN)
+    if WINDOWED:
+        for tile in range(start, whole_start, BN):
+            j = tile + tl.arange(0, BN)
+            k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+            seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+            m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    for tile in range(whole_start, whole_end, BN):
+        k, v = load_tile(k_base, k_t, tile, BN, D, DP), load_tile(v_base, v_t, tile, BN, E, EP)
+        m, l, acc = attend(q, k, v, m, l, acc, scale2, t, False, PRECISION)
+    for tile in range(whole_end, end, BN):
+        j = tile + tl.arange(0, BN)
+        k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+        seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    return m, l, acc
+
+
+@triton.jit
+def band_query_gradient(
+    q, d_out, lse, delta, dq, k_base, k_t, v_base, v_t, t, first, last, C, w, scale2, STRIDE: tl.constexpr,
+    OFFSET: tl.constexpr, WINDOWED: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Return dq, unscaled, plus what the keys of queries t, first..last, contribute."""
+    start, whole_start, whole_end, end = _key_tiles(first, last, C, w, STRIDE, OFFSET, WINDOWED, BN)
+    if WINDOWED:
+        for tile in range(start, whole_start, BN):
+            j = tile + tl.arange(0, BN)
+            k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+            seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+            dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
+    for tile in range(whole_start, whole_end, BN):
+        k, v = load_tile(k_base, k_t, tile, BN, D, DP), load_tile(v_base, v_t, tile, BN, E, EP)
+        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, t, False, PRECISION)
+    for tile in range(whole_end, end, BN):
+        j = tile + tl.arange(0, BN)
+        k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
+        seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
+        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
+    return dq
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "rows"])
+def band_forward(
+    Q, K, V, OUTPUTS, LSE, GATES, MIXED, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, rows, scale,
+    BRANCH: tl.constexpr, BRANCHES: tl.constexpr, MIX: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr,
+    WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write output and log2-sum-exp of a tile of queries of one head; with MIX also the sum of gate times output.
+
+    OUTPUTS [branches, B, T, H, E] and LSE [branches, B, H, T] hold `rows` = B * T * H rows for each branch. Grid
+    (B * H, tiles).
+    """
     i = tl.num_programs(1) - 1 - tl.program_id(1)  # the tiles that see the most keys start first
     b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
     t = i * M + tl.arange(0, M)
     valid = t < T
     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
     k_base, v_base = K + b * k_b + h // GS * k_h, V + b * v_b + h // GS * v_h
-    scale2 = scale * LOG2E
-    m, l = tl.full((M,), LOWEST, tl.float32), tl.zeros((M,), tl.float32)
-    acc = tl.zeros((M, EP), tl.float32)
     last = tl.minimum(i * M + M, T) - 1
-    start, whole_start, whole_end, end = _key_tiles(i * M, last, C, w, STRIDE, OFFSET, WINDOWED, BN)
-    if WINDOWED:
-        for first in range(start, whole_start, BN):
-            j = first + tl.arange(0, BN)
-            k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
-            seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
-            m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
-    for first in range(whole_start, whole_end, BN):
-        k, v = load_tile(k_base, k_t, first, BN, D, DP), load_tile(v_base, v_t, first, BN, E, EP)
-        m, l, acc = attend(q, k, v, m, l, acc, scale2, valid, False, PRECISION)
-    for first in range(whole_end, end, BN):
-        j = first + tl.arange(0, BN)
-        k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
-        seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
-        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    m, l, acc = attend_band(
+        q, k_base, k_t, v_base, v_t, t, i * M, last, C, w, scale * LOG2E,
+        STRIDE, OFFSET, WINDOWED, D, DP, E, EP, PRECISION, M, BN,
+    )  # fmt: skip
     out, lse = finish(m, l, acc)
-    store_rows(OUT + (b * T * H + h) * E, H * E, t, valid, out, E, EP)
-    tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
+    first_row, own = b * T * H + h, tl.cast(rows, tl.int64) * BRANCH
+    store_rows(OUTPUTS + (own + first_row) * E, H * E, t, valid, out, E, EP)
+    tl.store(LSE + own + (b * H + h) * T + t, lse, mask=valid)
+    if MIX:
+        mixed = out * _gate(GATES, first_row + t * H, valid, BRANCH, BRANCHES)
+        for branch in tl.static_range(BRANCHES):
+            if branch != BRANCH:
+                other = tl.cast(rows, tl.int64) * branch + first_row
+                out = load_rows(OUTPUTS + other * E, H * E, t, valid, E, EP).to(tl.float32)
+                mixed += out * _gate(GATES, first_row + t * H, valid, branch, BRANCHES)
+        store_rows(MIXED + first_row * E, H * E, t, valid, mixed, E, EP)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def band_query_gradient(
-    Q, K, V, OUT, D_OUT, LSE, DELTA, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, scale,
-    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Write dq of a tile of queries of one head, and their delta. Grid (B * H, tiles)."""
-    i = tl.num_programs(1) - 1 - tl.program_id(1)
-    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
-    t = i * M + tl.arange(0, M)
-    valid = t < T
-    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
-    d_out = load_rows(D_OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
-    lse, delta = row_state_of(OUT, d_out, LSE, DELTA, b, h, t, T, H, E, EP)
-    k_base, v_base = K + b * k_b + h // GS * k_h, V + b * v_b + h // GS * v_h
-    scale2 = scale * LOG2E
-    dq = tl.zeros((M, DP), tl.float32)
-    last = tl.minimum(i * M + M, T) - 1
-    start, whole_start, whole_end, end = _key_tiles(i * M, last, C, w, STRIDE, OFFSET, WINDOWED, BN)
-    if WINDOWED:
-        for first in range(start, whole_start, BN):
-            j = first + tl.arange(0, BN)
-            k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
-            seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
-            dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
-    for first in range(whole_start, whole_end, BN):
-        k, v = load_tile(k_base, k_t, first, BN, D, DP), load_tile(v_base, v_t, first, BN, E, EP)
-        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, valid, False, PRECISION)
-    for first in range(whole_end, end, BN):
-        j = first + tl.arange(0, BN)
-        k, v = load_rows(k_base, k_t, j, j < C, D, DP), load_rows(v_base, v_t, j, j < C, E, EP)
-        seen = _seen(t[:, None], j[None, :], C, w, STRIDE, OFFSET, WINDOWED)
-        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
-    store_rows(DQ + (b * T * H + h) * D, H * D, t, valid, dq * scale, D, DP)
+@triton.jit
+def _gate(GATES, row, valid, branch: tl.constexpr, BRANCHES: tl.constexpr):
+    """Load a branch's gates of rows of [B, T, H, branches], as a column."""
+    return tl.load(GATES + row * BRANCHES + branch, mask=valid, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "PARTS"])
 def band_key_gradient(
-    Q, K, V, D_OUT, LSE, DELTA, DK, DV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, scale,
+    Q, K, V, D_OUT, STATE, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, scale,
     STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Write dk and dv of a tile of keys, from one of PARTS shares of the queries that see it, all heads of its group.
 
-    DK and DV are [PARTS, B, C, G, width], to be added up. Grid (B * G * PARTS, tiles of keys).
+    DKV is [PARTS, B, C, G, D + E], to be added up. Grid (B * G * PARTS, tiles of keys).
     """
     G = H // GS
     part = tl.program_id(0) % PARTS
@@ -157,18 +178,18 @@ def band_key_gradient(
     dk, dv = tl.zeros((BN, DP), tl.float32), tl.zeros((BN, EP), tl.float32)
     for share_head in range(0, GS):
         h = g * GS + share_head
-        q_base, d_base, row = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, (b * H + h) * T
+        q_base, d_base, lane = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, b * H + h
         for i in range(start, whole_start):
             t = i * M + tl.arange(0, M)
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            lse, delta = row_state(STATE, lane, t, t < T, T)
             seen = _seen(t[None, :], j[:, None], C, w, STRIDE, OFFSET, WINDOWED)
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
         for i in range(whole_start, end):
             t = i * M + tl.arange(0, M)
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            lse, delta = row_state(STATE, lane, t, t < T, T)
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
     copy = (part * (tl.num_programs(0) // PARTS) // G + b) * C * G + g
-    store_rows(DK + copy * D, G * D, j, j < C, dk * scale, D, DP)
-    store_rows(DV + copy * E, G * E, j, j < C, dv, E, EP)
+    store_rows(DKV + copy * (D + E), G * (D + E), j, j < C, dk * scale, D, DP)
+    store_rows(DKV + copy * (D + E) + D, G * (D + E), j, j < C, dv, E, EP)

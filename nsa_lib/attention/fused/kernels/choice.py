@@ -3,14 +3,191 @@
 A block's score is ranked by its leading 24 - INDEX_BITS bits, INDEX_BITS being those of the number of blocks and 5 at
 least: 14 bits, or 6e-5 of the score, for 1,024 blocks. Equal ones go to the lower index. The ranked bits and the index
 (complemented, so that the lower one wins) make one int32 key, unique in a row.
+
+R compressed keys begin in a selection block, and a compression block is LD strides long, so block j shares tokens with
+keys R j - LD + 1 to R j + R - 1. 2^-SHIFT brings every score below 1: its bits as an integer are ordered and leave two
+free. Ranked are the blocks 1 ... own - 2, all of whose keys a query sees; block 0, the own one and the one before are
+always in.
 """
 
 import triton
 import triton.language as tl
 
-from nsa_lib.attention.fused.kernels.tile import LOG2E, load_rows
+from nsa_lib.attention.fused.kernels.tile import LOG2E, LOWEST, finish, load_rows, store_rows
 
 NO_BLOCK = tl.constexpr(0x7FFFFFFF)
+EXPONENT = tl.constexpr(24)
+"""The bit of a key where the exponent of its score starts."""
+
+
+@triton.jit
+def _shared(offset: tl.constexpr, R: tl.constexpr, LD: tl.constexpr):
+    """Return how many strides of tokens block j shares with compressed key R j + offset."""
+    return (offset + LD if offset + LD < R else R) - (offset if offset > 0 else 0)
+
+
+@triton.jit
+def _no_blocks(own, last_own, top_index, slot, KEEP: tl.constexpr):
+    """Return keys that stand for no block, [rows, slots], or where all candidates fit for every one, and whether so.
+
+    An empty slot is negative; those past KEEP are never the least.
+    """
+    best = tl.where(slot < KEEP, -1 - slot, NO_BLOCK)[None, :] + (own * 0)[:, None]
+    all_fit = last_own - 2 <= KEEP
+    candidate = (slot < KEEP)[None, :] & (1 + slot[None, :] <= own[:, None] - 2)
+    return tl.where(all_fit & candidate, top_index - 1 - slot[None, :], best), all_fit
+
+
+@triton.jit
+def _take_best(best, least, scores, j, own, top_index, INDEX_BITS):
+    """Replace keys of a row by those of blocks j that beat them; return the keys and the least of each row.
+
+    Each round takes the best remaining key of every row, as long as one of them still beats its row's least.
+    """
+    ranked = scores.to(tl.int32, bitcast=True) >> (INDEX_BITS - 1)
+    key = (ranked << INDEX_BITS) | (top_index - j)[None, :]
+    key = tl.where((j >= 1)[None, :] & (j[None, :] <= own[:, None] - 2), key, 0)
+    next_best = tl.max(key, 1)
+    more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
+    while more > 0:
+        enters = next_best > tl.maximum(least, 0)
+        entering = tl.where(enters, next_best, least)
+        best = tl.where(best == least[:, None], entering[:, None], best)
+        least = tl.min(best, 1)
+        # Less than the one just taken wraps to the top, in order: the largest is the next.
+        below = (key - next_best[:, None]).to(tl.uint32, bitcast=True)
+        nearest = tl.max(below, 1).to(tl.int32, bitcast=True)
+        next_best = tl.where(enters & (nearest < 0), next_best + nearest, 0)
+        more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
+    return best, least
+
+
+@triton.jit
+def _store_blocks(CHOSEN, row, best, own, top_index, slot, valid, n: tl.constexpr):
+    """Write the blocks of the best keys with those that are always in, ascending, -1 at the end."""
+    KEEP: tl.constexpr = n - 3
+    block = tl.where((best > 0) & (slot < KEEP)[None, :], top_index - (best & top_index), NO_BLOCK)
+    block = tl.where((slot == KEEP)[None, :], 0, block)
+    block = tl.where((slot == KEEP + 1)[None, :] & (own >= 2)[:, None], (own - 1)[:, None], block)
+    block = tl.where((slot == KEEP + 2)[None, :] & (own >= 1)[:, None], own[:, None], block)
+    block = tl.sort(block, 1)
+    pointers = CHOSEN + row[:, None] * n + slot[None, :]
+    tl.store(pointers, tl.where(block == NO_BLOCK, -1, block), mask=valid[:, None] & (slot < n)[None, :])
+
+
+@triton.jit
+def _block_scores(
+    p, m, q, k_base, k_t, j, C, scale2, R: tl.constexpr, LD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Return the scores of blocks j from the p of the keys that begin in them, and of the LD - 1 before them."""
+    parts = tl.reshape(p, (M, R, BN))
+    if LD > 1:
+        offset = tl.arange(0, R)
+        parts *= (tl.minimum(offset + LD, R) - offset)[None, :, None].to(tl.float32)
+    scores = tl.sum(parts, 1)
+    for before in tl.static_range(1, LD):
+        key = j * R - before
+        k = load_rows(k_base, k_t, key, (key >= 0) & (key < C), D, DP)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        # Where a row does not see the key, and so does not rank the block, this must not overflow.
+        scores += tl.math.exp2(tl.minimum(s - m[:, None], 0.0)) * _shared(-before, R, LD)
+    return scores
+
+
+@triton.jit
+def _sink(best, rise, top_index):
+    """Divide the scores in the keys by two to the power of how far the maximum of their row rose."""
+    fell = tl.minimum(rise, 127.0).to(tl.int32)[:, None]
+    lower = tl.where((best >> EXPONENT) > fell, best - (fell << EXPONENT), best & top_index)
+    return tl.where((best > 0) & (best != NO_BLOCK), lower, best)
+
+
+@triton.jit
+def _take_keys(
+    q, k_base, k_t, v_base, v_t, first, m, l, acc, best, least, t, own, ranks, C, top_index, INDEX_BITS, scale2,
+    ATTENDS: tl.constexpr, MASKED: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
+    LD: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr,
+    EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Take the compressed keys that begin in blocks first ... first + BN - 1 into a softmax, and rank the blocks.
+
+    The maximum m is rounded up to an integer: where it rises, the scores so far, which are relative to it, fall by a
+    power of two, which their keys can follow.
+    """
+    column = tl.arange(0, R * BN)
+    key = (first + column % BN) * R + column // BN  # the keys of a block are one thread's, or nearly
+    k = load_rows(k_base, k_t, key, key < C, D, DP)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    if MASKED:
+        seen = (t[:, None] >= (key * STRIDE + OFFSET)[None, :]) & (key < C)[None, :]
+        s = tl.where(seen, s, float("-inf"))
+    m_new = tl.maximum(m, tl.math.ceil(tl.max(s, 1)))
+    p = tl.math.exp2(s - m_new[:, None])
+    shrink = tl.math.exp2(m - m_new)
+    l = l * shrink + tl.sum(p, 1)
+    if ATTENDS:
+        v = load_rows(v_base, v_t, key, key < C, E, EP)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    if KEEP > 0:
+        if ranks:
+            j = first + tl.arange(0, BN)
+            scores = _block_scores(p, m_new, q, k_base, k_t, j, C, scale2, R, LD, D, DP, PRECISION, M, BN)
+            best = _sink(best, m_new - m, top_index)
+            best, least = _take_best(
+                best, tl.min(best, 1), scores * (1.0 / (1 << SHIFT)), j, own, top_index, INDEX_BITS
+            )  # fmt: skip
+    return m_new, l, acc, best, least
+
+
+@triton.jit(do_not_specialize=["T", "C", "H", "INDEX_BITS"])
+def attend_and_choose(
+    Q, K, V, OUT, LSE, CHOSEN, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, INDEX_BITS, scale,
+    ATTENDS: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr, LD: tl.constexpr,
+    SHIFT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BS: tl.constexpr,
+    n: tl.constexpr, NP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write the n blocks that a tile of queries reads, where a head is a group: its scores need no normalising.
+
+    With ATTENDS also output and log2-sum-exp of the compressed attention, by the same products. Grid (B * H, tiles).
+    """
+    i = tl.num_programs(1) - 1 - tl.program_id(1)  # the tiles that see the most keys start first
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
+    t = i * M + tl.arange(0, M)
+    valid = t < T
+    own, last_own = t // BS, (tl.minimum(i * M + M, T) - 1) // BS
+    KEEP: tl.constexpr = n - 3
+    slot = tl.arange(0, NP)
+    top_index = (1 << INDEX_BITS) - 1
+    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+    k_base, v_base = K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    scale2 = scale * LOG2E
+    m, l = tl.full((M,), LOWEST, tl.float32), tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, EP), tl.float32)
+    best, all_fit = _no_blocks(own, last_own, top_index, slot, KEEP)
+    least = tl.min(best, 1)
+    ranks = all_fit == 0
+    # All keys that begin in the blocks before this one are seen by every query.
+    whole_end = tl.minimum(tl.maximum((i * M - OFFSET + STRIDE) // STRIDE, 0), C) // (R * BN) * BN
+    end = last_own + 1
+    if ATTENDS == 0:
+        end = tl.where(ranks, last_own - 1, 0)
+        whole_end = tl.minimum(whole_end, end // BN * BN)
+    for first in range(0, whole_end, BN):
+        m, l, acc, best, least = _take_keys(
+            q, k_base, k_t, v_base, v_t, first, m, l, acc, best, least, t, own, ranks, C, top_index, INDEX_BITS,
+            scale2, ATTENDS, False, STRIDE, OFFSET, R, LD, SHIFT, KEEP, D, DP, E, EP, PRECISION, M, BN,
+        )  # fmt: skip
+    for first in range(whole_end, end, BN):
+        m, l, acc, best, least = _take_keys(
+            q, k_base, k_t, v_base, v_t, first, m, l, acc, best, least, t, own, ranks, C, top_index, INDEX_BITS,
+            scale2, ATTENDS, True, STRIDE, OFFSET, R, LD, SHIFT, KEEP, D, DP, E, EP, PRECISION, M, BN,
+        )  # fmt: skip
+    _store_blocks(CHOSEN, (b * H + h) * T + t, best, own, top_index, slot, valid, n)
+    if ATTENDS:
+        out, lse = finish(m, l, acc)
+        store_rows(OUT + (b * T * H + h) * E, H * E, t, valid, out, E, EP)
+        tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
 
 
 @triton.jit
@@ -18,17 +195,17 @@ def _add_scores(
     scores, q, lse2, k_base, k_t, j, C, scale2, R: tl.constexpr, LD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add a head's share of the scores of blocks j: p of each compressed key times the tokens that it shares, over d.
+    """Add a head's share of the scores of blocks j: p of each compressed key times the strides that it shares.
 
-    Block j shares tokens with keys R j - LD + 1 to R j + R - 1. One product for each of them, all with the same rows of
-    the result, makes the sum over a block an addition in registers.
+    One product for each key of a block, all with the same rows of the result, makes the sum over a block an addition
+    in registers.
     """
     for column in tl.static_range(LD + R - 1):
         key = j * R + (column - LD + 1)
         k = load_rows(k_base, k_t, key, key < C, D, DP)
-        p = tl.math.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - lse2[:, None])
-        ends_inside = column + 1 if column + 1 < R else R  # in strides from the start of the block
-        scores += p * (ends_inside - (column - LD + 1 if column - LD + 1 > 0 else 0))
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - lse2[:, None]
+        # Where a row does not see the key, and so does not rank the block, this must not overflow.
+        scores += tl.math.exp2(tl.minimum(s, 0.0)) * _shared(column - LD + 1, R, LD)
     return scores
 
 
@@ -38,65 +215,27 @@ def choose_blocks(
     R: tl.constexpr, LD: tl.constexpr, SHIFT: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BS: tl.constexpr, n: tl.constexpr, NP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write the n blocks that a tile of queries of one group reads, ascending, -1 at the end. Grid (B * G, tiles).
-
-    Ranked are the blocks 1 ... own - 2, all of whose keys a query sees, so that no key needs a mask; block 0, the own
-    one and the one before are always in. R keys begin in a block, LD strides make a compression block; 2^-SHIFT brings
-    every score below 1, so that its bits as an integer are ordered and leave two free.
-    """
+    """Write the n blocks that a tile of queries of one group reads, by the p of all its heads. Grid (B * G, tiles)."""
     i = tl.num_programs(1) - 1 - tl.program_id(1)
     G = H // GS
     b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
     t = i * M + tl.arange(0, M)
     valid = t < T
-    own = t // BS
-    last_own = (tl.minimum(i * M + M, T) - 1) // BS
+    own, last_own = t // BS, (tl.minimum(i * M + M, T) - 1) // BS
     KEEP: tl.constexpr = n - 3
     slot = tl.arange(0, NP)
     top_index = (1 << INDEX_BITS) - 1
-    scale2 = scale * LOG2E
     k_base = K + b * k_b + g * k_h
-    # The best keys so far; an empty slot is negative, those past KEEP are never the least.
-    best = tl.where(slot < KEEP, -1 - slot, NO_BLOCK)[None, :] + tl.zeros((M, NP), tl.int32)
+    best, all_fit = _no_blocks(own, last_own, top_index, slot, KEEP)
     if KEEP > 0:
-        least = tl.full((M,), -KEEP, tl.int32)
-        all_fit = last_own - 2 <= KEEP  # every candidate of every row: no need to rank
-        candidate = (slot < KEEP)[None, :] & (1 + slot[None, :] <= own[:, None] - 2)
-        best = tl.where(all_fit & candidate, top_index - 1 - slot[None, :], best)
-        if GS == 1:
-            q = load_rows(Q + b * q_b + g * q_h, q_t, t, valid, D, DP)
-            lse2 = tl.load(LSE + (b * H + g) * T + t, mask=valid, other=float("inf")) * LOG2E + SHIFT
+        least = tl.min(best, 1)
         for first in range(1, tl.where(all_fit, 1, last_own - 1), BN):
             j = first + tl.arange(0, BN)
             scores = tl.zeros((M, BN), tl.float32)
-            if GS == 1:
-                scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale2, R, LD, D, DP, PRECISION)
-            else:
-                for share_head in range(0, GS):
-                    h = g * GS + share_head
-                    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
-                    lse2 = tl.load(LSE + (b * H + h) * T + t, mask=valid, other=float("inf")) * LOG2E + SHIFT
-                    scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale2, R, LD, D, DP, PRECISION)
-            ranked = scores.to(tl.int32, bitcast=True) >> (INDEX_BITS - 1)
-            key = (ranked << INDEX_BITS) | (top_index - j)[None, :]
-            key = tl.where(j[None, :] <= own[:, None] - 2, key, 0)
-            # Each round takes the best remaining key of every row, as long as one of them still beats its row's least.
-            next_best = tl.max(key, 1)
-            more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
-            while more > 0:
-                enters = next_best > tl.maximum(least, 0)
-                entering = tl.where(enters, next_best, least)
-                best = tl.where(best == least[:, None], entering[:, None], best)
-                least = tl.min(best, 1)
-                # Less than the one just taken wraps to the top, in order: the largest is the next.
-                below = (key - next_best[:, None]).to(tl.uint32, bitcast=True)
-                nearest = tl.max(below, 1).to(tl.int32, bitcast=True)
-                next_best = tl.where(enters & (nearest < 0), next_best + nearest, 0)
-                more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
-    block = tl.where((best > 0) & (slot < KEEP)[None, :], top_index - (best & top_index), NO_BLOCK)
-    block = tl.where((slot == KEEP)[None, :], 0, block)
-    block = tl.where((slot == KEEP + 1)[None, :] & (own >= 2)[:, None], (own - 1)[:, None], block)
-    block = tl.where((slot == KEEP + 2)[None, :] & (own >= 1)[:, None], own[:, None], block)
-    block = tl.sort(block, 1)
-    pointers = CHOSEN + ((b * G + g) * T + t[:, None]) * n + slot[None, :]
-    tl.store(pointers, tl.where(block == NO_BLOCK, -1, block), mask=valid[:, None] & (slot < n)[None, :])
+            for share_head in range(0, GS):
+                h = g * GS + share_head
+                q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+                lse2 = tl.load(LSE + (b * H + h) * T + t, mask=valid, other=float("inf")) + SHIFT
+                scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
+            best, least = _take_best(best, least, scores, j, own, top_index, INDEX_BITS)
+    _store_blocks(CHOSEN, (b * G + g) * T + t, best, own, top_index, slot, valid, n)

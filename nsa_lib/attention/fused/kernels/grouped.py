@@ -28,7 +28,7 @@ def grouped_forward(
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write output and log-sum-exp of one query's heads of a group. Grid (T, B * G)."""
+    """Write output and log2-sum-exp of one query's heads of a group. Grid (T, B * G)."""
     t = tl.program_id(0)
     G = H // GS
     b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
@@ -53,11 +53,11 @@ def grouped_forward(
 
 @triton.jit(do_not_specialize=_SIZES)
 def grouped_query_gradient(
-    Q, K, V, OUT, D_OUT, LSE, DELTA, CHOSEN, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    Q, K, V, D_OUT, STATE, CHOSEN, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Write dq of one query's heads of a group, and their delta. Grid (T, B * G)."""
+    """Write dq of one query's heads of a group, or add it to what DQ holds. Grid (T, B * G)."""
     t = tl.program_id(0)
     G = H // GS
     b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
@@ -65,12 +65,8 @@ def grouped_query_gradient(
     valid = h < GS
     token = ((b * T + t) * H + g * GS).to(tl.int64)
     q = load_rows(Q + b * q_b + g * GS * q_h + t.to(tl.int64) * q_t, q_h, h, valid, D, DP)
-    d_out, out = load_rows(D_OUT + token * E, E, h, valid, E, EP), load_rows(OUT + token * E, E, h, valid, E, EP)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
-    row = (b * H + g * GS + h) * T + t
-    tl.store(DELTA + row, delta, mask=valid)
-    lse = tl.load(LSE + row, mask=valid, other=float("inf")) * LOG2E
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)
+    d_out = load_rows(D_OUT + token * E, E, h, valid, E, EP)
+    lse, delta = row_state(STATE, b * H + g * GS + h, t, valid, T)
     k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
     chosen = CHOSEN + ((b * G + g) * T + t) * n
     dq = tl.zeros((GP, DP), tl.float32)
@@ -80,20 +76,23 @@ def grouped_query_gradient(
         seen = (key <= t) & (block >= 0)
         k, v = load_rows(k_base, k_t, key, seen, D, DP), load_rows(v_base, v_t, key, seen, E, EP)
         dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale * LOG2E, seen[None, :], True, PRECISION)
-    store_rows(DQ + token * D, D, h, valid, dq * scale, D, DP)
+    dq *= scale
+    if ADD:
+        dq += load_rows(DQ + token * D, D, h, valid, D, DP).to(tl.float32)
+    store_rows(DQ + token * D, D, h, valid, dq, D, DP)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def grouped_key_gradient(
-    Q, K, V, D_OUT, LSE, DELTA, ENTRIES, START, DK, DV, DK_0, DV_0,
+    Q, K, V, D_OUT, STATE, ENTRIES, START, DKV, DKV_0,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """Write dk and dv of a block, from the queries that chose it, TQ of them with all their heads at a time.
 
-    Every query chose block 0, so SHARES programs share it; they write to DK_0 and DV_0 [B * G, SHARES, BS, width], to
-    be added up. Grid (B * G, SHARES + blocks - 1).
+    They go to DKV [B, T, G, D + E]. Every query chose block 0, so SHARES programs share it; they write to DKV_0
+    [B * G, SHARES, BS, D + E], to be added up. Grid (B * G, SHARES + blocks - 1).
     """
     program = tl.program_id(1)
     G = H // GS
@@ -116,13 +115,14 @@ def grouped_key_gradient(
         t = (tl.load(ENTRIES + bg * T * n + place, mask=valid, other=0) // n).to(tl.int64)
         q = load_rows(Q + b * q_b, 1, t * q_t + h * q_h, valid, D, DP)
         d_out = load_rows(D_OUT, E, (b * T + t) * H + h, valid, E, EP)
-        lse, delta = row_state(LSE, DELTA, 0, (b * H + h) * T + t, valid)
+        lse, delta = row_state(STATE, b * H + h, t, valid, T)
         seen = t[None, :] >= key[:, None]
         dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
     if is_0:
         rows = (bg * SHARES + program) * BS + tl.arange(0, BS)
-        store_rows(DK_0, D, rows, rows >= 0, dk * scale, D, DP)
-        store_rows(DV_0, E, rows, rows >= 0, dv, E, EP)
+        store_rows(DKV_0, D + E, rows, rows >= 0, dk * scale, D, DP)
+        store_rows(DKV_0 + D, D + E, rows, rows >= 0, dv, E, EP)
     else:
-        store_rows(DK + (b * T * G + g) * D, G * D, key, key < T, dk * scale, D, DP)
-        store_rows(DV + (b * T * G + g) * E, G * E, key, key < T, dv, E, EP)
+        d_base = DKV + (b * T * G + g) * (D + E)
+        store_rows(d_base, G * (D + E), key, key < T, dk * scale, D, DP)
+        store_rows(d_base + D, G * (D + E), key, key < T, dv, E, EP)

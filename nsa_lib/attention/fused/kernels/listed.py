@@ -71,7 +71,7 @@ def merge(
     n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Write output and log-sum-exp of the queries of a block: far partials, then near blocks. Grid (blocks, heads)."""
+    """Write output and log2-sum-exp of the queries of a block: far partials, then near blocks. Grid (blocks, heads)."""
     i = tl.program_id(0)
     local = tl.program_id(1).to(tl.int64)
     b, h = (head + local) // H, (head + local) % H
@@ -110,25 +110,16 @@ def merge(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def row_delta(OUT, D_OUT, DELTA, T, H, rows, E: tl.constexpr, EP: tl.constexpr, R: tl.constexpr):
-    """Write delta = sum(out * dOut) of each row, [B, H, T] from [B, T, H, E]. Grid (tiles of B * T * H rows,)."""
-    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    out, d_out = load_rows(OUT, E, r, r < rows, E, EP), load_rows(D_OUT, E, r, r < rows, E, EP)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
-    tl.store(DELTA + (r // H // T * H + r % H) * T + r // H % T, delta, mask=r < rows)
-
-
-@triton.jit(do_not_specialize=_SIZES)
 def block_gradient(
-    Q, K, V, D_OUT, LSE, DELTA, CHOSEN, ENTRIES, START, PART, DK, DV, DK_0, DV_0,
+    Q, K, V, D_OUT, STATE, CHOSEN, ENTRIES, START, PART, DKV, DKV_0,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, head, scale,
     n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """Write dk and dv of a block, from all heads of its group, and the partial dq of its far pairs [heads, T, n, D].
 
-    Every query chose block 0, so SHARES programs share it; they write to DK_0 and DV_0 [B * G, SHARES, BS, width], to
-    be added up. Grid (groups of the pass, SHARES + blocks - 1).
+    They go to DKV [B, T, G, D + E]. Every query chose block 0, so SHARES programs share it; they write to DKV_0
+    [B * G, SHARES, BS, D + E], to be added up. Grid (groups of the pass, SHARES + blocks - 1).
     """
     program = tl.program_id(1)
     G = H // GS
@@ -149,14 +140,14 @@ def block_gradient(
     tiles = (tl.where(is_0, N, tl.minimum(j + 2, N)) - tile + step - 1) // step
     for share_head in range(0, GS):
         h = g * GS + share_head
-        q_base, d_base, row = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, (b * H + h) * T
+        q_base, d_base, lane = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, b * H + h
         for y in range(0, tiles):
             t = (tile + y * step) * BS + tl.arange(0, BS)
             valid = t < T
             block = load_chosen(CHOSEN, bg * T + t, valid, n, NP)
             selects = tl.max((block == j).to(tl.int32), 1) > 0
             q, d_out = load_rows(q_base, q_t, t, valid, D, DP), load_rows(d_base, H * E, t, valid, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, valid)
+            lse, delta = row_state(STATE, lane, t, valid, T)
             seen = selects[None, :] & (t[None, :] >= key[:, None])
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
         part = (local * GS + share_head) * T * n
@@ -166,26 +157,27 @@ def block_gradient(
             entry = tl.load(ENTRIES + bg * T * n + place, mask=valid, other=0)
             t = entry // n
             q, d_out = load_rows(q_base, q_t, t, valid, D, DP), load_rows(d_base, H * E, t, valid, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, valid)
+            lse, delta = row_state(STATE, lane, t, valid, T)
             dk, dv, ds = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, valid, False, PRECISION)
             dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
             store_rows(PART + part * D, D, entry, valid, dq, D, DP)
     if is_0:
         rows = (bg * SHARES + program) * BS + tl.arange(0, BS)
-        store_rows(DK_0, D, rows, rows >= 0, dk * scale, D, DP)
-        store_rows(DV_0, E, rows, rows >= 0, dv, E, EP)
+        store_rows(DKV_0, D + E, rows, rows >= 0, dk * scale, D, DP)
+        store_rows(DKV_0 + D, D + E, rows, rows >= 0, dv, E, EP)
     else:
-        store_rows(DK + (b * T * G + g) * D, G * D, key, key < T, dk * scale, D, DP)
-        store_rows(DV + (b * T * G + g) * E, G * E, key, key < T, dv, E, EP)
+        d_base = DKV + (b * T * G + g) * (D + E)
+        store_rows(d_base, G * (D + E), key, key < T, dk * scale, D, DP)
+        store_rows(d_base + D, G * (D + E), key, key < T, dv, E, EP)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def merge_query_gradient(
-    Q, K, V, D_OUT, LSE, DELTA, CHOSEN, FAR, PART, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, head, scale,
+    Q, K, V, D_OUT, STATE, CHOSEN, FAR, PART, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, head, scale,
     n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Write dq of the queries of a block: the far partials, then the near blocks. Grid (blocks, heads)."""
+    """Write dq of the queries of a block, or add it to what DQ holds: far partials, near blocks. Grid (blocks, heads)."""
     i = tl.program_id(0)
     local = tl.program_id(1).to(tl.int64)
     b, h = (head + local) // H, (head + local) % H
@@ -196,7 +188,7 @@ def merge_query_gradient(
     block = load_chosen(CHOSEN, bg * T + t, valid, n, NP)
     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
     d_out = load_rows(D_OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
-    lse, delta = row_state(LSE, DELTA, (b * H + h) * T, t, valid)
+    lse, delta = row_state(STATE, b * H + h, t, valid, T)
     scale2 = scale * LOG2E
     dq = tl.zeros((BS, DP), tl.float32)
     if i > 2:
@@ -213,4 +205,8 @@ def merge_query_gradient(
             selects = tl.max((block == j).to(tl.int32), 1) > 0
             seen = selects[:, None] & (t[:, None] >= key[None, :])
             dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
-    store_rows(DQ + (b * T * H + h) * D, H * D, t, valid, dq * scale, D, DP)
+    dq *= scale
+    d_base = DQ + (b * T * H + h) * D
+    if ADD:
+        dq += load_rows(d_base, H * D, t, valid, D, DP).to(tl.float32)
+    store_rows(d_base, H * D, t, valid, dq, D, DP)

@@ -20,7 +20,6 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_tile,
     query_gradient,
     row_state,
-    row_state_of,
     store_rows,
 )
 
@@ -33,7 +32,7 @@ def short_forward(
     n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write output, log-sum-exp and the words [B, G, T] of a tile of queries of one head. Grid (B * H, tiles)."""
+    """Write output, log2-sum-exp and the words [B, G, T] of a tile of queries of one head. Grid (B * H, tiles)."""
     i = tl.num_programs(1) - 1 - tl.program_id(1)
     G = H // GS
     b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
@@ -71,45 +70,32 @@ def short_forward(
     tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit
 def short_query_gradient(
-    Q, K, V, OUT, D_OUT, LSE, DELTA, WORDS, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
-    BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    PRECISION: tl.constexpr, TQ: tl.constexpr,
+    q, d_out, lse, delta, dq, word, k_base, k_t, v_base, v_t, t, i, T, scale2, BS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write dq of a tile of queries of one head, and their delta. Grid (B * H, tiles)."""
-    i = tl.num_programs(1) - 1 - tl.program_id(1)
-    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
-    g = h // GS
-    t = i * TQ + tl.arange(0, TQ)
-    valid = t < T
-    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
-    d_out = load_rows(D_OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
-    lse, delta = row_state_of(OUT, d_out, LSE, DELTA, b, h, t, T, H, E, EP)
-    word = tl.load(WORDS + (b * (H // GS) + g) * T + t, mask=valid, other=0)
-    k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
-    scale2 = scale * LOG2E
-    dq = tl.zeros((TQ, DP), tl.float32)
+    """Return dq, unscaled, plus what the blocks that tile i of the queries selects contribute."""
     for j in range(0, i * (TQ // BS)):
         lse_j = tl.where(((word >> j) & 1) == 1, lse, float("inf"))
         k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
-        dq = query_gradient(q, k, v, d_out, lse_j, delta, dq, scale2, valid, False, PRECISION)
+        dq = query_gradient(q, k, v, d_out, lse_j, delta, dq, scale2, t, False, PRECISION)
     for z in tl.static_range(TQ // BS):
         j = i * (TQ // BS) + z
         key = j * BS + tl.arange(0, BS)
         k, v = load_rows(k_base, k_t, key, key < T, D, DP), load_rows(v_base, v_t, key, key < T, E, EP)
         seen = (((word >> j) & 1) == 1)[:, None] & (t[:, None] >= key[None, :])
         dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale2, seen, True, PRECISION)
-    store_rows(DQ + (b * T * H + h) * D, H * D, t, valid, dq * scale, D, DP)
+    return dq
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def short_key_gradient(
-    Q, K, V, D_OUT, LSE, DELTA, WORDS, DK, DV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    Q, K, V, D_OUT, STATE, WORDS, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
     BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of a block, from all heads of its group. Grid (B * G, blocks); TQ divides BS or BS divides TQ."""
+    """Write dk and dv of a block, from all heads of its group, to DKV [B, T, G, D + E]. Grid (B * G, blocks); TQ divides BS or BS divides TQ."""
     G = H // GS
     b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
     j = tl.program_id(1)
@@ -123,20 +109,21 @@ def short_key_gradient(
     start = j * BS // TQ
     for share_head in range(0, GS):
         h = g * GS + share_head
-        q_base, d_base, row = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, (b * H + h) * T
+        q_base, d_base, lane = Q + b * q_b + h * q_h, D_OUT + (b * T * H + h) * E, b * H + h
         for z in tl.static_range(own):
             t = (start + z) * TQ + tl.arange(0, TQ)
             word = tl.load(words + t, mask=t < T, other=0)
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            lse, delta = row_state(STATE, lane, t, t < T, T)
             seen = (((word >> j) & 1) == 1)[None, :] & (t[None, :] >= key[:, None])
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
         for i in range(start + own, tl.cdiv(T, TQ)):
             t = i * TQ + tl.arange(0, TQ)
             word = tl.load(words + t, mask=t < T, other=0)
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
-            lse, delta = row_state(LSE, DELTA, row, t, t < T)
+            lse, delta = row_state(STATE, lane, t, t < T, T)
             lse = tl.where(((word >> j) & 1) == 1, lse, float("inf"))
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
-    store_rows(DK + (b * T * G + g) * D, G * D, key, key < T, dk * scale, D, DP)
-    store_rows(DV + (b * T * G + g) * E, G * E, key, key < T, dv, E, EP)
+    d_base = DKV + (b * T * G + g) * (D + E)
+    store_rows(d_base, G * (D + E), key, key < T, dk * scale, D, DP)
+    store_rows(d_base + D, G * (D + E), key, key < T, dv, E, EP)

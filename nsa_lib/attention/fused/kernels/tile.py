@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1.0e30)
 """The maximum of a row that has seen nothing: finite, so that it can be subtracted from -inf."""
 
@@ -62,29 +61,17 @@ def attend(q, k, v, m, l, acc, scale2, seen, MASKED: tl.constexpr, PRECISION: tl
 
 @triton.jit
 def finish(m, l, acc):
-    """Return output and log-sum-exp of a softmax; 0 and -inf for a row that saw nothing."""
+    """Return output and log2-sum-exp of a softmax; 0 and +inf for a row that saw nothing, whose every p is so 0."""
     has = l > 0
     total = tl.where(has, l, 1.0)
-    return acc / total[:, None], tl.where(has, (m + tl.math.log2(total)) * LN2, float("-inf"))
+    return acc / total[:, None], tl.where(has, m + tl.math.log2(total), float("inf"))
 
 
 @triton.jit
-def row_state(LSE, DELTA, offset, rows, valid):
-    """Load what backward needs of rows: the log-sum-exp in units of log2, +inf where there is no weight, and delta."""
-    lse = tl.load(LSE + offset + rows, mask=valid, other=float("inf")) * LOG2E
-    return tl.where(lse == float("-inf"), float("inf"), lse), tl.load(DELTA + offset + rows, mask=valid, other=0.0)
-
-
-@triton.jit
-def row_state_of(OUT, d_out, LSE, DELTA, b, h, t, T, H, E: tl.constexpr, EP: tl.constexpr):
-    """Make delta = sum(out * dOut) of queries t of a head, store it for the keys' gradient; return lse and delta."""
-    valid = t < T
-    out = load_rows(OUT + (b * T * H + h) * E, H * E, t, valid, E, EP)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
-    row = (b * H + h) * T
-    tl.store(DELTA + row + t, delta, mask=valid)
-    lse = tl.load(LSE + row + t, mask=valid, other=float("inf")) * LOG2E
-    return tl.where(lse == float("-inf"), float("inf"), lse), delta
+def row_state(STATE, lane, rows, valid, T):
+    """Load what a gradient needs of rows of a head, from [heads, 2, T]: log2-sum-exp and delta (see `rows.py`)."""
+    state = STATE + lane * 2 * T + rows
+    return tl.load(state, mask=valid, other=float("inf")), tl.load(state + T, mask=valid, other=0.0)
 
 
 @triton.jit
