@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, compressed_probabilities, fused, reference
 from nsa_lib.attention import select_blocks as choose
-from nsa_lib.attention.fused import choice, grouped, listed, selected, shape, short
+from nsa_lib.attention.fused import grouped, listed, selected, short, whole
 from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import BRANCHES, FUSED_MOST_SELECTED, NSAConfig
 from tests import budget
@@ -247,13 +247,19 @@ def test_the_choice_is_that_of_float64_where_scores_are_apart(length, l, d, l_se
 
 
 @every_dtype
-def test_a_choice_beside_the_compressed_attention_is_the_same(monkeypatch, dtype):
-    """The one kernel does both in the layer; alone it leaves out the values."""
-    config = sizes(2, 2, l_sel=32, n_sel=4)
-    q, k, v, _ = on_device(sample(300, 2, 2, 18), dtype)
-    alone = fused.chosen_blocks(q, k, config=config)
-    outputs, lse = shape.empty_outputs(q, 24, 1)
-    assert torch.equal(choice.choose(q, k, config, v, outputs[0], lse[0]), alone)
+@pytest.mark.parametrize(("l", "n_sel", "w"), [(16, 4, 40), (32, 3, 300)])
+def test_all_branches_at_once_are_those_one_by_one(monkeypatch, l, n_sel, w, dtype):
+    config = sizes(2, 2, l=l, n_sel=n_sel, w=w)
+    q, k_cmp, v_cmp, weight = sample(150, 2, 2, (150 - l) // 16 + 1)
+    inputs = [q, k_cmp, v_cmp, *sample(150, 2, 2)[1:3], *sample(150, 2, 2)[1:3], torch.rand(1, 2, 150, 3)]
+    attend = partial(fused.nsa, config=config)
+    at_once = budget.with_gradients(attend, on_device(inputs, dtype), weight.to(DEVICE))
+    blocks = fused.chosen_blocks(*on_device([q, k_cmp], dtype), config=config)
+    monkeypatch.setattr(whole, "goes_back", lambda *shape: False)
+    assert torch.equal(fused.chosen_blocks(*on_device([q, k_cmp], dtype), config=config), blocks)
+    one_by_one = budget.with_gradients(attend, on_device(inputs, dtype), weight.to(DEVICE))
+    for mine, other in zip(at_once, one_by_one, strict=True):
+        assert budget.error(mine, other) <= budget.steps(dtype, roundings=4, terms=100)
 
 
 def test_equal_scores_go_to_the_lower_block():

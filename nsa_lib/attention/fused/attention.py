@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch.profiler import record_function
 
-from nsa_lib.attention.fused import band, choice, rows, short
+from nsa_lib.attention.fused import band, choice, rows, short, whole
 from nsa_lib.attention.fused.mix import mix
 from nsa_lib.attention.fused.selected import ROUTE, require_blocks, way
 from nsa_lib.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require
@@ -62,7 +62,12 @@ def chosen_blocks(q: torch.Tensor, k_cmp: torch.Tensor, *, config: NSAConfig) ->
         int32 [B, G, T, n_sel], ascending, padded at the end with -1.
     """
     require(q, k_cmp)
-    return choice.choose(aligned(q), aligned(k_cmp), config)
+    q, k_cmp = aligned(q), aligned(k_cmp)
+    if whole.goes(q.shape[2], config):
+        return whole.choose(q, k_cmp, config)
+    outputs, lse = empty_outputs(q, q.shape[-1], 1)
+    band.attend(q, k_cmp, k_cmp, outputs, lse, 0, None, None, *band.compressed(config))
+    return choice.choose(q, k_cmp, lse[0], config)
 
 
 class _NSA(torch.autograd.Function):
@@ -70,45 +75,61 @@ class _NSA(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config):
-        c, scale = config, config.d_k**-0.5
+        c = config
         q, *keys_values = (x if x is None else aligned(x) for x in (q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win))
         require(*(x for x in (q, *keys_values, gates) if x is not None))
-        k_cmp, v_cmp, k_slc, v_slc, k_win, v_win = keys_values
         gates, out, (outputs, lse) = by_token(gates), empty_by_token(q, c.d_v), empty_outputs(q, c.d_v, len(c.branches))
-        cmp, slc, win = places = [c.branches.index(branch) if branch in c.branches else -1 for branch in BRANCHES]
+        places = [c.branches.index(branch) if branch in c.branches else -1 for branch in BRANCHES]
         chosen, inverse = None, ()
-        if slc >= 0:
+        if "slc" in c.branches:
             require_blocks(c.l_sel, c.n_sel)
-            attended = (v_cmp, outputs[cmp], lse[cmp]) if cmp >= 0 else ()
-            chosen = choice.choose(q, k_cmp, c, *attended)
-            inverse = way(q, k_slc, c.l_sel).forward(q, k_slc, v_slc, chosen, outputs[slc], lse[slc], c.l_sel, scale)
-        elif cmp >= 0:
-            band.attend(q, k_cmp, v_cmp, outputs, lse, cmp, None, None, *band.compressed(c))
-        if win >= 0:
-            band.attend(q, k_win, v_win, outputs, lse, win, gates, out, *band.sliding(c))
+        if whole.goes(q.shape[2], c):
+            inverse = (whole.forward(q, keys_values, gates, outputs, lse, out, places, c),)
         else:
-            mix(gates, outputs, out)
+            chosen, inverse = _one_by_one(q, keys_values, gates, outputs, lse, out, places, c)
         ctx.save_for_backward(q, *keys_values, gates, outputs, lse, chosen, *inverse)
         ctx.config, ctx.places = c, places
         return out
 
     @staticmethod
     def backward(ctx, d_out):
-        q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, outputs, lse, chosen, *inverse = ctx.saved_tensors
+        q, *keys_values, gates, outputs, lse, chosen = ctx.saved_tensors[:11]
+        inverse, (k_cmp, v_cmp, k_slc, v_slc, k_win, v_win) = ctx.saved_tensors[11:], keys_values
         c, (cmp, slc, win), scale = ctx.config, ctx.places, ctx.config.d_k**-0.5
         d_out, here = by_token(d_out), way(q, k_slc, c.l_sel) if slc >= 0 else None
         dq, state, d_gates = rows.gradient(
-            q, d_out, outputs, lse, gates, (k_cmp, v_cmp, k_slc, v_slc, k_win, v_win),
-            inverse[0] if here is short else None, ctx.places,
+            q, d_out, outputs, lse, gates, keys_values, inverse[0] if here is short else None, ctx.places,
             stride=c.d, offset=c.l - 1, l_sel=c.l_sel, window=c.w, scale=scale,
         )  # fmt: skip
-        pairs = [(None, None)] * len(BRANCHES)
-        if cmp >= 0:
-            pairs[0] = band.gradient(q, k_cmp, v_cmp, d_out, state[cmp], *band.compressed(c))
-        if slc >= 0:
-            adds = cmp >= 0 or win >= 0
-            pair = here.backward(q, k_slc, v_slc, chosen, d_out, state[slc], inverse, dq, adds, c.l_sel, scale)
-            pairs[1] = pair.split((c.d_k, c.d_v), dim=-1)
-        if win >= 0:
-            pairs[2] = band.gradient(q, k_win, v_win, d_out, state[win], *band.sliding(c))
-        return dq, *chain.from_iterable(pairs), d_gates, None
+        if whole.goes_back(q.shape[2], c):
+            pairs = whole.gradient(q, keys_values, *inverse, d_out, state, ctx.places, c)
+        else:
+            pairs = [None] * len(BRANCHES)
+            if cmp >= 0:
+                pairs[0] = band.gradient(q, k_cmp, v_cmp, d_out, state[cmp], *band.compressed(c))
+            if slc >= 0:
+                adds = cmp >= 0 or win >= 0
+                pairs[1] = here.backward(
+                    q, k_slc, v_slc, chosen, d_out, state[slc], inverse, dq, adds, c.l_sel, scale
+                )  # fmt: skip
+            if win >= 0:
+                pairs[2] = band.gradient(q, k_win, v_win, d_out, state[win], *band.sliding(c))
+        parts = ((None, None) if pair is None else pair.split((c.d_k, c.d_v), dim=-1) for pair in pairs)
+        return dq, *chain.from_iterable(parts), d_gates, None
+
+
+def _one_by_one(q, keys_values, gates, outputs, lse, out, places, config):
+    """Write what forward gives, branch after branch; return the chosen blocks and what backward needs of them."""
+    (k_cmp, v_cmp, k_slc, v_slc, k_win, v_win), (cmp, slc, win), c = keys_values, places, config
+    chosen, inverse = None, ()
+    if cmp >= 0:
+        band.attend(q, k_cmp, v_cmp, outputs, lse, cmp, None, None, *band.compressed(c))
+    if slc >= 0:
+        chosen = choice.choose(q, k_cmp, lse[cmp], c) if cmp >= 0 else chosen_blocks(q, k_cmp, config=c)
+        here = way(q, k_slc, c.l_sel)
+        inverse = here.forward(q, k_slc, v_slc, chosen, outputs[slc], lse[slc], c.l_sel, c.d_k**-0.5)
+    if win >= 0:
+        band.attend(q, k_win, v_win, outputs, lse, win, gates, out, *band.sliding(c))
+    else:
+        mix(gates, outputs, out)
+    return chosen, inverse

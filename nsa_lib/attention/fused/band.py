@@ -49,14 +49,13 @@ def gradient(
     offset: int,
     window: int,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of keys and values of a band; `state` is that of the rows, [B, H, 2, T]."""
+) -> torch.Tensor:
+    """Return the gradients of keys and values of a band side by side; `state` is that of the rows, [B, H, 2, T]."""
     (batch, groups, keys, d), parts = k.shape, _parts(q, k, v, window)
     dtype = q.dtype if parts == 1 else torch.float32
     pair = k.new_empty(parts, batch, keys, groups, d + v.shape[-1], dtype=dtype)
     _key_gradient(q, k, v, d_out, state, pair, stride, offset, window, scale)
-    pair = (pair[0] if parts == 1 else pair.sum(dim=0).to(q.dtype)).transpose(1, 2)
-    return pair[..., :d], pair[..., d:]
+    return (pair[0] if parts == 1 else pair.sum(dim=0).to(q.dtype)).transpose(1, 2)
 
 
 def tile_kind(q: torch.Tensor, v: torch.Tensor) -> str:

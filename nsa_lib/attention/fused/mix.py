@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import cdiv, power_of_two
 

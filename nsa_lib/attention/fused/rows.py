@@ -16,12 +16,11 @@ from nsa_lib.attention.fused.shape import cdiv, empty_by_token, strides, widths
 from nsa_lib.attention.fused.short import tile_rows
 
 _TILES = {
-    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
-    "narrow": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
+    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
     "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
-
 
 
 def gradient(

@@ -43,7 +43,7 @@ def empty_by_token(like: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def empty_outputs(q: torch.Tensor, width: int, branches: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return new outputs [branches, B, H, T, width], laid out by token, and float32 log2-sum-exps [branches, B, H, T]."""
+    """Return new outputs [branches, B, H, T, width], by token, and float32 log2-sum-exps [branches, B, H, T]."""
     batch, heads, length, _ = q.shape
     outputs = q.new_empty(branches, batch, length, heads, width).transpose(2, 3)
     return outputs, q.new_empty(branches, batch, heads, length, dtype=torch.float32)

@@ -11,12 +11,13 @@ from nsa_lib.attention.fused.kernels.tile import (
     LOG2E,
     LOWEST,
     attend,
-    finish,
     key_gradient,
+    load_gate,
     load_rows,
     load_tile,
     query_gradient,
     row_state,
+    store_branch,
     store_rows,
 )
 
@@ -128,40 +129,30 @@ def band_forward(
         q, k_base, k_t, v_base, v_t, t, i * M, last, C, w, scale * LOG2E,
         STRIDE, OFFSET, WINDOWED, D, DP, E, EP, PRECISION, M, BN,
     )  # fmt: skip
-    out, lse = finish(m, l, acc)
-    first_row, own = b * T * H + h, tl.cast(rows, tl.int64) * BRANCH
-    store_rows(OUTPUTS + (own + first_row) * E, H * E, t, valid, out, E, EP)
-    tl.store(LSE + own + (b * H + h) * T + t, lse, mask=valid)
+    out = store_branch(m, l, acc, OUTPUTS, LSE, b, h, t, T, H, rows, BRANCH, E, EP)
     if MIX:
-        mixed = out * _gate(GATES, first_row + t * H, valid, BRANCH, BRANCHES)
+        row = b * T * H + h
+        mixed = out * load_gate(GATES, row + t * H, valid, BRANCH, BRANCHES)
         for branch in tl.static_range(BRANCHES):
             if branch != BRANCH:
-                other = tl.cast(rows, tl.int64) * branch + first_row
-                out = load_rows(OUTPUTS + other * E, H * E, t, valid, E, EP).to(tl.float32)
-                mixed += out * _gate(GATES, first_row + t * H, valid, branch, BRANCHES)
-        store_rows(MIXED + first_row * E, H * E, t, valid, mixed, E, EP)
+                other = (tl.cast(rows, tl.int64) * branch + row) * E
+                out = load_rows(OUTPUTS + other, H * E, t, valid, E, EP).to(tl.float32)
+                mixed += out * load_gate(GATES, row + t * H, valid, branch, BRANCHES)
+        store_rows(MIXED + row * E, H * E, t, valid, mixed, E, EP)
 
 
 @triton.jit
-def _gate(GATES, row, valid, branch: tl.constexpr, BRANCHES: tl.constexpr):
-    """Load a branch's gates of rows of [B, T, H, branches], as a column."""
-    return tl.load(GATES + row * BRANCHES + branch, mask=valid, other=0.0).to(tl.float32)[:, None]
-
-
-@triton.jit(do_not_specialize=[*_SIZES, "PARTS"])
-def band_key_gradient(
-    Q, K, V, D_OUT, STATE, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, scale,
-    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+def band_keys(
+    Q, K, V, D_OUT, STATE, pair, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, tile, part, PARTS, T, C, H, w,
+    scale, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of a tile of keys, from one of PARTS shares of the queries that see it, all heads of its group.
+    """Write dk and dv of a tile of keys of a group, from one of PARTS shares of the queries that see it.
 
-    DKV is [PARTS, B, C, G, D + E], to be added up. Grid (B * G * PARTS, tiles of keys).
+    `pair` points to the group's first row of [C, G, D + E].
     """
     G = H // GS
-    part = tl.program_id(0) % PARTS
-    b, g = (tl.program_id(0) // PARTS // G).to(tl.int64), (tl.program_id(0) // PARTS % G).to(tl.int64)
-    first = tl.program_id(1) * BN
+    first = tile * BN
     j = first + tl.arange(0, BN)
     k = load_rows(K + b * k_b + g * k_h, k_t, j, j < C, D, DP)
     v = load_rows(V + b * v_b + g * v_h, v_t, j, j < C, E, EP)
@@ -190,6 +181,22 @@ def band_key_gradient(
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
             lse, delta = row_state(STATE, lane, t, t < T, T)
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
-    copy = (part * (tl.num_programs(0) // PARTS) // G + b) * C * G + g
-    store_rows(DKV + copy * (D + E), G * (D + E), j, j < C, dk * scale, D, DP)
-    store_rows(DKV + copy * (D + E) + D, G * (D + E), j, j < C, dv, E, EP)
+    store_rows(pair, G * (D + E), j, j < C, dk * scale, D, DP)
+    store_rows(pair + D, G * (D + E), j, j < C, dv, E, EP)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "PARTS"])
+def band_key_gradient(
+    Q, K, V, D_OUT, STATE, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, scale,
+    STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write dk and dv to DKV [PARTS, B, C, G, D + E], parts to be added up. Grid (B * G * PARTS, tiles of keys)."""
+    G = H // GS
+    part = tl.program_id(0) % PARTS
+    b, g = (tl.program_id(0) // PARTS // G).to(tl.int64), (tl.program_id(0) // PARTS % G).to(tl.int64)
+    pair = DKV + ((part * (tl.num_programs(0) // PARTS) // G + b) * C * G + g) * (D + E)
+    band_keys(
+        Q, K, V, D_OUT, STATE, pair, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, tl.program_id(1), part, PARTS,
+        T, C, H, w, scale, STRIDE, OFFSET, WINDOWED, GS, D, DP, E, EP, PRECISION, M, BN,
+    )  # fmt: skip

@@ -13,15 +13,13 @@ always in.
 import triton
 import triton.language as tl
 
-from nsa_lib.attention.fused.kernels.tile import LOG2E, LOWEST, finish, load_rows, store_rows
+from nsa_lib.attention.fused.kernels.tile import LOG2E, load_rows
 
 NO_BLOCK = tl.constexpr(0x7FFFFFFF)
-EXPONENT = tl.constexpr(24)
-"""The bit of a key where the exponent of its score starts."""
 
 
 @triton.jit
-def _shared(offset: tl.constexpr, R: tl.constexpr, LD: tl.constexpr):
+def shared_strides(offset: tl.constexpr, R: tl.constexpr, LD: tl.constexpr):
     """Return how many strides of tokens block j shares with compressed key R j + offset."""
     return (offset + LD if offset + LD < R else R) - (offset if offset > 0 else 0)
 
@@ -39,15 +37,20 @@ def _no_blocks(own, last_own, top_index, slot, KEEP: tl.constexpr):
 
 
 @triton.jit
-def _take_best(best, least, scores, j, own, top_index, INDEX_BITS):
-    """Replace keys of a row by those of blocks j that beat them; return the keys and the least of each row.
+def rank_keys(scores, j, own, top_index, INDEX_BITS):
+    """Return the keys of blocks j, 0 for one that a row does not rank."""
+    ranked = scores.to(tl.int32, bitcast=True) >> (INDEX_BITS - 1)
+    key = (ranked << INDEX_BITS) | (top_index - j)[None, :]
+    return tl.where((j >= 1)[None, :] & (j[None, :] <= own[:, None] - 2), key, 0)
+
+
+@triton.jit
+def _take_best(best, key):
+    """Return the best keys of a row, new ones in place of what they beat.
 
     Each round takes the best remaining key of every row, as long as one of them still beats its row's least.
     """
-    ranked = scores.to(tl.int32, bitcast=True) >> (INDEX_BITS - 1)
-    key = (ranked << INDEX_BITS) | (top_index - j)[None, :]
-    key = tl.where((j >= 1)[None, :] & (j[None, :] <= own[:, None] - 2), key, 0)
-    next_best = tl.max(key, 1)
+    next_best, least = tl.max(key, 1), tl.min(best, 1)
     more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
     while more > 0:
         enters = next_best > tl.maximum(least, 0)
@@ -59,7 +62,7 @@ def _take_best(best, least, scores, j, own, top_index, INDEX_BITS):
         nearest = tl.max(below, 1).to(tl.int32, bitcast=True)
         next_best = tl.where(enters & (nearest < 0), next_best + nearest, 0)
         more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
-    return best, least
+    return best
 
 
 @triton.jit
@@ -73,121 +76,6 @@ def _store_blocks(CHOSEN, row, best, own, top_index, slot, valid, n: tl.constexp
     block = tl.sort(block, 1)
     pointers = CHOSEN + row[:, None] * n + slot[None, :]
     tl.store(pointers, tl.where(block == NO_BLOCK, -1, block), mask=valid[:, None] & (slot < n)[None, :])
-
-
-@triton.jit
-def _block_scores(
-    p, m, q, k_base, k_t, j, C, scale2, R: tl.constexpr, LD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Return the scores of blocks j from the p of the keys that begin in them, and of the LD - 1 before them."""
-    parts = tl.reshape(p, (M, R, BN))
-    if LD > 1:
-        offset = tl.arange(0, R)
-        parts *= (tl.minimum(offset + LD, R) - offset)[None, :, None].to(tl.float32)
-    scores = tl.sum(parts, 1)
-    for before in tl.static_range(1, LD):
-        key = j * R - before
-        k = load_rows(k_base, k_t, key, (key >= 0) & (key < C), D, DP)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        # Where a row does not see the key, and so does not rank the block, this must not overflow.
-        scores += tl.math.exp2(tl.minimum(s - m[:, None], 0.0)) * _shared(-before, R, LD)
-    return scores
-
-
-@triton.jit
-def _sink(best, rise, top_index):
-    """Divide the scores in the keys by two to the power of how far the maximum of their row rose."""
-    fell = tl.minimum(rise, 127.0).to(tl.int32)[:, None]
-    lower = tl.where((best >> EXPONENT) > fell, best - (fell << EXPONENT), best & top_index)
-    return tl.where((best > 0) & (best != NO_BLOCK), lower, best)
-
-
-@triton.jit
-def _take_keys(
-    q, k_base, k_t, v_base, v_t, first, m, l, acc, best, least, t, own, ranks, C, top_index, INDEX_BITS, scale2,
-    ATTENDS: tl.constexpr, MASKED: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-    LD: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Take the compressed keys that begin in blocks first ... first + BN - 1 into a softmax, and rank the blocks.
-
-    The maximum m is rounded up to an integer: where it rises, the scores so far, which are relative to it, fall by a
-    power of two, which their keys can follow.
-    """
-    column = tl.arange(0, R * BN)
-    key = (first + column % BN) * R + column // BN  # the keys of a block are one thread's, or nearly
-    k = load_rows(k_base, k_t, key, key < C, D, DP)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-    if MASKED:
-        seen = (t[:, None] >= (key * STRIDE + OFFSET)[None, :]) & (key < C)[None, :]
-        s = tl.where(seen, s, float("-inf"))
-    m_new = tl.maximum(m, tl.math.ceil(tl.max(s, 1)))
-    p = tl.math.exp2(s - m_new[:, None])
-    shrink = tl.math.exp2(m - m_new)
-    l = l * shrink + tl.sum(p, 1)
-    if ATTENDS:
-        v = load_rows(v_base, v_t, key, key < C, E, EP)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-    if KEEP > 0:
-        if ranks:
-            j = first + tl.arange(0, BN)
-            scores = _block_scores(p, m_new, q, k_base, k_t, j, C, scale2, R, LD, D, DP, PRECISION, M, BN)
-            best = _sink(best, m_new - m, top_index)
-            best, least = _take_best(
-                best, tl.min(best, 1), scores * (1.0 / (1 << SHIFT)), j, own, top_index, INDEX_BITS
-            )  # fmt: skip
-    return m_new, l, acc, best, least
-
-
-@triton.jit(do_not_specialize=["T", "C", "H", "INDEX_BITS"])
-def attend_and_choose(
-    Q, K, V, OUT, LSE, CHOSEN, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, INDEX_BITS, scale,
-    ATTENDS: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr, LD: tl.constexpr,
-    SHIFT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BS: tl.constexpr,
-    n: tl.constexpr, NP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Write the n blocks that a tile of queries reads, where a head is a group: its scores need no normalising.
-
-    With ATTENDS also output and log2-sum-exp of the compressed attention, by the same products. Grid (B * H, tiles).
-    """
-    i = tl.num_programs(1) - 1 - tl.program_id(1)  # the tiles that see the most keys start first
-    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
-    t = i * M + tl.arange(0, M)
-    valid = t < T
-    own, last_own = t // BS, (tl.minimum(i * M + M, T) - 1) // BS
-    KEEP: tl.constexpr = n - 3
-    slot = tl.arange(0, NP)
-    top_index = (1 << INDEX_BITS) - 1
-    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
-    k_base, v_base = K + b * k_b + h * k_h, V + b * v_b + h * v_h
-    scale2 = scale * LOG2E
-    m, l = tl.full((M,), LOWEST, tl.float32), tl.zeros((M,), tl.float32)
-    acc = tl.zeros((M, EP), tl.float32)
-    best, all_fit = _no_blocks(own, last_own, top_index, slot, KEEP)
-    least = tl.min(best, 1)
-    ranks = all_fit == 0
-    # All keys that begin in the blocks before this one are seen by every query.
-    whole_end = tl.minimum(tl.maximum((i * M - OFFSET + STRIDE) // STRIDE, 0), C) // (R * BN) * BN
-    end = last_own + 1
-    if ATTENDS == 0:
-        end = tl.where(ranks, last_own - 1, 0)
-        whole_end = tl.minimum(whole_end, end // BN * BN)
-    for first in range(0, whole_end, BN):
-        m, l, acc, best, least = _take_keys(
-            q, k_base, k_t, v_base, v_t, first, m, l, acc, best, least, t, own, ranks, C, top_index, INDEX_BITS,
-            scale2, ATTENDS, False, STRIDE, OFFSET, R, LD, SHIFT, KEEP, D, DP, E, EP, PRECISION, M, BN,
-        )  # fmt: skip
-    for first in range(whole_end, end, BN):
-        m, l, acc, best, least = _take_keys(
-            q, k_base, k_t, v_base, v_t, first, m, l, acc, best, least, t, own, ranks, C, top_index, INDEX_BITS,
-            scale2, ATTENDS, True, STRIDE, OFFSET, R, LD, SHIFT, KEEP, D, DP, E, EP, PRECISION, M, BN,
-        )  # fmt: skip
-    _store_blocks(CHOSEN, (b * H + h) * T + t, best, own, top_index, slot, valid, n)
-    if ATTENDS:
-        out, lse = finish(m, l, acc)
-        store_rows(OUT + (b * T * H + h) * E, H * E, t, valid, out, E, EP)
-        tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
 
 
 @triton.jit
@@ -205,7 +93,7 @@ def _add_scores(
         k = load_rows(k_base, k_t, key, key < C, D, DP)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - lse2[:, None]
         # Where a row does not see the key, and so does not rank the block, this must not overflow.
-        scores += tl.math.exp2(tl.minimum(s, 0.0)) * _shared(column - LD + 1, R, LD)
+        scores += tl.math.exp2(tl.minimum(s, 0.0)) * shared_strides(column - LD + 1, R, LD)
     return scores
 
 
@@ -228,14 +116,19 @@ def choose_blocks(
     k_base = K + b * k_b + g * k_h
     best, all_fit = _no_blocks(own, last_own, top_index, slot, KEEP)
     if KEEP > 0:
-        least = tl.min(best, 1)
+        if GS == 1:  # read once
+            q = load_rows(Q + b * q_b + g * q_h, q_t, t, valid, D, DP)
+            lse2 = tl.load(LSE + (b * H + g) * T + t, mask=valid, other=float("inf")) + SHIFT
         for first in range(1, tl.where(all_fit, 1, last_own - 1), BN):
             j = first + tl.arange(0, BN)
             scores = tl.zeros((M, BN), tl.float32)
-            for share_head in range(0, GS):
-                h = g * GS + share_head
-                q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
-                lse2 = tl.load(LSE + (b * H + h) * T + t, mask=valid, other=float("inf")) + SHIFT
+            if GS == 1:
                 scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
-            best, least = _take_best(best, least, scores, j, own, top_index, INDEX_BITS)
+            else:
+                for share_head in range(0, GS):
+                    h = g * GS + share_head
+                    q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
+                    lse2 = tl.load(LSE + (b * H + h) * T + t, mask=valid, other=float("inf")) + SHIFT
+                    scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
+            best = _take_best(best, rank_keys(scores, j, own, top_index, INDEX_BITS))
     _store_blocks(CHOSEN, (b * G + g) * T + t, best, own, top_index, slot, valid, n)

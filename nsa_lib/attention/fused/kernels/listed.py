@@ -177,7 +177,7 @@ def merge_query_gradient(
     n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Write dq of the queries of a block, or add it to what DQ holds: far partials, near blocks. Grid (blocks, heads)."""
+    """Write dq of the queries of a block, or add it to DQ: far partials, then near blocks. Grid (blocks, heads)."""
     i = tl.program_id(0)
     local = tl.program_id(1).to(tl.int64)
     b, h = (head + local) // H, (head + local) % H

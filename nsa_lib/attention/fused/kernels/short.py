@@ -26,6 +26,33 @@ from nsa_lib.attention.fused.kernels.tile import (
 _SIZES = ["T", "H"]
 
 
+@triton.jit
+def attend_words(
+    q, word, k_base, k_t, v_base, v_t, t, i, T, scale2, BS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr,
+):  # fmt: skip
+    """Return maximum, sum and weighted values (see `attend`) of tile i of the queries, over the blocks of `word`."""
+    m, l = tl.full((TQ,), LOWEST, tl.float32), tl.zeros((TQ,), tl.float32)
+    acc = tl.zeros((TQ, EP), tl.float32)
+    for j in range(0, i * (TQ // BS)):
+        selects = ((word >> j) & 1) == 1
+        k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
+        p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
+        shrink = tl.math.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        m = m_new
+    for z in tl.static_range(TQ // BS):
+        j = i * (TQ // BS) + z
+        key = j * BS + tl.arange(0, BS)
+        k, v = load_rows(k_base, k_t, key, key < T, D, DP), load_rows(v_base, v_t, key, key < T, E, EP)
+        seen = (((word >> j) & 1) == 1)[:, None] & (t[:, None] >= key[None, :])
+        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    return m, l, acc
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def short_forward(
     Q, K, V, CHOSEN, OUT, LSE, WORDS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
@@ -46,25 +73,7 @@ def short_forward(
         tl.store(WORDS + (b * G + g) * T + t, word, mask=valid)
     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
     k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
-    scale2 = scale * LOG2E
-    m, l = tl.full((TQ,), LOWEST, tl.float32), tl.zeros((TQ,), tl.float32)
-    acc = tl.zeros((TQ, EP), tl.float32)
-    for j in range(0, i * (TQ // BS)):
-        selects = ((word >> j) & 1) == 1
-        k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
-        p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
-        shrink = tl.math.exp2(m - m_new)
-        l = l * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        m = m_new
-    for z in tl.static_range(TQ // BS):
-        j = i * (TQ // BS) + z
-        key = j * BS + tl.arange(0, BS)
-        k, v = load_rows(k_base, k_t, key, key < T, D, DP), load_rows(v_base, v_t, key, key < T, E, EP)
-        seen = (((word >> j) & 1) == 1)[:, None] & (t[:, None] >= key[None, :])
-        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen, True, PRECISION)
+    m, l, acc = attend_words(q, word, k_base, k_t, v_base, v_t, t, i, T, scale * LOG2E, BS, D, DP, E, EP, PRECISION, TQ)
     out, lse = finish(m, l, acc)
     store_rows(OUT + (b * T * H + h) * E, H * E, t, valid, out, E, EP)
     tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
@@ -89,16 +98,17 @@ def short_query_gradient(
     return dq
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def short_key_gradient(
-    Q, K, V, D_OUT, STATE, WORDS, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+@triton.jit
+def short_keys(
+    Q, K, V, D_OUT, STATE, WORDS, pair, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, j, T, H, scale,
     BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of a block, from all heads of its group, to DKV [B, T, G, D + E]. Grid (B * G, blocks); TQ divides BS or BS divides TQ."""
+    """Write dk and dv of block j of a group, from all its heads; TQ divides BS or BS divides TQ.
+
+    `pair` points to the group's first row of [T, G, D + E].
+    """
     G = H // GS
-    b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
-    j = tl.program_id(1)
     key = j * BS + tl.arange(0, BS)
     k = load_rows(K + b * k_b + g * k_h, k_t, key, key < T, D, DP)
     v = load_rows(V + b * v_b + g * v_h, v_t, key, key < T, E, EP)
@@ -124,6 +134,20 @@ def short_key_gradient(
             lse, delta = row_state(STATE, lane, t, t < T, T)
             lse = tl.where(((word >> j) & 1) == 1, lse, float("inf"))
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
-    d_base = DKV + (b * T * G + g) * (D + E)
-    store_rows(d_base, G * (D + E), key, key < T, dk * scale, D, DP)
-    store_rows(d_base + D, G * (D + E), key, key < T, dv, E, EP)
+    store_rows(pair, G * (D + E), key, key < T, dk * scale, D, DP)
+    store_rows(pair + D, G * (D + E), key, key < T, dv, E, EP)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def short_key_gradient(
+    Q, K, V, D_OUT, STATE, WORDS, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    PRECISION: tl.constexpr, TQ: tl.constexpr,
+):  # fmt: skip
+    """Write dk and dv of each block to DKV [B, T, G, D + E]. Grid (B * G, blocks)."""
+    G = H // GS
+    b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
+    short_keys(
+        Q, K, V, D_OUT, STATE, WORDS, DKV + (b * T * G + g) * (D + E), q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+        b, g, tl.program_id(1), T, H, scale, BS, GS, D, DP, E, EP, PRECISION, TQ,
+    )  # fmt: skip

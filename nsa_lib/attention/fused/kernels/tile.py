@@ -68,6 +68,25 @@ def finish(m, l, acc):
 
 
 @triton.jit
+def store_branch(m, l, acc, OUTPUTS, LSE, b, h, t, T, H, rows, branch: tl.constexpr, E: tl.constexpr, EP: tl.constexpr):
+    """Store output and log2-sum-exp of a softmax for queries t of a head; return the output.
+
+    OUTPUTS [branches, B, T, H, E] and LSE [branches, B, H, T] hold `rows` = B * T * H rows for each branch.
+    """
+    out, lse = finish(m, l, acc)
+    before = tl.cast(rows, tl.int64) * branch
+    store_rows(OUTPUTS + (before + b * T * H + h) * E, H * E, t, t < T, out, E, EP)
+    tl.store(LSE + before + (b * H + h) * T + t, lse, mask=t < T)
+    return out
+
+
+@triton.jit
+def load_gate(GATES, row, valid, branch: tl.constexpr, BRANCHES: tl.constexpr):
+    """Load a branch's gates of rows of [B, T, H, branches], as a column."""
+    return tl.load(GATES + row * BRANCHES + branch, mask=valid, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
 def row_state(STATE, lane, rows, valid, T):
     """Load what a gradient needs of rows of a head, from [heads, 2, T]: log2-sum-exp and delta (see `rows.py`)."""
     state = STATE + lane * 2 * T + rows
