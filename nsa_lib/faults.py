@@ -22,8 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from nsa_lib import training
 from nsa_lib.attention import BACKENDS, fused, selection
 from nsa_lib.attention import module as attention_module
-from nsa_lib.attention.fused import attention as fused_attention
-from nsa_lib.config import FUSED, TREND_WINDOW, WARMUP_STEPS, CaseConfig
+from nsa_lib.config import FUSED, TREND_WINDOW, WARMUP_STEPS, CaseConfig, NSAConfig
 from nsa_lib.fault_table import FAULT_STEP
 from nsa_lib.model import TinyLM
 from nsa_lib.telemetry import Heartbeat
@@ -61,14 +60,20 @@ def _replaced(new: Callable, name: str, *owners: object) -> Iterator[None]:
 
 @contextmanager
 def _backend(name: str, new: Callable) -> Iterator[None]:
-    """Put `new` in the place of a backend's selected branch; a layer with `fused` does not look it up in BACKENDS."""
+    """Put `new` in the place of a backend's selected branch."""
     before = BACKENDS[name]
     BACKENDS[name] = new
     try:
-        with _replaced(new, "selected_attention", fused_attention) if name == FUSED else nullcontext():
+        with _in_parts() if name == FUSED else nullcontext():
             yield
     finally:
         BACKENDS[name] = before
+
+
+def _in_parts() -> AbstractContextManager[None]:
+    """Let a layer with `fused`, which computes all in one, go branch by branch as the plain backends do."""
+    attention = attention_module.NSAttention
+    return _replaced(attention._mixed, "_fused", attention)
 
 
 def _struck(strike: Callable[[], None]) -> AbstractContextManager[None]:
@@ -208,13 +213,8 @@ def growing_shapes(case: CaseConfig) -> AbstractContextManager[None]:
 
 def wrong_backend(case: CaseConfig) -> AbstractContextManager[None]:
     """Bind the case's backend to the code of another."""
-    other = BACKENDS["masked" if case.model.backend == "gather" else "gather"]
-
-    def attend(*tensors: torch.Tensor, **sizes: float) -> torch.Tensor:
-        *qkv, block_indices = tensors
-        return other(*qkv, block_indices.long(), **sizes)  # `fused` chooses in int32
-
-    return _backend(case.model.backend, attend)
+    name = case.model.backend
+    return _backend(name, BACKENDS["masked" if name == "gather" else "gather"])
 
 
 def first_key(case: CaseConfig) -> AbstractContextManager[None]:
@@ -234,17 +234,18 @@ def first_key(case: CaseConfig) -> AbstractContextManager[None]:
 @contextmanager
 def future_leak(case: CaseConfig) -> Iterator[None]:
     """Rank the blocks of each query by the scores of the query one selection block later."""
-    original, original_fused = selection.choose_blocks, fused.select_blocks
+    original, original_fused = selection.choose_blocks, fused.chosen_blocks
 
     def choose(scores: torch.Tensor, *, l_sel: int, n_sel: int) -> torch.Tensor:
         return original(scores.roll(-l_sel, dims=2), l_sel=l_sel, n_sel=n_sel)
 
-    def choose_fused(q: torch.Tensor, k_cmp: torch.Tensor, lse: torch.Tensor, *, l_sel: int, **sizes: float):
-        return original_fused(q.roll(-l_sel, dims=2), k_cmp, lse.roll(-l_sel, dims=2), l_sel=l_sel, **sizes)
+    def choose_fused(q: torch.Tensor, k_cmp: torch.Tensor, *, config: NSAConfig) -> torch.Tensor:
+        return original_fused(q.roll(-config.l_sel, dims=2), k_cmp, config=config)
 
     with (
         _replaced(choose, "choose_blocks", selection, attention_module),
-        _replaced(choose_fused, "select_blocks", fused, fused_attention),
+        _replaced(choose_fused, "chosen_blocks", fused),
+        _in_parts(),
     ):
         yield
 

@@ -1,12 +1,16 @@
 """Compile every fused kernel for the GPUs that it must run on, without one: `python -m tests.compile_kernels`.
 
 For compute capability 8.0 (A100, the checklist's machine) and 9.0 (H100, H200), in bfloat16, both classes of head width
-and every way of the selected branch; each kernel must fit the shared memory that a block may have there. Nothing runs.
+and every way of the selected branch; each kernel must fit the shared memory that a block may have there, and none that
+is launched anywhere may be left out. Nothing runs.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -15,19 +19,23 @@ from triton.runtime.jit import JITFunction
 
 from nsa_lib.attention import fused
 from nsa_lib.attention.fused import op
-from nsa_lib.config import NSAConfig
+from nsa_lib.config import BRANCHES, NSAConfig
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Most shared memory of a block, by compute capability (CUDA C++ Programming Guide)."""
 
 LAYOUTS = (
-    (2, 2, 64, 16, 300),
-    (2, 2, 64, 16, 5000),
-    (16, 1, 128, 32, 5000),
-    (2, 2, 128, 32, 5000),
-    (2, 2, 128, 32, 300),
+    (2, 2, 64, 16, 300, BRANCHES),
+    (2, 2, 64, 16, 5000, BRANCHES),
+    (16, 1, 128, 32, 5000, BRANCHES),
+    (2, 2, 128, 32, 5000, BRANCHES),
+    (2, 2, 128, 32, 300, BRANCHES),
+    (2, 2, 64, 16, 300, ("cmp", "slc")),
 )
-"""Heads, groups, head width, l, length: short and listed, narrow; grouped, listed and short, wide."""
+"""Heads, groups, width, l, length, branches: short and listed, narrow; grouped, listed and short, wide; and without
+the sliding branch, whose kernel also mixes all outputs."""
+
+LAUNCH = re.compile(r"^ +(?:kernels\.)?(\w+)\[.*\]\(", re.MULTILINE)
 
 
 class Device:
@@ -50,7 +58,7 @@ class Device:
 
 
 def compile_all(capability: int) -> dict[str, int]:
-    """Compile what one forward and backward of each layout launches; return each kernel's most shared bytes."""
+    """Compile what each layout launches; return each kernel's most shared bytes."""
     shared: dict[str, int] = {}
     launch = JITFunction.run
 
@@ -63,34 +71,46 @@ def compile_all(capability: int) -> dict[str, int]:
     JITFunction.run, op._require_interpreter = compile_only, lambda x: None
     try:
         for layout in LAYOUTS:
-            forward_and_backward(*layout)
+            go_through(*layout)
     finally:
         JITFunction.run = launch
     return shared
 
 
-def forward_and_backward(heads: int, groups: int, width: int, l: int, length: int) -> None:
-    """Go through the whole attention once on tensors of one layout, in bfloat16."""
+def go_through(heads: int, groups: int, width: int, l: int, length: int, branches: tuple[str, ...]) -> None:
+    """Go through the attention, forward and backward, and the choice alone, on bfloat16 tensors of one layout."""
     config = NSAConfig(
-        dim=1, heads=heads, groups=groups, d_k=width, d_v=width, l=l, d=16, l_sel=64, n_sel=16, w=512
+        dim=1, heads=heads, groups=groups, d_k=width, d_v=width, l=l, d=16, l_sel=64, n_sel=16, w=512, branches=branches
     )  # fmt: skip
     keys = (length - l) // 16 + 1
     shapes = ((heads, length), (groups, keys), (groups, keys), *[(groups, length)] * 4)
     tensors = [torch.zeros(1, t, h, width, dtype=torch.bfloat16).transpose(1, 2) for h, t in shapes]
-    gates = torch.zeros(1, length, heads, 3, dtype=torch.bfloat16).transpose(1, 2)
+    gates = torch.zeros(1, length, heads, len(branches), dtype=torch.bfloat16).transpose(1, 2)
     leaves = [x.requires_grad_() for x in (*tensors, gates)]
     fused.nsa(*leaves, config=config).sum().backward()
+    fused.chosen_blocks(*tensors[:2], config=config)
+
+
+def launched() -> set[str]:
+    """Return the names of the kernels that the sources launch, `kernel[grid](...)`."""
+    sources = Path(fused.__file__).parent.glob("*.py")
+    return {name for source in sources for name in LAUNCH.findall(source.read_text())}
 
 
 def main() -> int:
-    """Compile for each capability, print each kernel's shared memory, and return how many do not fit."""
+    """Compile for each capability, print each kernel's shared memory, return how many do not fit or are left out."""
     too_large = 0
-    for capability, most in SHARED_BYTES.items():
-        for name, size in sorted(compile_all(capability).items()):
+    with ProcessPoolExecutor() as processes:
+        compiled = dict(zip(SHARED_BYTES, processes.map(compile_all, SHARED_BYTES)))
+    for capability, shared in compiled.items():
+        most = SHARED_BYTES[capability]
+        for name, size in sorted(shared.items()):
             fits = size <= most
             too_large += not fits
             print(f"sm_{capability}  {name:<24} {size:>7,} of {most:,} B{'' if fits else '  TOO LARGE'}", flush=True)
-    return too_large
+    left_out = launched() ^ set.intersection(*map(set, compiled.values()))
+    print(f"launched in the sources or compiled here, but not both: {', '.join(sorted(left_out)) or 'none'}")
+    return too_large + len(left_out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch
 from nsa_lib import attention, faults, training
 from nsa_lib.attention import module as attention_module
 from nsa_lib.attention import selection
-from nsa_lib.attention.fused import attention as fused_attention
 from nsa_lib.case import run_to_result
 from nsa_lib.config import NSAConfig
 from nsa_lib.fault_table import FAULT_STEP, FAULTS
@@ -174,23 +173,30 @@ def of_fused(fault):
         ("future_leak", True, True, "fused"),
     ],
 )
-def test_a_fault_of_a_backend_reaches_a_layer_with_fused(plain_kernels, fault, moves, selects_otherwise, route):
+def test_a_fault_of_a_backend_reaches_a_layer_with_fused(plain_fused, fault, moves, selects_otherwise, route):
     (right, chosen, _), (wrong, otherwise, ran) = of_fused(fault)
     assert torch.allclose(right, wrong, atol=1e-5) != moves
     assert torch.equal(chosen, otherwise) != selects_otherwise
     assert ran == {route}
 
 
+def of_fused_in_force():
+    return attention.BACKENDS["fused"], attention.fused.chosen_blocks, attention.NSAttention._fused
+
+
 @pytest.mark.parametrize("fault", ["wrong_backend", "first_key", "future_leak"])
 def test_a_fault_of_fused_is_in_force_inside_its_context_alone(fault):
-    def of_fused_in_force():
-        choice = attention.fused.select_blocks, fused_attention.select_blocks
-        return attention.BACKENDS["fused"], fused_attention.selected_attention, *choice
-
     before = of_fused_in_force()
     with planted(fault, device="cuda", model=model("fused")):
         assert of_fused_in_force() != before
     assert of_fused_in_force() == before
+
+
+@pytest.mark.parametrize("fault", ["wrong_backend", "first_key"])
+def test_a_fault_of_another_backend_leaves_fused_as_it_is(fault):
+    before = of_fused_in_force()
+    with planted(fault, model=model("masked")):
+        assert of_fused_in_force() == before
 
 
 @pytest.mark.parametrize("fault", ["none", "future_leak"])

@@ -8,7 +8,6 @@ import torch
 
 from nsa_lib import attention, faults, preflight, training
 from nsa_lib.attention import module
-from nsa_lib.attention.fused import attention as fused_attention
 from nsa_lib.check_names import check_names
 from nsa_lib.config import BACKEND_NAMES, PLAIN_BACKENDS, CaseConfig, ModelConfig, NSAConfig
 from nsa_lib.model import TinyLM
@@ -16,6 +15,7 @@ from nsa_lib.preflight import GROUPS, copying, learning, run_checks
 from nsa_lib.preflight.finding import Finding, at_least, at_most, within_budget
 from nsa_lib.preflight.subject import judged_sizes, relative_error, share_given_away, subject_checks
 from nsa_lib.telemetry import Heartbeat, HeartbeatReader
+from tests import stand_in
 
 CHECKS = check_names(PLAIN_BACKENDS)
 NSA = NSAConfig(dim=32, heads=4, groups=2, d_k=16, d_v=8, l=8, d=8, l_sel=16, n_sel=5, w=24)
@@ -73,7 +73,7 @@ def of_fused(name, fault="none"):
 
 
 @pytest.mark.parametrize("name", [*OF_FUSED, "gradients", "checkpointing"])
-def test_a_check_of_fused_holds_on_what_computes_the_same(plain_kernels, name):
+def test_a_check_of_fused_holds_on_what_computes_the_same(plain_fused, name):
     finding = of_fused(name)
     assert finding.holds, finding
 
@@ -91,30 +91,31 @@ def test_a_check_of_fused_holds_on_what_computes_the_same(plain_kernels, name):
         ("checkpointing", "late_binding"),
     ],
 )
-def test_a_seeded_fault_is_found_with_fused(plain_kernels, name, fault):
+def test_a_seeded_fault_is_found_with_fused(plain_fused, name, fault):
     finding = of_fused(name, fault)
     assert not finding.holds, finding
 
 
 @pytest.mark.parametrize("w", [23, 25])
-def test_a_window_of_another_width_is_found_in_fused_alone(plain_kernels, monkeypatch, w):
-    original = fused_attention.sliding_attention
-    monkeypatch.setattr(fused_attention, "sliding_attention", lambda *x, **o: original(*x, **{**o, "w": w}))
+def test_a_window_of_another_width_is_found_in_fused_alone(plain_fused, monkeypatch, w):
+    original = stand_in.sliding_attention
+    monkeypatch.setattr(stand_in, "sliding_attention", lambda *x, **o: original(*x, **{**o, "w": w}))
     assert not of_fused("past_win_fused").holds
     assert of_fused("past_win").holds
 
 
-def test_compressed_blocks_seen_too_early_are_found_in_fused_alone(plain_kernels, monkeypatch):
-    original = fused_attention.compressed_attention
-    monkeypatch.setattr(fused_attention, "compressed_attention", lambda *x, l, **o: original(*x, l=l - 1, **o))
+def test_compressed_blocks_seen_too_early_are_found_in_fused_alone(plain_fused, monkeypatch):
+    original = stand_in.compressed_attention
+    monkeypatch.setattr(stand_in, "compressed_attention", lambda *x, l, **o: original(*x, l=l - 1, **o))
     assert not of_fused("past_cmp_fused").holds
     assert of_fused("past_cmp").holds
 
 
-def test_fused_is_judged_by_the_blocks_that_it_chose_itself(plain_kernels, monkeypatch):
+def test_fused_is_judged_by_the_blocks_that_it_chose_itself(plain_fused, monkeypatch):
     """Rounding lets it choose others than the plain backends do; its attention is right all the same."""
 
-    def nearest(q, k_cmp, lse, *, l_sel, n_sel, **sizes):
+    def nearest(q, k_cmp, *, config):
+        l_sel, n_sel = config.l_sel, config.n_sel
         own = torch.arange(q.shape[2])[:, None] // l_sel - torch.arange(n_sel).flip(0)
         blocks = torch.where(own < 0, -1, own).sort(descending=True).values
         kept = (blocks >= 0).sum(-1, keepdim=True)
@@ -122,8 +123,7 @@ def test_fused_is_judged_by_the_blocks_that_it_chose_itself(plain_kernels, monke
         blocks = blocks.sort().values.masked_fill(torch.arange(n_sel) >= kept, -1)
         return blocks.int().expand(1, k_cmp.shape[1], -1, -1)
 
-    for owner in (attention.fused, fused_attention):
-        monkeypatch.setattr(owner, "select_blocks", nearest)
+    monkeypatch.setattr(plain_fused, "chosen_blocks", nearest)
     assert of_fused("attention_fused").holds
     assert of_fused("attention_masked").holds
     assert not of_fused("selection_fused").holds
@@ -162,18 +162,18 @@ def test_a_block_of_the_future_gives_everything_away():
 
 @pytest.mark.parametrize(("fault", "learns"), [("none", True), ("first_key", False)])
 def test_the_selected_branch_of_fused_learns_to_copy_in_blocks_that_its_kernels_take(
-    plain_kernels, monkeypatch, fault, learns
+    plain_fused, monkeypatch, fault, learns
 ):
     monkeypatch.setattr(copying, "STEPS", 60)
-    blocks, right = [], fused_attention.selected_attention
+    blocks, right = set(), module.NSAttention.forward
 
-    def seen(*tensors, l_sel, **more):
-        blocks.append(l_sel)
-        return right(*tensors, l_sel=l_sel, **more)
+    def seen(layer, x):
+        blocks.add(layer.config.l_sel)
+        return right(layer, x)
 
-    monkeypatch.setattr(fused_attention, "selected_attention", seen)
+    monkeypatch.setattr(module.NSAttention, "forward", seen)
     assert learned("copy_slc", fault, model=replace(CASE.model, backend="fused")).holds == learns
-    assert set(blocks) <= {16}
+    assert blocks == {16}
 
 
 def test_a_parameter_without_a_gradient_is_named():

@@ -1,19 +1,22 @@
 """Who is measured: dense attention, the backends of the selected branch, the parts of `fused`, and fla-core.
 
 A contestant names the tensors of a problem that it reads and takes a gradient for, and is called with them. Triton and
-fla-core are imported when one of theirs is called: who lacks them has rows that say so.
+fla-core are imported when one of theirs is called: who lacks them has rows that say so. One branch of `fused` is its
+whole with that branch alone and a gate of 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nsa_lib.attention import fused
 from nsa_lib.attention.backends import BACKENDS
 from nsa_lib.config import BRANCHES, NSAConfig
 from tests.bench_gpu.problem import Problem
@@ -58,14 +61,14 @@ class Contestant:
 
 def contestants(config: NSAConfig, device: str) -> list[Contestant]:
     """Return who is measured on a layout, in order: dense first, the yardstick of all others."""
+    compressed, sliding = (partial(_fused_branch, replace(config, branches=(branch,))) for branch in ("cmp", "win"))
     return [
         *_dense(config, device),
         Contestant("whole", FUSED, WHOLE_READS, _fused_nsa, may_be_slow=False),
         Contestant("selected", FUSED, SELECTED_READS, _fused_selected, may_be_slow=False),
-        Contestant("compressed", FUSED, ("q", "k_cmp", "v_cmp"), _fused_compressed, may_be_slow=False),
+        Contestant("compressed", FUSED, ("q", "k_cmp", "v_cmp"), compressed, may_be_slow=False),
         Contestant("choice", FUSED, (), fused_choice, may_be_slow=False),
-        Contestant("sliding", FUSED, ("q", "k_win", "v_win"), _fused_sliding, may_be_slow=False),
-        Contestant("mix", FUSED, ("gates", *(f"out_{b}" for b in BRANCHES)), _fused_mix, may_be_slow=False),
+        Contestant("sliding", FUSED, ("q", "k_win", "v_win"), sliding, may_be_slow=False),
         *(Contestant("selected", name, SELECTED_READS, partial(_backend, name)) for name in BACKENDS if name != FUSED),
         Contestant("selected", FLA, SELECTED_READS, _fla_selected, token_major=True),
     ]
@@ -126,44 +129,19 @@ def _fla_selected(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
 
 
-def _fused_selected(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from nsa_lib.attention import fused
+def _fused_nsa(problem: Problem, *tensors: Tensor) -> Tensor:
+    return fused.nsa(*tensors, config=problem.config)
 
+
+def _fused_selected(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return fused.selected_attention(q, k, v, problem.blocks, l_sel=problem.config.l_sel, scale=problem.scale)
 
 
-def _fused_compressed(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> Tensor:
-    from nsa_lib.attention import fused
-
-    c = problem.config
-    return fused.compressed_attention(q, k_cmp, v_cmp, l=c.l, d=c.d, scale=problem.scale)[0]
+def _fused_branch(alone: NSAConfig, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    pairs = ((k, v) if alone.branches == (branch,) else (None, None) for branch in BRANCHES)
+    return fused.nsa(q, *chain(*pairs), problem.unit_gate, config=alone)
 
 
 def fused_choice(problem: Problem) -> Tensor:
-    """Return the blocks that `fused` chooses; the log-sum-exp is made once and kept with the problem."""
-    from nsa_lib.attention import fused
-
-    c, x = problem.config, problem.tensors
-    if "lse" not in x:
-        _, x["lse"] = fused.compressed_attention(x["q"], x["k_cmp"], x["v_cmp"], l=c.l, d=c.d, scale=problem.scale)
-    return fused.select_blocks(
-        x["q"], x["k_cmp"], x["lse"], l=c.l, d=c.d, l_sel=c.l_sel, n_sel=c.n_sel, scale=problem.scale
-    )
-
-
-def _fused_sliding(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from nsa_lib.attention import fused
-
-    return fused.sliding_attention(q, k, v, w=problem.config.w, scale=problem.scale)
-
-
-def _fused_mix(problem: Problem, gates: Tensor, *outputs: Tensor) -> Tensor:
-    from nsa_lib.attention import fused
-
-    return fused.mix(gates, list(outputs))
-
-
-def _fused_nsa(problem: Problem, *tensors: Tensor) -> Tensor:
-    from nsa_lib.attention import fused
-
-    return fused.nsa(*tensors, config=problem.config)
+    """Return the blocks that `fused` chooses."""
+    return fused.chosen_blocks(problem.tensors["q"], problem.tensors["k_cmp"], config=problem.config)

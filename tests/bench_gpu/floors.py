@@ -6,6 +6,10 @@ a pair costs q . k and p v: 2 d_k + 2 d_v flop. Backward makes the logits again 
 dv += p do, dq += ds k, dk += ds q: 6 d_k + 4 d_v flop, 2.5 times forward's where d_k = d_v. Selected, far from the
 start, P is n_sel * l_sel a query: 4 * n_sel * l_sel * D flop.
 
+The choice of blocks makes the logits of the compressed keys, 2 d_k flop a pair. Where heads share a group their
+probabilities are added up, so each must be normalised first, and the choice makes its logits twice. In the whole the
+compressed attention has made them once.
+
 Bytes: forward reads each input once and writes each output once. Backward reads the inputs, the gradient of the output,
 and what the flop count supposes to be kept (output and log-sum-exp), and writes a gradient for each input that has one.
 """
@@ -37,11 +41,10 @@ class Part:
 
 PARTS = {
     "dense": Part(("q", "k", "v"), ("out",), kept=("out", "lse"), sees=("causal",)),
-    "compressed": Part(("q", "k_cmp", "v_cmp"), ("out", "lse"), kept=("out", "lse"), sees=("compressed",)),
-    "choice": Part((), ("blocks",), also=("q", "k_cmp", "lse"), sees=("compressed",)),
+    "compressed": Part(("q", "k_cmp", "v_cmp"), ("out",), kept=("out", "lse"), sees=("compressed",)),
+    "choice": Part((), ("blocks",), also=("q", "k_cmp"), sees=("compressed",)),
     "selected": Part(("q", "k", "v"), ("out",), also=("blocks",), kept=("out", "lse"), sees=("selected",)),
     "sliding": Part(("q", "k", "v"), ("out",), kept=("out", "lse"), sees=("recent",)),
-    "mix": Part(("gates", *["out"] * len(BRANCHES)), ("out",)),
     "whole": Part(
         ("q", "k_cmp", "v_cmp", "k", "v", "k", "v", "gates"),
         ("out",),
@@ -81,16 +84,14 @@ def pairs(kind: str, c: NSAConfig, length: int) -> int:
 
 def flop(part: str, c: NSAConfig, length: int, direction: str) -> int:
     """Return the floating-point operations of all heads, a multiplication and its addition being two."""
-    if part == "mix":
-        # sum of gate * out; back, gate * d_out for each branch, and d_out . out for each gate.
-        return (2 if direction == FORWARD else 3) * len(BRANCHES) * c.d_v * c.heads * length
+    logits_again = 0 if c.heads == c.groups else 2 * c.d_k
     if part == "choice":
-        each = {"compressed": 2 * c.d_k}
+        each = {"compressed": 2 * c.d_k + logits_again}
     else:
         cost = 2 * c.d_k + 2 * c.d_v if direction == FORWARD else 6 * c.d_k + 4 * c.d_v
         each = dict.fromkeys(PARTS[part].sees, cost)
         if part == "whole" and direction == FORWARD:
-            each["compressed"] += 2 * c.d_k  # the choice makes the logits once more
+            each["compressed"] += logits_again
     return c.heads * sum(cost * pairs(kind, c, length) for kind, cost in each.items())
 
 

@@ -85,9 +85,6 @@ def _with_gradients(function: Callable[..., Tensor], leaves: list[Tensor], cotan
 
 def _exact(part: str, problem: Problem, rows: Tensor, *tensors: Tensor) -> Tensor:
     """Return a part's output at some queries, [1, H, rows, d_v]."""
-    if part == "mix":
-        gates, *outputs = (x[:, :, rows] for x in tensors)
-        return _mixed(gates, outputs)
     if part == "whole":
         q, *keys_and_values, gates = tensors
         chosen = fused_choice(problem)
@@ -95,13 +92,9 @@ def _exact(part: str, problem: Problem, rows: Tensor, *tensors: Tensor) -> Tenso
             _attend(q[:, :, rows], k, v, _sees(branch, problem, rows, chosen), problem.scale)
             for k, v, branch in zip(keys_and_values[::2], keys_and_values[1::2], WHOLE, strict=True)
         ]
-        return _mixed(gates[:, :, rows], outputs)
+        return sum(gate[..., None] * out for gate, out in zip(gates[:, :, rows].unbind(-1), outputs, strict=True))
     q, k, v = tensors
     return _attend(q[:, :, rows], k, v, _sees(part, problem, rows, problem.blocks), problem.scale)
-
-
-def _mixed(gates: Tensor, outputs: list[Tensor]) -> Tensor:
-    return sum(gate[..., None] * out for gate, out in zip(gates.unbind(-1), outputs, strict=True))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -136,10 +129,8 @@ def _sees(part: str, problem: Problem, rows: Tensor, blocks: Tensor) -> Tensor:
 def _allowed(part: str, problem: Problem, rows: Tensor) -> tuple[float, float]:
     """Return the budget of the output and of a gradient."""
     c, x = problem.config, problem.tensors
-    mixing = budget.steps(x["q"].dtype, roundings=budget.MERGE_ROUNDINGS)
-    if part == "mix":
-        return mixing, budget.steps(x["q"].dtype, roundings=budget.MERGE_ROUNDINGS, terms=c.d_v)
     if part == "whole":
+        mixing = budget.steps(x["q"].dtype, roundings=budget.MERGE_ROUNDINGS)
         branches = [_allowed(branch, problem, rows) for branch in WHOLE]
         return tuple(math.hypot(max(errors), mixing) for errors in zip(*branches))
     keys = keys_seen(KEYS_OF[part], c, problem.length - 1)

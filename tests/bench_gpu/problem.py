@@ -31,7 +31,7 @@ class Problem:
     config: NSAConfig
     length: int
     tensors: dict[str, torch.Tensor]
-    """`q`, `k_<branch>`, `v_<branch>`, `out_<branch>`, `gates` in (0, 1), `cotangent` of an output."""
+    """`q`, `k_<branch>`, `v_<branch>`, `gates` in (0, 1), `cotangent` of an output."""
     blocks: torch.Tensor
     """Random causal selection, int32 [1, G, T, n_sel]."""
 
@@ -44,6 +44,11 @@ class Problem:
     def token_major_blocks(self) -> torch.Tensor:
         """The selection as [1, T, G, n_sel]."""
         return self.blocks.transpose(1, 2).contiguous()
+
+    @cached_property
+    def unit_gate(self) -> torch.Tensor:
+        """A gate of 1 for one branch, [1, H, T, 1]."""
+        return torch.ones_like(self.tensors["gates"][..., :1])
 
     @property
     def scale(self) -> float:
@@ -63,7 +68,6 @@ class Problem:
         for branch in BRANCHES:
             rows = compressed if branch == "cmp" else length
             tensors[f"k_{branch}"], tensors[f"v_{branch}"] = (normal(c.groups, rows, d) for d in (c.d_k, c.d_v))
-            tensors[f"out_{branch}"] = normal(c.heads, length, c.d_v)
         tensors["gates"] = normal(c.heads, length, len(BRANCHES)).sigmoid()
         blocks = random_blocks(c.groups, length, l_sel=c.l_sel, n_sel=c.n_sel, generator=generator, device=device)
         return cls(config, length, tensors, blocks)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,12 +38,16 @@ def test_a_query_far_from_the_start_takes_4_n_l_d_flop():
     assert floors.flop("dense", c, 2048, FORWARD) == 12 * 4 * 64 * 2048 * 2049 // 2
 
 
-def test_the_whole_is_its_parts():
+@pytest.mark.parametrize(("groups", "times"), [(4, 1), (2, 2)])
+def test_the_whole_is_its_parts_but_for_logits_that_two_of_them_share(groups, times):
+    c = replace(CONFIG, groups=groups)
+    logits = c.heads * floors.pairs("compressed", c, LENGTH) * 2 * c.d_k
+    assert floors.flop("choice", c, LENGTH, FORWARD) == times * logits
     parts = ("compressed", "choice", "selected", "sliding")
-    forward = sum(floors.flop(part, CONFIG, LENGTH, FORWARD) for part in parts)
-    assert floors.flop("whole", CONFIG, LENGTH, FORWARD) == forward
-    backward = sum(floors.flop(part, CONFIG, LENGTH, BACKWARD) for part in parts if part != "choice")
-    assert floors.flop("whole", CONFIG, LENGTH, BACKWARD) == backward
+    forward = sum(floors.flop(part, c, LENGTH, FORWARD) for part in parts)
+    assert floors.flop("whole", c, LENGTH, FORWARD) == forward - logits
+    backward = sum(floors.flop(part, c, LENGTH, BACKWARD) for part in parts if part != "choice")
+    assert floors.flop("whole", c, LENGTH, BACKWARD) == backward
 
 
 def test_products_are_counted_as_torch_counts_them():
@@ -66,22 +72,21 @@ def test_bytes_are_those_of_the_tensors(contestant):
     problem = Problem.random(CONFIG, LENGTH, dtype=torch.bfloat16, device="cpu")
     inputs = sum(problem.tensors[name].nbytes for name in contestant.reads)
     part = contestant.part
-    out, lse, blocks = problem.tensors["out_cmp"].nbytes, 4 * CONFIG.heads * LENGTH, problem.blocks.nbytes
+    out, lse, blocks = problem.tensors["cotangent"].nbytes, 4 * CONFIG.heads * LENGTH, problem.blocks.nbytes
     if part == "choice":
-        inputs = problem.tensors["q"].nbytes + problem.tensors["k_cmp"].nbytes + lse
+        inputs = problem.tensors["q"].nbytes + problem.tensors["k_cmp"].nbytes
         assert floors.moved_bytes(part, CONFIG, LENGTH, FORWARD, 2) == inputs + blocks
         return
     also = blocks if part == "selected" else 0
-    made = out + lse if part == "compressed" else out
-    assert floors.moved_bytes(part, CONFIG, LENGTH, FORWARD, 2) == inputs + also + made
-    kept = {"mix": 0, "whole": 3 * (out + lse) + blocks}.get(part, out + lse)
+    assert floors.moved_bytes(part, CONFIG, LENGTH, FORWARD, 2) == inputs + also + out
+    kept = 3 * (out + lse) + blocks if part == "whole" else out + lse
     assert floors.moved_bytes(part, CONFIG, LENGTH, BACKWARD, 2) == 2 * inputs + also + kept + out
 
 
 def test_the_floor_is_the_larger_of_both_times():
     slow_copy = Ceilings(copy_gb_per_s=1.0, matmul_tflop_per_s=1e9)
-    moved = floors.moved_bytes("mix", CONFIG, LENGTH, FORWARD, 2)
-    assert floors.floor_ms("mix", CONFIG, LENGTH, FORWARD, 2, slow_copy) == pytest.approx(moved / 1e6)
+    moved = floors.moved_bytes("sliding", CONFIG, LENGTH, FORWARD, 2)
+    assert floors.floor_ms("sliding", CONFIG, LENGTH, FORWARD, 2, slow_copy) == pytest.approx(moved / 1e6)
     slow_product = Ceilings(copy_gb_per_s=1e9, matmul_tflop_per_s=1e-3)
     work = floors.flop("dense", CONFIG, LENGTH, FORWARD)
     assert floors.floor_ms("dense", CONFIG, LENGTH, FORWARD, 2, slow_product) == pytest.approx(work / 1e6)

@@ -39,7 +39,7 @@ def test_a_dry_run_goes_the_whole_way(plain_fused, quick_facts, tmp_path, capsys
     assert "| whole | fused |" in capsys.readouterr().out
 
 
-def test_without_fused_the_run_goes_on(no_fused, quick_facts, tmp_path, capsys):
+def test_without_triton_the_run_goes_on(no_triton, quick_facts, tmp_path, capsys):
     out = tmp_path / "bench_gpu.json"
     main(["--dry", "--quick", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nsa_lib.config import NSAConfig
+from tests import stand_in
 from tests.bench_gpu import measure
 from tests.bench_gpu.contestants import FLA, FUSED, why_not
 from tests.bench_gpu.floors import Ceilings
@@ -58,10 +59,11 @@ def test_what_was_timed_is_timed_under_graphs_too_forward_first(plain_fused):
     race = heat()
     race.check(64)
     assert race.measure_graphs(problem()) == []
-    for part, name in (("whole", FUSED), ("choice", FUSED), ("mix", FUSED)):
+    for part, name in (("whole", FUSED), ("choice", FUSED), ("sliding", FUSED)):
         race.measure(contestant(race, part, name), problem())
     rows = race.measure_graphs(problem())
-    ways = [("whole", "forward"), ("choice", "forward"), ("mix", "forward"), ("whole", "backward"), ("mix", "backward")]
+    forward, backward = (("whole", "choice", "sliding"), "forward"), (("whole", "sliding"), "backward")
+    ways = [(part, direction) for parts, direction in (forward, backward) for part in parts]
     assert [(row.part, row.direction) for row in rows] == ways
     assert all(row.mode == "graph" and row.median_ms > 0 and row.error < 1e-4 for row in rows)
     assert race.measure_graphs(problem(128)) == []
@@ -71,26 +73,27 @@ def test_a_graph_that_cannot_be_captured_says_so(plain_fused):
     race = heat()
     race.clock = WallClock()
     race.check(64)
-    race.measure(contestant(race, "mix", FUSED), problem())
+    race.measure(contestant(race, "sliding", FUSED), problem())
     assert [row.reason for row in race.measure_graphs(problem())] == ["RuntimeError: a CPU has no CUDA graphs"] * 2
 
 
-def test_a_missing_package_is_a_row_that_says_so(no_fused):
+def test_a_missing_package_is_a_row_that_says_so(no_triton):
     race = heat()
     race.check(64)
     rows = race.measure(contestant(race, "whole", FUSED), problem())
     assert [row.direction for row in rows] == ["forward", "backward"]
-    assert all("nsa_lib.attention" in row.reason and row.median_ms is None for row in rows)
+    assert all("import of triton" in row.reason and row.median_ms is None for row in rows)
     assert race.measure(contestant(race, "selected", "masked"), problem())[0].reason == ""
 
 
 def test_a_wrong_contestants_figures_say_so_and_do_not_count(plain_fused, monkeypatch):
-    monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: 1.1 * gates[..., :1] * outputs[0] + sum(outputs))
+    right = stand_in.sliding_attention
+    monkeypatch.setattr(stand_in, "sliding_attention", lambda *x, **o: 1.1 * right(*x, **o))
     race = heat()
     race.check(64)
-    (wrong,) = [check for check in race.checks if check["wrong"]]
-    assert (wrong["part"], wrong["contestant"]) == ("mix", FUSED)
-    rows = race.measure(contestant(race, "mix", FUSED), problem())
+    wrong = [(check["part"], check["contestant"]) for check in race.checks if check["wrong"]]
+    assert wrong == [("whole", FUSED), ("sliding", FUSED)]
+    rows = race.measure(contestant(race, "sliding", FUSED), problem())
     assert [row.reason.split(": error")[0] for row in rows] == ["wrong: output"] * 2
     assert all(row.median_ms > 0 and row.counted_ms is None and row.error > 0.01 for row in rows)
 
@@ -98,7 +101,7 @@ def test_a_wrong_contestants_figures_say_so_and_do_not_count(plain_fused, monkey
 def test_what_fails_at_a_length_says_so_there(plain_fused, monkeypatch):
     race = heat()
     race.check(64)
-    right = plain_fused.mix
+    right = stand_in.sliding_attention
 
     class NoBackward(torch.autograd.Function):
         @staticmethod
@@ -109,24 +112,24 @@ def test_what_fails_at_a_length_says_so_there(plain_fused, monkeypatch):
         def backward(ctx, gradient):
             raise torch.OutOfMemoryError("tried to allocate 9 GiB\nand more")
 
-    monkeypatch.setattr(plain_fused, "mix", lambda gates, outputs: NoBackward.apply(right(gates, outputs)))
-    rows = race.measure(contestant(race, "mix", FUSED), problem())
+    monkeypatch.setattr(stand_in, "sliding_attention", lambda *x, **o: NoBackward.apply(right(*x, **o)))
+    rows = race.measure(contestant(race, "sliding", FUSED), problem())
     assert [(row.direction, row.reason) for row in rows] == [
         ("forward", "OutOfMemoryError: tried to allocate 9 GiB"),
         ("backward", "OutOfMemoryError: tried to allocate 9 GiB"),
     ]
-    monkeypatch.setattr(plain_fused, "mix", right)
-    assert [row.reason for row in race.measure(contestant(race, "mix", FUSED), problem(128))] == ["", ""]
+    monkeypatch.setattr(stand_in, "sliding_attention", right)
+    assert [row.reason for row in race.measure(contestant(race, "sliding", FUSED), problem(128))] == ["", ""]
 
 
 def test_what_is_wrong_at_one_length_alone_is_seen_there(plain_fused, monkeypatch):
     """As a kernel is that only long sequences run."""
-    right = plain_fused.sliding_attention
+    right = stand_in.sliding_attention
 
     def wrong_when_long(q, k, v, **options):
         return right(q, k, v, **options) * (1 if q.shape[2] < 100 else 1.1)
 
-    monkeypatch.setattr(plain_fused, "sliding_attention", wrong_when_long)
+    monkeypatch.setattr(stand_in, "sliding_attention", wrong_when_long)
     race = heat()
     race.check(64)
     sliding = contestant(race, "sliding", FUSED)

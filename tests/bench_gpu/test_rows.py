@@ -32,7 +32,7 @@ def test_a_ratio_crosses_neither_modes_nor_lengths_nor_layouts(other):
 
 
 def test_dense_that_was_wrong_is_no_yardstick():
-    rows = [row("dense", "cuDNN", 1.0, reason="wrong: output"), row("dense", "flash", 3.0), row("mix", "fused", 3.0)]
+    rows = [row("dense", "cuDNN", 1.0, reason="wrong: output"), row("dense", "flash", 3.0), row("whole", "fused", 3.0)]
     assert [r["over_dense"] for r in with_ratios(rows)] == [None, 1, 1]
 
 
