@@ -18,6 +18,7 @@ from nsa_lib.attention import (
     sliding_attention,
 )
 from nsa_lib.attention.backends.masked import selection_bias
+from nsa_lib.attention.rope import apply_rope
 from nsa_lib.attention.sdpa import attend
 
 
@@ -57,7 +58,7 @@ def selected_attention(q, k, v, block_indices, *, l_sel, scale):
 @pytest.fixture
 def plain_fused(monkeypatch):
     """Let cases on a CPU go through `fused`, which the plain functions compute; return it."""
-    for function in (nsa, chosen_blocks, selected_attention):
+    for function in (nsa, chosen_blocks, selected_attention, apply_rope):
         monkeypatch.setattr(fused, function.__name__, function)
     monkeypatch.setitem(BACKENDS, "fused", selected_attention)
     monkeypatch.setattr("nsa_lib.config.fused_refusal", lambda *sizes: None)

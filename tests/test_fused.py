@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, compressed_probabilities, fused, reference
 from nsa_lib.attention import select_blocks as choose
 from nsa_lib.attention.fused import grouped, listed, selected, short, whole
+from nsa_lib.attention.rope import apply_rope
 from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import BRANCHES, FUSED_MOST_SELECTED, NSAConfig
 from tests import budget
@@ -282,6 +283,21 @@ def test_scores_that_rise_or_fall_beyond_all_measure(heads, steepness):
     found = fused.chosen_blocks(q, k, config=sizes(heads, l_sel=l_sel, n_sel=8)).cpu()
     best = list(range(56, 61)) if steepness > 0 else list(range(1, 6))
     assert torch.equal(found[0, 0, -1], torch.tensor([0, *best, 61, 62], dtype=torch.int32))
+
+
+@every_dtype
+@pytest.mark.parametrize(("length", "stride", "offset"), [(1, 1, 0), (70, 1, 0), (9, 16, 31), (0, 16, 31)])
+def test_a_rotation_and_the_one_back(length, stride, offset, dtype):
+    x, weight = budget.sample(2, 3, length, 48)[..., :24], budget.sample(2, 3, length, 24)  # rows with a gap between
+    plain = partial(apply_rope, stride=stride, offset=offset)
+    exact = budget.with_gradients(plain, [x], weight)
+    got = budget.with_gradients(
+        partial(fused.apply_rope, stride=stride, offset=offset), on_device([x], dtype), weight.to(DEVICE)
+    )
+    allowed = budget.rotation(dtype, last_position=length * stride + offset, width=24, base=10000.0)
+    for mine, true in zip(got, exact, strict=True):
+        assert mine.dtype == dtype
+        assert budget.error(mine.cpu(), true) <= allowed
 
 
 SMALL = {"dim": 32, "heads": 2, "d_k": 16, "d_v": 8, "n_sel": 3, "w": 40}

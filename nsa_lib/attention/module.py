@@ -123,7 +123,12 @@ class NSAttention(nn.Module):
         """Return the compressed keys, rotated, [B, G, C, d_k]."""
         c = self.config
         k_cmp = compress(parts["key_cmp"], self.phi_k, l=c.l, d=c.d)
-        return apply_rope(k_cmp, base=c.rope_base, stride=c.d, offset=c.l - 1)
+        return self._rotate(k_cmp, stride=c.d, offset=c.l - 1)
+
+    def _rotate(self, x: torch.Tensor, **positions: int) -> torch.Tensor:
+        """Return x [B, heads, T, D] rotated."""
+        rotate = fused.apply_rope if self.backend == FUSED else apply_rope
+        return rotate(x, base=self.config.rope_base, **positions)
 
     def _project(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return all projections of x by name, heads apart: [B, heads, T, width], the gates [B, H, T, branches].
@@ -142,7 +147,7 @@ class NSAttention(nn.Module):
         widths.append(-sum(widths) % ALIGNED)
         weight = torch.cat([*weights.values(), zero_rows(widths[-1], c.dim, x.dtype, x.device)])
         turned, *rest, _ = F.linear(x, weight).split(widths, dim=-1)
-        turned = apply_rope(turned.unflatten(-1, (-1, c.d_k)).transpose(1, 2), base=c.rope_base)
+        turned = self._rotate(turned.unflatten(-1, (-1, c.d_k)).transpose(1, 2))
         turned = turned.split([len(weights[name]) // c.d_k for name in rotated], dim=1)
         parts = dict(zip((*rotated, *others), (*turned, *rest)))
         for name in others[:-1]:

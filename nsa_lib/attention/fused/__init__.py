@@ -6,6 +6,7 @@ Triton to be imported; `kernels/` is Triton.
 """
 
 from nsa_lib.attention.fused.attention import chosen_blocks, nsa
+from nsa_lib.attention.fused.rope import apply_rope
 from nsa_lib.attention.fused.selected import selected_attention
 
-__all__ = ["chosen_blocks", "nsa", "selected_attention"]
+__all__ = ["apply_rope", "chosen_blocks", "nsa", "selected_attention"]

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 from nsa_lib.attention.fused import band, choice, rows, short, whole
 from nsa_lib.attention.fused.mix import mix
 from nsa_lib.attention.fused.selected import ROUTE, require_blocks, way
-from nsa_lib.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require
+from nsa_lib.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require, two
 from nsa_lib.config import BRANCHES, NSAConfig
 
 
@@ -114,8 +114,11 @@ class _NSA(torch.autograd.Function):
                 )  # fmt: skip
             if win >= 0:
                 pairs[2] = band.gradient(q, k_win, v_win, d_out, state[win], *band.sliding(c))
-        parts = ((None, None) if pair is None else pair.split((c.d_k, c.d_v), dim=-1) for pair in pairs)
-        return dq, *chain.from_iterable(parts), d_gates, None
+        gradients = (
+            (None, None) if pair is None else two(pair, k, v)
+            for pair, k, v in zip(pairs, keys_values[::2], keys_values[1::2])
+        )  # fmt: skip
+        return dq, *chain.from_iterable(gradients), d_gates, None
 
 
 def _one_by_one(q, keys_values, gates, outputs, lse, out, places, config):

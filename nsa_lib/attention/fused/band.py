@@ -50,12 +50,11 @@ def gradient(
     window: int,
     scale: float,
 ) -> torch.Tensor:
-    """Return the gradients of keys and values of a band side by side; `state` is that of the rows, [B, H, 2, T]."""
-    (batch, groups, keys, d), parts = k.shape, _parts(q, k, v, window)
-    dtype = q.dtype if parts == 1 else torch.float32
-    pair = k.new_empty(parts, batch, keys, groups, d + v.shape[-1], dtype=dtype)
-    _key_gradient(q, k, v, d_out, state, pair, stride, offset, window, scale)
-    return (pair[0] if parts == 1 else pair.sum(dim=0).to(q.dtype)).transpose(1, 2)
+    """Return the pair of gradients of keys and values (see `empty_pair`); `state` is that of the rows, [B, H, 2, T]."""
+    parts = _parts(q, k, v, window)
+    pairs = k.new_empty(parts, k.numel() + v.numel(), dtype=q.dtype if parts == 1 else torch.float32)
+    _key_gradient(q, k, v, d_out, state, pairs, stride, offset, window, scale)
+    return pairs[0] if parts == 1 else pairs.sum(dim=0).to(q.dtype)
 
 
 def tile_kind(q: torch.Tensor, v: torch.Tensor) -> str:
@@ -102,16 +101,17 @@ def attend(q, k, v, outputs, lse, branch, gates, mixed, stride, offset, window, 
 
 
 @op(
-    "band_key_gradient(Tensor q, Tensor k, Tensor v, Tensor d_out, Tensor state, Tensor(a!) pair, "
+    "band_key_gradient(Tensor q, Tensor k, Tensor v, Tensor d_out, Tensor state, Tensor(a!) pairs, "
     "int stride, int offset, int window, float scale)"
 )
-def _key_gradient(q, k, v, d_out, state, pair, stride, offset, window, scale):
+def _key_gradient(q, k, v, d_out, state, pairs, stride, offset, window, scale):
     from nsa_lib.attention.fused.kernels.band import band_key_gradient
 
     if k.shape[2] == 0:
         return
-    (batch, groups, keys, _), tiles, parts = k.shape, _KEY_GRADIENT[tile_kind(q, v)], len(pair)
+    (batch, groups, keys, _), tiles, parts = k.shape, _KEY_GRADIENT[tile_kind(q, v)], len(pairs)
     band_key_gradient[batch * groups * parts, cdiv(keys, tiles["BN"])](
-        q, k, v, d_out, state, pair, *strides(q, k, v), q.shape[2], keys, q.shape[1], window, parts, scale,
+        q, k, v, d_out, state, pairs, *strides(q, k, v), q.shape[2], keys, q.shape[1], window, parts,
+        batch * groups * keys, scale,
         **_constants(q, k, v, stride, offset, window), **tiles,
     )  # fmt: skip

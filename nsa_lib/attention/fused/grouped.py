@@ -29,13 +29,13 @@ def forward(q, k, v, chosen, out, lse, l_sel, scale):
 
 
 def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
-    """Write dq, or add to it; return the gradient of keys and values side by side."""
+    """Write dq, or add to it; return the pair of gradients of keys and values."""
     _query_gradient(q, k, v, chosen, d_out, state, dq, adds, l_sel, scale)
     entries, start, _ = invert(chosen, l_sel, near=True)
     pair = empty_pair(k, v)
-    shares = empty_shares(pair, l_sel)
+    shares = empty_shares(k, v, l_sel)
     _key_gradient(q, k, v, entries, start, d_out, state, shares, pair, chosen.shape[-1], l_sel, scale)
-    add_shares(pair, shares)
+    add_shares(pair, shares, k, v)
     return pair
 
 
@@ -84,5 +84,5 @@ def _key_gradient(q, k, v, entries, start, d_out, state, pair_0, pair, n, l_sel,
     queries = max(1, tiles.pop("rows") // constants["GP"])
     grouped_key_gradient[lanes, shares + blocks - 1](
         q, k, v, d_out, state, entries, start, pair, pair_0, *strides(q, k, v),
-        length, blocks, q.shape[1], scale, n=n, TQ=queries, SHARES=shares, **constants, **tiles,
+        length, blocks, q.shape[1], lanes * length, scale, n=n, TQ=queries, SHARES=shares, **constants, **tiles,
     )  # fmt: skip

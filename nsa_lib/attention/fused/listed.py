@@ -41,13 +41,13 @@ def forward(q, k, v, chosen, out, lse, l_sel, scale):
 
 
 def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
-    """Write dq, or add to it; return the gradient of keys and values side by side."""
+    """Write dq, or add to it; return the pair of gradients of keys and values."""
     heads = _heads_a_pass(q, k, chosen, q.shape[-1])
     part, pair = _partials(q, chosen, heads, q.shape[-1]), empty_pair(k, v)
-    shares = empty_shares(pair, l_sel)
+    shares = empty_shares(k, v, l_sel)
     for head in range(0, q.shape[0] * q.shape[1], heads):
         _gradient(q, k, v, chosen, *inverse, d_out, state, part, shares, dq, pair, head, adds, l_sel, scale)
-    add_shares(pair, shares)
+    add_shares(pair, shares, k, v)
     return pair
 
 
@@ -97,11 +97,12 @@ def _gradient(q, k, v, chosen, entries, start, slots, d_out, state, part, pair_0
 
     (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
     here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
+    total = batch * k.shape[1] * length
     constants["NP"] = power_of_two(constants["n"], 4)
     shares = pair_0.shape[1]
     block_gradient[here // constants["GS"], shares + blocks - 1](
         q, k, v, d_out, state, chosen, entries, start, part, pair, pair_0, *strides(q, k, v),
-        length, blocks, heads, head, scale, SHARES=shares, **constants, **_BLOCK[kind],
+        length, blocks, heads, head, total, scale, SHARES=shares, **constants, **_BLOCK[kind],
     )  # fmt: skip
     merge_query_gradient[blocks, here](
         q, k, v, d_out, state, chosen, slots, part, dq, *strides(q, k, v), length, heads, head, scale,

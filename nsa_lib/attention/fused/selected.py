@@ -9,7 +9,7 @@ import torch
 from torch.profiler import record_function
 
 from nsa_lib.attention.fused import grouped, listed, rows, short
-from nsa_lib.attention.fused.shape import aligned, by_token, cdiv, empty_outputs, require
+from nsa_lib.attention.fused.shape import aligned, by_token, cdiv, empty_outputs, require, two
 from nsa_lib.config import FUSED_BLOCKS, FUSED_MOST_SELECTED
 
 ROUTE = "nsa::selected::fused"
@@ -65,4 +65,4 @@ class _Selected(torch.autograd.Function):
             (-1, 0, -1), stride=1, offset=0, l_sel=ctx.l_sel, window=0, scale=ctx.scale,
         )  # fmt: skip
         pair = here.backward(q, k, v, chosen, d_out, state[0], inverse, dq, False, ctx.l_sel, ctx.scale)
-        return dq, *pair.split((k.shape[-1], v.shape[-1]), dim=-1), None, None, None
+        return dq, *two(pair, k, v), None, None, None

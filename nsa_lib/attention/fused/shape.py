@@ -50,8 +50,14 @@ def empty_outputs(q: torch.Tensor, width: int, branches: int) -> tuple[torch.Ten
 
 
 def empty_pair(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Return a new [B, G, T, d_k + d_v], laid out by token, for the gradients of keys and values side by side."""
-    return empty_by_token(k, k.shape[-1] + v.shape[-1])
+    """Return new room for the gradients of keys and values [B, G, keys, width]: all of one, then all of the other."""
+    return k.new_empty(k.numel() + v.numel())
+
+
+def two(pair: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients that a pair holds, of the shapes of k and v and laid out by token."""
+    parts = pair.split([k.numel(), v.numel()])
+    return tuple(part.view(x.transpose(1, 2).shape).transpose(1, 2) for part, x in zip(parts, (k, v)))
 
 
 def strides(*tensors: torch.Tensor) -> list[int]:

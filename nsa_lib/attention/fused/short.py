@@ -26,7 +26,7 @@ def forward(q, k, v, chosen, out, lse, l_sel, scale):
 
 
 def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
-    """Return the gradient of keys and values side by side; dq has been made row by row."""
+    """Return the pair of gradients of keys and values; dq has been made row by row."""
     pair = empty_pair(k, v)
     _key_gradient(q, k, v, d_out, state, *inverse, pair, l_sel, scale)
     return pair
@@ -64,6 +64,6 @@ def _key_gradient(q, k, v, d_out, state, words, pair, l_sel, scale):
 
     batch, groups, length, _ = k.shape
     short_key_gradient[batch * groups, cdiv(length, l_sel)](
-        q, k, v, d_out, state, words, pair, *strides(q, k, v), length, q.shape[1], scale,
+        q, k, v, d_out, state, words, pair, *strides(q, k, v), length, q.shape[1], batch * groups * length, scale,
         **_constants(q, k, v, l_sel), **_KEY_GRADIENT[tile_class(q, v)],
     )  # fmt: skip

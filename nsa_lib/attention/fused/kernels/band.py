@@ -18,6 +18,7 @@ from nsa_lib.attention.fused.kernels.tile import (
     query_gradient,
     row_state,
     store_branch,
+    store_key_gradients,
     store_rows,
 )
 
@@ -143,13 +144,13 @@ def band_forward(
 
 @triton.jit
 def band_keys(
-    Q, K, V, D_OUT, STATE, pair, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, tile, part, PARTS, T, C, H, w,
-    scale, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+    Q, K, V, D_OUT, STATE, PAIR, total, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, tile, part, PARTS, T, C,
+    H, w, scale, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Write dk and dv of a tile of keys of a group, from one of PARTS shares of the queries that see it.
 
-    `pair` points to the group's first row of [C, G, D + E].
+    They go to PAIR, see `store_key_gradients`.
     """
     G = H // GS
     first = tile * BN
@@ -181,22 +182,21 @@ def band_keys(
             q, d_out = load_rows(q_base, q_t, t, t < T, D, DP), load_rows(d_base, H * E, t, t < T, E, EP)
             lse, delta = row_state(STATE, lane, t, t < T, T)
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
-    store_rows(pair, G * (D + E), j, j < C, dk * scale, D, DP)
-    store_rows(pair + D, G * (D + E), j, j < C, dv, E, EP)
+    store_key_gradients(PAIR, total, b, g, j, C, G, dk * scale, dv, D, DP, E, EP)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "PARTS"])
+@triton.jit(do_not_specialize=[*_SIZES, "PARTS", "total"])
 def band_key_gradient(
-    Q, K, V, D_OUT, STATE, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, scale,
+    Q, K, V, D_OUT, STATE, PAIRS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, C, H, w, PARTS, total, scale,
     STRIDE: tl.constexpr, OFFSET: tl.constexpr, WINDOWED: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv to DKV [PARTS, B, C, G, D + E], parts to be added up. Grid (B * G * PARTS, tiles of keys)."""
+    """Write dk and dv of a part to PAIRS [PARTS, B * C * G * (D + E)], to be added up. Grid (B * G * PARTS, tiles)."""
     G = H // GS
     part = tl.program_id(0) % PARTS
     b, g = (tl.program_id(0) // PARTS // G).to(tl.int64), (tl.program_id(0) // PARTS % G).to(tl.int64)
-    pair = DKV + ((part * (tl.num_programs(0) // PARTS) // G + b) * C * G + g) * (D + E)
+    pair = PAIRS + tl.cast(total, tl.int64) * part * (D + E)
     band_keys(
-        Q, K, V, D_OUT, STATE, pair, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, tl.program_id(1), part, PARTS,
-        T, C, H, w, scale, STRIDE, OFFSET, WINDOWED, GS, D, DP, E, EP, PRECISION, M, BN,
+        Q, K, V, D_OUT, STATE, pair, total, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, tl.program_id(1), part,
+        PARTS, T, C, H, w, scale, STRIDE, OFFSET, WINDOWED, GS, D, DP, E, EP, PRECISION, M, BN,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_rows,
     query_gradient,
     row_state,
+    store_key_gradients,
     store_rows,
 )
 
@@ -82,17 +83,17 @@ def grouped_query_gradient(
     store_rows(DQ + token * D, D, h, valid, dq, D, DP)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "total"])
 def grouped_key_gradient(
-    Q, K, V, D_OUT, STATE, ENTRIES, START, DKV, DKV_0,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, scale,
+    Q, K, V, D_OUT, STATE, ENTRIES, START, PAIR, PAIR_0,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, total, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """Write dk and dv of a block, from the queries that chose it, TQ of them with all their heads at a time.
 
-    They go to DKV [B, T, G, D + E]. Every query chose block 0, so SHARES programs share it; they write to DKV_0
-    [B * G, SHARES, BS, D + E], to be added up. Grid (B * G, SHARES + blocks - 1).
+    They go to PAIR (see `store_key_gradients`). Every query chose block 0, so SHARES programs share it; they write to
+    PAIR_0 [B * G, SHARES, BS, D + E], to be added up. Grid (B * G, SHARES + blocks - 1).
     """
     program = tl.program_id(1)
     G = H // GS
@@ -120,9 +121,7 @@ def grouped_key_gradient(
         dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
     if is_0:
         rows = (bg * SHARES + program) * BS + tl.arange(0, BS)
-        store_rows(DKV_0, D + E, rows, rows >= 0, dk * scale, D, DP)
-        store_rows(DKV_0 + D, D + E, rows, rows >= 0, dv, E, EP)
+        store_rows(PAIR_0, D + E, rows, rows >= 0, dk * scale, D, DP)
+        store_rows(PAIR_0 + D, D + E, rows, rows >= 0, dv, E, EP)
     else:
-        d_base = DKV + (b * T * G + g) * (D + E)
-        store_rows(d_base, G * (D + E), key, key < T, dk * scale, D, DP)
-        store_rows(d_base + D, G * (D + E), key, key < T, dv, E, EP)
+        store_key_gradients(PAIR, total, b, g, key, T, G, dk * scale, dv, D, DP, E, EP)

@@ -19,10 +19,11 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_tile,
     query_gradient,
     row_state,
+    store_key_gradients,
     store_rows,
 )
 
-_SIZES = ["T", "N", "H", "head", "rows"]
+_SIZES = ["T", "N", "H", "head"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -109,17 +110,17 @@ def merge(
     tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "total"])
 def block_gradient(
-    Q, K, V, D_OUT, STATE, CHOSEN, ENTRIES, START, PART, DKV, DKV_0,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, head, scale,
+    Q, K, V, D_OUT, STATE, CHOSEN, ENTRIES, START, PART, PAIR, PAIR_0,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, head, total, scale,
     n: tl.constexpr, NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """Write dk and dv of a block, from all heads of its group, and the partial dq of its far pairs [heads, T, n, D].
 
-    They go to DKV [B, T, G, D + E]. Every query chose block 0, so SHARES programs share it; they write to DKV_0
-    [B * G, SHARES, BS, D + E], to be added up. Grid (groups of the pass, SHARES + blocks - 1).
+    They go to PAIR (see `store_key_gradients`). Every query chose block 0, so SHARES programs share it; they write to
+    PAIR_0 [B * G, SHARES, BS, D + E], to be added up. Grid (groups of the pass, SHARES + blocks - 1).
     """
     program = tl.program_id(1)
     G = H // GS
@@ -163,12 +164,10 @@ def block_gradient(
             store_rows(PART + part * D, D, entry, valid, dq, D, DP)
     if is_0:
         rows = (bg * SHARES + program) * BS + tl.arange(0, BS)
-        store_rows(DKV_0, D + E, rows, rows >= 0, dk * scale, D, DP)
-        store_rows(DKV_0 + D, D + E, rows, rows >= 0, dv, E, EP)
+        store_rows(PAIR_0, D + E, rows, rows >= 0, dk * scale, D, DP)
+        store_rows(PAIR_0 + D, D + E, rows, rows >= 0, dv, E, EP)
     else:
-        d_base = DKV + (b * T * G + g) * (D + E)
-        store_rows(d_base, G * (D + E), key, key < T, dk * scale, D, DP)
-        store_rows(d_base + D, G * (D + E), key, key < T, dv, E, EP)
+        store_key_gradients(PAIR, total, b, g, key, T, G, dk * scale, dv, D, DP, E, EP)
 
 
 @triton.jit(do_not_specialize=_SIZES)

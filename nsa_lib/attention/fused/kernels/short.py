@@ -20,6 +20,7 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_tile,
     query_gradient,
     row_state,
+    store_key_gradients,
     store_rows,
 )
 
@@ -100,13 +101,13 @@ def short_query_gradient(
 
 @triton.jit
 def short_keys(
-    Q, K, V, D_OUT, STATE, WORDS, pair, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, j, T, H, scale,
+    Q, K, V, D_OUT, STATE, WORDS, PAIR, total, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, b, g, j, T, H, scale,
     BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of block j of a group, from all its heads; TQ divides BS or BS divides TQ.
+    """Write dk and dv of block j of a group to PAIR (see `store_key_gradients`), from all its heads.
 
-    `pair` points to the group's first row of [T, G, D + E].
+    TQ divides BS or BS divides TQ.
     """
     G = H // GS
     key = j * BS + tl.arange(0, BS)
@@ -134,20 +135,19 @@ def short_keys(
             lse, delta = row_state(STATE, lane, t, t < T, T)
             lse = tl.where(((word >> j) & 1) == 1, lse, float("inf"))
             dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, t, False, PRECISION)
-    store_rows(pair, G * (D + E), key, key < T, dk * scale, D, DP)
-    store_rows(pair + D, G * (D + E), key, key < T, dv, E, EP)
+    store_key_gradients(PAIR, total, b, g, key, T, G, dk * scale, dv, D, DP, E, EP)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "total"])
 def short_key_gradient(
-    Q, K, V, D_OUT, STATE, WORDS, DKV, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    Q, K, V, D_OUT, STATE, WORDS, PAIR, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, total, scale,
     BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of each block to DKV [B, T, G, D + E]. Grid (B * G, blocks)."""
+    """Write dk and dv of each block. Grid (B * G, blocks)."""
     G = H // GS
     b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
     short_keys(
-        Q, K, V, D_OUT, STATE, WORDS, DKV + (b * T * G + g) * (D + E), q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+        Q, K, V, D_OUT, STATE, WORDS, PAIR, total, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
         b, g, tl.program_id(1), T, H, scale, BS, GS, D, DP, E, EP, PRECISION, TQ,
     )  # fmt: skip

@@ -87,6 +87,16 @@ def load_gate(GATES, row, valid, branch: tl.constexpr, BRANCHES: tl.constexpr):
 
 
 @triton.jit
+def store_key_gradients(
+    PAIR, total, b, g, j, C, G, dk, dv, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr
+):  # fmt: skip
+    """Store the gradients of keys j of a group: all dk [B, C, G, D], then dv [B, C, G, E]; total is B * C * G."""
+    row = b * C * G + g
+    store_rows(PAIR + row * D, G * D, j, j < C, dk, D, DP)
+    store_rows(PAIR + tl.cast(total, tl.int64) * D + row * E, G * E, j, j < C, dv, E, EP)
+
+
+@triton.jit
 def row_state(STATE, lane, rows, valid, T):
     """Load what a gradient needs of rows of a head, from [heads, 2, T]: log2-sum-exp and delta (see `rows.py`)."""
     state = STATE + lane * 2 * T + rows

@@ -172,27 +172,27 @@ def whole_key_gradient(
     DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, M: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of every branch, [B, keys, G, D + E] each. Grid (B * G, tiles of C + blocks + tiles of T)."""
+    """Write dk and dv of every branch. Grid (B * G, tiles of compressed keys + blocks + tiles of keys)."""
     G = H // GS
     b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
-    state = 2 * tl.cast(rows, tl.int64)
+    state, total = 2 * tl.cast(rows, tl.int64), tl.num_programs(0) * T
     compressed, blocks = tl.cdiv(C, BN), tl.cdiv(T, BS)  # the tiles that the most queries see start first
     tile = tl.program_id(1)
     if tile < compressed:
         band_keys(
-            Q, K_CMP, V_CMP, D_OUT, STATE + CMP * state, D_CMP + (b * C * G + g) * (D + E), q_b, q_h, q_t,
+            Q, K_CMP, V_CMP, D_OUT, STATE + CMP * state, D_CMP, total // T * C, q_b, q_h, q_t,
             kc_b, kc_h, kc_t, vc_b, vc_h, vc_t, b, g, tile, 0, 1, T, C, H, 0, scale,
             STRIDE, OFFSET, False, GS, D, DP, E, EP, PRECISION, M, BN,
         )  # fmt: skip
     elif tile < compressed + blocks:
         short_keys(
-            Q, K_SLC, V_SLC, D_OUT, STATE + SLC * state, WORDS, D_SLC + (b * T * G + g) * (D + E), q_b, q_h, q_t,
+            Q, K_SLC, V_SLC, D_OUT, STATE + SLC * state, WORDS, D_SLC, total, q_b, q_h, q_t,
             ks_b, ks_h, ks_t, vs_b, vs_h, vs_t, b, g, tile - compressed, T, H, scale,
             BS, GS, D, DP, E, EP, PRECISION, TQ,
         )  # fmt: skip
     else:
         band_keys(
-            Q, K_WIN, V_WIN, D_OUT, STATE + WIN * state, D_WIN + (b * T * G + g) * (D + E), q_b, q_h, q_t,
+            Q, K_WIN, V_WIN, D_OUT, STATE + WIN * state, D_WIN, total, q_b, q_h, q_t,
             kw_b, kw_h, kw_t, vw_b, vw_h, vw_t, b, g, tile - compressed - blocks, 0, 1, T, T, H, w, scale,
             1, 0, True, GS, D, DP, E, EP, PRECISION, M, BN,
         )  # fmt: skip
