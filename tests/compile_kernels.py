@@ -78,7 +78,7 @@ def compile_all(capability: int) -> dict[str, int]:
 
 
 def go_through(heads: int, groups: int, width: int, l: int, length: int, branches: tuple[str, ...]) -> None:
-    """Go through the attention, forward and backward, and the choice alone, on bfloat16 tensors of one layout."""
+    """Go through the whole and the selected attention, forward and backward, on bfloat16 tensors of one layout."""
     config = NSAConfig(
         dim=1, heads=heads, groups=groups, d_k=width, d_v=width, l=l, d=16, l_sel=64, n_sel=16, w=512, branches=branches
     )  # fmt: skip
@@ -87,8 +87,10 @@ def go_through(heads: int, groups: int, width: int, l: int, length: int, branche
     tensors = [torch.zeros(1, t, h, width, dtype=torch.bfloat16).transpose(1, 2) for h, t in shapes]
     gates = torch.zeros(1, length, heads, len(branches), dtype=torch.bfloat16).transpose(1, 2)
     leaves = [x.requires_grad_() for x in (*tensors, gates)]
-    fused.nsa(*leaves, config=config).sum().backward()
-    fused.chosen_blocks(*tensors[:2], config=config)
+    q, k_cmp, _, k_slc, v_slc, *_ = leaves
+    fused.nsa(fused.apply_rope(q), *leaves[1:], config=config).sum().backward()
+    blocks = fused.chosen_blocks(q, k_cmp, config=config)
+    fused.selected_attention(q, k_slc, v_slc, blocks, l_sel=64, scale=1.0).sum().backward()
 
 
 def launched() -> set[str]:

@@ -178,7 +178,8 @@ def test_a_band_with_logits_of_a_hundred(sign):
 )
 @pytest.mark.parametrize("way", ["short", "listed"])
 def test_the_gated_sum_and_all_its_gradients(monkeypatch, way, branches, groups, length, dtype):
-    """Small logits and rounded inputs: what is left is a rounding of each output, each gate and each gradient."""
+    """Small logits and rounded inputs: what is left is a rounding of each output, each gate and each gradient, and sums
+    over queries and widths."""
     force(monkeypatch, way)
     config = sizes(2, groups, branches=branches, n_sel=4)
     q, k_cmp, v_cmp, weight = sample(length, 2, groups, (length - 16) // 16 + 1)
@@ -213,7 +214,7 @@ def test_the_gated_sum_and_all_its_gradients(monkeypatch, way, branches, groups,
     got = budget.with_gradients(run, on_device(inputs, dtype), weight.to(DEVICE))
     names = ("output", "q", *(f"{kv} of {branch}" for branch in branches for kv in ("k", "v")), "gates")
     for name, mine, true in zip(names, got, exact, strict=True):
-        assert budget.error(mine.cpu(), true) <= budget.steps(dtype, roundings=6, terms=100), name
+        assert budget.error(mine.cpu(), true) <= budget.steps(dtype, roundings=6, terms=400), name
 
 
 # length, l, l_sel, n_sel, heads, groups: heads that choose alone by one kernel, by another where its tiles would be too
@@ -273,6 +274,7 @@ def test_equal_scores_go_to_the_lower_block():
     assert torch.equal(found.long(), choose(torch.zeros(1, 1, length, 13), l_sel=l_sel, n_sel=6))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")  # where a query does not see the key
 @pytest.mark.parametrize("steepness", [3, 100, -100])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_scores_that_rise_or_fall_beyond_all_measure(heads, steepness):

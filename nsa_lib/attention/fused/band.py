@@ -9,7 +9,10 @@ from nsa_lib.attention.fused.shape import cdiv, power_of_two, strides, tile_clas
 from nsa_lib.config import NSAConfig
 
 _SHORT = 4096
-"""Queries up to which smaller tiles keep more of a GPU busy."""
+"""Queries up to which other tiles of queries keep more of a GPU busy."""
+
+_MEDIUM = 16384
+"""Queries up to which smaller tiles of compressed keys do; with a window they always do."""
 
 _FORWARD = {
     "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 4},
@@ -18,9 +21,9 @@ _FORWARD = {
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _KEY_GRADIENT = {
-    "short": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 168},
+    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 1},
     "narrow": {"M": 32, "BN": 128, "num_warps": 4, "num_stages": 3},
-    "wide": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "wide": {"M": 64, "BN": 128, "num_warps": 8, "num_stages": 1},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _PROGRAMS = 700
@@ -57,17 +60,22 @@ def gradient(
     return pairs[0] if parts == 1 else pairs.sum(dim=0).to(q.dtype)
 
 
-def tile_kind(q: torch.Tensor, v: torch.Tensor) -> str:
+def tile_kind(q: torch.Tensor, v: torch.Tensor, up_to: int = _SHORT) -> str:
     """Return the class of tiles for a band: that of `tile_class`, or `short`."""
     kind = tile_class(q, v)
-    return "short" if kind == "narrow" and q.shape[2] <= _SHORT else kind
+    return "short" if kind == "narrow" and q.shape[2] <= up_to else kind
+
+
+def _key_tiles(q: torch.Tensor, v: torch.Tensor, window: int) -> dict[str, int]:
+    windowed = window and q.dtype != torch.float32
+    return _KEY_GRADIENT["short" if windowed else tile_kind(q, v, _MEDIUM)]
 
 
 def _parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> int:
     """Return into how many shares the queries of a tile of keys go; with a window they are few."""
     if window or k.shape[2] == 0:
         return 1
-    tiles = _KEY_GRADIENT[tile_kind(q, v)]
+    tiles = _key_tiles(q, v, window)
     programs = cdiv(k.shape[2], tiles["BN"]) * k.shape[0] * k.shape[1]
     return min(
         _MOST_PARTS, power_of_two(cdiv(_PROGRAMS, programs), 1), power_of_two(cdiv(q.shape[2], tiles["M"]), 2) // 2
@@ -109,7 +117,7 @@ def _key_gradient(q, k, v, d_out, state, pairs, stride, offset, window, scale):
 
     if k.shape[2] == 0:
         return
-    (batch, groups, keys, _), tiles, parts = k.shape, _KEY_GRADIENT[tile_kind(q, v)], len(pairs)
+    (batch, groups, keys, _), tiles, parts = k.shape, _key_tiles(q, v, window), len(pairs)
     band_key_gradient[batch * groups * parts, cdiv(keys, tiles["BN"])](
         q, k, v, d_out, state, pairs, *strides(q, k, v), q.shape[2], keys, q.shape[1], window, parts,
         batch * groups * keys, scale,

@@ -9,9 +9,9 @@ from nsa_lib.attention.fused.shape import cdiv, power_of_two, strides, tile_clas
 from nsa_lib.config import NSAConfig
 
 _TILES = {
-    "narrow": {"M": 64, "BN": 32, "num_warps": 4, "num_stages": 2},
-    "wide": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
-    "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
+    "narrow": {"M": 64, "BN": 32, "ROUNDS": 4, "num_warps": 4, "num_stages": 2},
+    "wide": {"M": 128, "BN": 64, "ROUNDS": 4, "num_warps": 8, "num_stages": 3},
+    "float32": {"M": 32, "BN": 32, "ROUNDS": 1, "num_warps": 4, "num_stages": 1},
 }
 _MOST_INDEX_BITS = 20
 

@@ -12,14 +12,19 @@ import torch
 
 from nsa_lib.attention.fused.band import tile_kind
 from nsa_lib.attention.fused.op import op
-from nsa_lib.attention.fused.shape import cdiv, empty_by_token, strides, widths
+from nsa_lib.attention.fused.shape import cdiv, empty_by_token, strides, tile_class, widths
 from nsa_lib.attention.fused.short import tile_rows
 
 _TILES = {
     "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
     "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
-    "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "wide": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
+}
+_TILES_OF_WORDS = {
+    "narrow": {"BN": 64, "num_warps": 4, "num_stages": 3},
+    "wide": {"BN": 64, "num_warps": 4, "num_stages": 2},
+    "float32": {"BN": 32, "num_warps": 4, "num_stages": 1},
 }
 
 
@@ -65,9 +70,9 @@ def _gradient(
     (batch, heads, length, _), v = q.shape, outputs[0]
     tensors = [q if x is None else x for x in keys_values]
     groups = next(x.shape[1] for x in keys_values if x is not None)
-    tiles = dict(_TILES[tile_kind(q, v)])
+    tiles = _TILES[tile_kind(q, v)]
     if words is not None:
-        tiles["M"] = tile_rows(q, l_sel)
+        tiles = {"M": tile_rows(q, l_sel), **_TILES_OF_WORDS[tile_class(q, v)]}
     row_gradient[batch * heads, cdiv(length, tiles["M"])](
         q, d_out, outputs, lse, q if gates is None else gates, state, q if gates is None else d_gates, dq,
         *tensors, q if words is None else words, *strides(q, *tensors),

@@ -18,7 +18,7 @@ _FORWARD = {
     "float32": {"BN": 32, "num_warps": 4, "num_stages": 1},
 }
 _KEY_GRADIENT = {
-    "narrow": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 1},
     "wide": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }

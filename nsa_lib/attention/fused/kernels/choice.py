@@ -45,23 +45,29 @@ def rank_keys(scores, j, own, top_index, INDEX_BITS):
 
 
 @triton.jit
-def _take_best(best, key):
+def _take_next(best, least, key, next_best):
+    """Put the next best key of every row, where it beats the least, in that one's place; return the one after it."""
+    enters = next_best > tl.maximum(least, 0)
+    entering = tl.where(enters, next_best, least)
+    best = tl.where(best == least[:, None], entering[:, None], best)
+    # Less than the one just taken wraps to the top, in order: the largest is the next.
+    below = (key - next_best[:, None]).to(tl.uint32, bitcast=True)
+    nearest = tl.max(below, 1).to(tl.int32, bitcast=True)
+    return best, tl.min(best, 1), tl.where(enters & (nearest < 0), next_best + nearest, 0)
+
+
+@triton.jit
+def _take_best(best, key, ROUNDS: tl.constexpr):
     """Return the best keys of a row, new ones in place of what they beat.
 
-    Each round takes the best remaining key of every row, as long as one of them still beats its row's least.
+    A round takes one key of every row. Some row nearly always needs a few: only after so many is it asked whether one
+    does.
     """
     next_best, least = tl.max(key, 1), tl.min(best, 1)
-    more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
-    while more > 0:
-        enters = next_best > tl.maximum(least, 0)
-        entering = tl.where(enters, next_best, least)
-        best = tl.where(best == least[:, None], entering[:, None], best)
-        least = tl.min(best, 1)
-        # Less than the one just taken wraps to the top, in order: the largest is the next.
-        below = (key - next_best[:, None]).to(tl.uint32, bitcast=True)
-        nearest = tl.max(below, 1).to(tl.int32, bitcast=True)
-        next_best = tl.where(enters & (nearest < 0), next_best + nearest, 0)
-        more = tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0)
+    for _ in tl.static_range(ROUNDS):
+        best, least, next_best = _take_next(best, least, key, next_best)
+    while tl.max((next_best > tl.maximum(least, 0)).to(tl.int32), 0) > 0:
+        best, least, next_best = _take_next(best, least, key, next_best)
     return best
 
 
@@ -91,9 +97,9 @@ def _add_scores(
     for column in tl.static_range(LD + R - 1):
         key = j * R + (column - LD + 1)
         k = load_rows(k_base, k_t, key, key < C, D, DP)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - lse2[:, None]
-        # Where a row does not see the key, and so does not rank the block, this must not overflow.
-        scores += tl.math.exp2(tl.minimum(s, 0.0)) * shared_strides(column - LD + 1, R, LD)
+        # It may be inf where a row does not see the key, and so does not rank the block.
+        p = tl.math.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - lse2[:, None])
+        scores += p * shared_strides(column - LD + 1, R, LD)
     return scores
 
 
@@ -102,6 +108,7 @@ def choose_blocks(
     Q, K, LSE, CHOSEN, q_b, q_h, q_t, k_b, k_h, k_t, T, C, H, INDEX_BITS, scale,
     R: tl.constexpr, LD: tl.constexpr, SHIFT: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BS: tl.constexpr, n: tl.constexpr, NP: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
+    ROUNDS: tl.constexpr,
 ):  # fmt: skip
     """Write the n blocks that a tile of queries of one group reads, by the p of all its heads. Grid (B * G, tiles)."""
     i = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -130,5 +137,5 @@ def choose_blocks(
                     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
                     lse2 = tl.load(LSE + (b * H + h) * T + t, mask=valid, other=float("inf")) + SHIFT
                     scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
-            best = _take_best(best, rank_keys(scores, j, own, top_index, INDEX_BITS))
+            best = _take_best(best, rank_keys(scores, j, own, top_index, INDEX_BITS), ROUNDS)
     _store_blocks(CHOSEN, (b * G + g) * T + t, best, own, top_index, slot, valid, n)
