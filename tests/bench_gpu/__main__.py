@@ -21,7 +21,18 @@ from tests.bench_gpu import model
 from tests.bench_gpu.chart import over_dense_chart, write_chart
 from tests.bench_gpu.measure import Heat
 from tests.bench_gpu.problem import LAYOUTS, LENGTHS, Problem
-from tests.bench_gpu.rows import EAGER, GRAPH_LENGTH, MODEL, Row, judged_targets, tables, with_ratios
+from tests.bench_gpu.rows import (
+    COMPILED,
+    EAGER,
+    GRAPH,
+    GRAPH_LENGTH,
+    GRAPHS_UP_TO,
+    MODEL,
+    Row,
+    judged_targets,
+    tables,
+    with_ratios,
+)
 from tests.bench_gpu.timing import Clock, CudaClock, WallClock, ceilings
 
 
@@ -102,21 +113,22 @@ class Run:
                 for contestant in heat.field:
                     late = self._late()
                     self.rows += heat.skipped(contestant, length, late) if late else heat.measure(contestant, problem)
-                if length == GRAPH_LENGTH and not self._late():
+                if self._captures(length) and not self._late():
                     self.rows += heat.measure_graphs(problem)
                 del problem
                 self.clock.release()
                 self._keep(f"{heat.layout}: S={length:,}")
+
+    def _captures(self, length: int) -> bool:
+        return length <= GRAPHS_UP_TO and self.clock.device == "cuda"
 
     def steps(self) -> None:
         """Measure the step of the model at every length."""
         for length in self.plan.model_lengths if self.plan.case else ():
             late = self._late()
             skipped = (Row(MODEL, length, "model", name, "step", EAGER, reason=late) for name in model.ATTENTION)
-            all_modes = length == GRAPH_LENGTH
-            self.rows += (
-                skipped if late else model.model_rows(self.plan.case, length, self.clock, other_modes=all_modes)
-            )
+            modes = (*[COMPILED] * (length == GRAPH_LENGTH), *[GRAPH] * self._captures(length))
+            self.rows += skipped if late else model.model_rows(self.plan.case, length, self.clock, other_modes=modes)
             self._keep(f"model: S={length:,}")
 
     def figures(self) -> dict:

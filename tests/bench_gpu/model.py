@@ -1,7 +1,7 @@
 """The step of the whole model: `fused` and `masked` against the same model with dense attention.
 
 Loss, backward and optimizer, as in training, with gradient checkpointing. A round gives each model one step, so that a
-drift of clock or heat meets all alike. At the checklist's length, compiled and under a CUDA graph too.
+drift of clock or heat meets all alike. At the shorter lengths, compiled or under a CUDA graph too.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def captured_step(case: CaseConfig, attention: str, clock: Clock) -> Call:
     return clock.capture(prepare, calls=1)
 
 
-def model_rows(case: CaseConfig, seq_len: int, clock: Clock, *, other_modes: bool) -> list[Row]:
-    """Return the step time of every model at one length; `other_modes` compiles and captures the faster two."""
+def model_rows(case: CaseConfig, seq_len: int, clock: Clock, *, other_modes: tuple[str, ...]) -> list[Row]:
+    """Return the step time of every model at one length; in `other_modes` (see `rows`) that of the faster two."""
     case = replace(case, seq_len=seq_len)
     rows = []
     able = [name for name in ATTENTION if name != "masked" or seq_len <= MASKED_LONGEST]
@@ -78,10 +78,12 @@ def model_rows(case: CaseConfig, seq_len: int, clock: Clock, *, other_modes: boo
         for name in ATTENTION
         if name not in able
     ]
-    if other_modes:
-        pair = (FUSED, "dense")
-        rows += _in_turns({n: lambda n=n: Stepper(case, n, compiled=True) for n in pair}, COMPILED, seq_len, clock)
-        rows += _in_turns({n: lambda n=n: captured_step(case, n, clock) for n in pair}, GRAPH, seq_len, clock)
+    build = {
+        COMPILED: lambda name: Stepper(case, name, compiled=True),
+        GRAPH: lambda name: captured_step(case, name, clock),
+    }
+    for mode in other_modes:
+        rows += _in_turns({n: lambda n=n, m=mode: build[m](n) for n in (FUSED, "dense")}, mode, seq_len, clock)
     return rows
 
 

@@ -18,7 +18,10 @@ GROUP_1, GROUP_16 = "H=12 G=12 D=64", "H=64 G=4 D=128"
 MODEL = "12-layer model"
 
 GRAPH_LENGTH = 2048
-"""The length at which attention is measured under CUDA graphs too, and judged there: eager, launches decide."""
+"""The length at which attention is judged under CUDA graphs: eager, launches decide."""
+
+GRAPHS_UP_TO = 8192
+"""The greatest length that is measured under CUDA graphs too."""
 
 
 SPREAD = "ms (20 % to 80 %)"

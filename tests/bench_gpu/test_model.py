@@ -4,7 +4,7 @@ import pytest
 
 from nsa_lib.model import TinyLM
 from tests.bench_gpu import model
-from tests.bench_gpu.rows import Row
+from tests.bench_gpu.rows import COMPILED, GRAPH, Row
 from tests.bench_gpu.timing import WallClock
 
 
@@ -34,7 +34,7 @@ def test_the_faster_two_are_compiled_and_captured_too(case, monkeypatch):
     monkeypatch.setattr(TinyLM, "compile_blocks", lambda self: compiled.append(self))
     monkeypatch.setattr(model, "FUSED", "packed")  # a backend that needs no GPU stands in
     monkeypatch.setattr(model, "ATTENTION", ("packed", "masked", "dense"))
-    rows = model.model_rows(case, 96, CapturingClock(), other_modes=True)
+    rows = model.model_rows(case, 96, CapturingClock(), other_modes=(COMPILED, GRAPH))
     eager = {("packed", "eager"), ("masked", "eager"), ("dense", "eager")}
     both = {(name, mode) for name in ("packed", "dense") for mode in ("compiled", "graph")}
     assert told(rows) == dict.fromkeys(eager | both, False)
@@ -44,7 +44,7 @@ def test_the_faster_two_are_compiled_and_captured_too(case, monkeypatch):
 
 def test_a_step_that_cannot_be_captured_says_so(plain_fused, case, monkeypatch):
     monkeypatch.setattr(TinyLM, "compile_blocks", lambda self: None)
-    rows = model.model_rows(case, 96, WallClock(), other_modes=True)
+    rows = model.model_rows(case, 96, WallClock(), other_modes=(COMPILED, GRAPH))
     graphs = [row for row in rows if row.mode == "graph"]
     assert [row.reason for row in graphs] == ["RuntimeError: a CPU has no CUDA graphs"] * 2
     assert [row.median_ms for row in graphs] == [None, None]
@@ -52,6 +52,6 @@ def test_a_step_that_cannot_be_captured_says_so(plain_fused, case, monkeypatch):
 
 def test_beyond_the_masks_longest_it_is_a_row_that_says_why(plain_fused, case, monkeypatch):
     monkeypatch.setattr(model, "MASKED_LONGEST", 64)
-    (masked,) = [r for r in model.model_rows(case, 96, WallClock(), other_modes=False) if r.contestant == "masked"]
+    (masked,) = [r for r in model.model_rows(case, 96, WallClock(), other_modes=()) if r.contestant == "masked"]
     assert masked.reason == "makes a T x T mask; tried up to S=64"
     assert masked.median_ms is None

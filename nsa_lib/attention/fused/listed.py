@@ -9,7 +9,7 @@ from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
 
-PARTIAL_BYTES = 2**29
+PARTIAL_BYTES = 400 * 2**20
 """Most bytes of partial outputs, and of partial dq: the heads go in passes of so many, one group at least."""
 
 _FAR = {
