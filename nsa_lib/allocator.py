@@ -160,7 +160,7 @@ class AllocatorSimulation:
         block = self._take_cached(pool, size) or self._take_new(pool, size)
         if block is None:
             self.retries += 1
-            self._release_cached()
+            self.empty_cache()
             block = self._take_new(pool, size)
         if block is None:
             raise MemoryError(
@@ -183,6 +183,16 @@ class AllocatorSimulation:
         block.absorb(block.previous)
         block.absorb(block.next)
         block.pool.add(block)
+
+    def empty_cache(self) -> None:
+        """Give what is free back to the device, as torch.cuda.empty_cache does and a full device forces."""
+        for pool in (self._small, self._large):
+            for _, _, block in list(pool.free):
+                if self.settings.expandable_segments:
+                    self._unmap(block)
+                elif block.previous is None and block.next is None:
+                    pool.remove(block)
+                    self._reserved -= block.size
 
     def _splits(self, block: Block, size: int) -> bool:
         rest = block.size - size
@@ -255,15 +265,6 @@ class AllocatorSimulation:
         self._reserved += size
         self._reserved_peak = max(self._reserved_peak, self._reserved)
         self.device_allocs += 1
-
-    def _release_cached(self) -> None:
-        for pool in (self._small, self._large):
-            for _, _, block in list(pool.free):
-                if self.settings.expandable_segments:
-                    self._unmap(block)
-                elif block.previous is None and block.next is None:
-                    pool.remove(block)
-                    self._reserved -= block.size
 
     def _unmap(self, block: Block) -> None:
         """Give the whole pages inside a free block back to the device."""

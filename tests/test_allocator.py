@@ -218,6 +218,16 @@ def test_a_full_device_gives_up_what_is_cached_and_counts_a_retry():
     assert simulation.retries == 2
 
 
+def test_an_emptied_cache_leaves_a_hole_that_a_request_it_can_hold_fills():
+    simulation = AllocatorSimulation("expandable_segments:True")
+    first, kept = simulation.allocate(80 * MIB), simulation.allocate(20 * MIB)
+    simulation.free(first)
+    simulation.empty_cache()
+    assert (simulation.reserved_mib, simulation.retries) == (20, 0)
+    assert simulation.allocate(60 * MIB).address < kept.address < simulation.allocate(40 * MIB).address
+    assert simulation.reserved_mib == 120
+
+
 def test_a_full_device_takes_back_whole_pages_of_an_expandable_segment():
     simulation = AllocatorSimulation("expandable_segments:True", capacity_mib=130)
     _, middle, _ = [simulation.allocate(size * MIB) for size in (10, 60, 10)]

@@ -94,6 +94,19 @@ def test_checkpointing_keeps_fewer_activations_and_an_older_gpu_a_smaller_worksp
     assert predict(case, compute_capability="8.0")["terms"]["forward"]["workspace"] == 2 * 8.125
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checks_before_training_move_workspaces_and_leave_nothing_else(backend):
+    case = replace(SMALL, device="cuda", dtype="bfloat16", model=replace(SMALL.model, backend=backend))
+    plain, checked = predict(case), predict(replace(case, check_attention=True, compare_selected=True))
+    assert checked["alloc_mib"] == plain["alloc_mib"]
+    assert plain["terms"]["forward"]["workspace"] == checked["terms"]["forward"]["workspace"] == 64.0
+    trace = record(replace(case, check_attention=True), compute_capability="9.0")
+    start = trace.events.index(("empty", "", 0))
+    dead = {what for kind, what, _ in trace.events[:start] if kind == "-"}
+    held = {trace.terms[what] for kind, what, _ in trace.events[:start] if kind == "+" and what not in dead}
+    assert held == {"parameters", "workspace"}
+
+
 def test_each_setting_is_what_a_case_under_it_is_predicted_at():
     found = predict(SMALL)["settings"]
     for name, alloc_conf in ALLOCATOR_SETTINGS.items():

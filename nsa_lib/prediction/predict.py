@@ -73,5 +73,5 @@ def _trace(case: CaseConfig, compute_capability: str) -> Trace:
 def _decisive(case: CaseConfig) -> CaseConfig:
     """Return the case without what its allocations do not depend on: cases that differ in that alone share a trace."""
     told = {"case_id": "", "steps": 1, "warmup_steps": 0, "lr": 1e-3, "seed": 0, "alloc_conf": "", "data": "synthetic"}
-    watched = ("detect_anomaly", "check_attention", "compare_selected", "profile_operators", "look")
+    watched = ("detect_anomaly", "profile_operators", "look")
     return replace(case, **told, **dict.fromkeys(watched, False), fault="none", device_budget_gib=None)

@@ -25,6 +25,7 @@ from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import CaseConfig
 from nsa_lib.memory import StorageTracker, tensors_in
 from nsa_lib.model import TinyLM
+from nsa_lib.prediction.before import before_training
 
 STEPS = 2
 """One that makes the optimizer's state, and one that finds it."""
@@ -50,7 +51,8 @@ class Trace:
     device: str
     """Of the case."""
     events: tuple[tuple[str, int | str, int], ...]
-    """`("+", storage, bytes)`, `("-", storage, 0)`, and `("phase", name, 0)` as each phase ends, `step` last."""
+    """`("+", storage, bytes)`, `("-", storage, 0)`, `("phase", name, 0)` as each phase ends, `step` last; once
+    `("empty", "", 0)`, where what is cached goes back to the device and training begins."""
     terms: tuple[str, ...]
     """What each storage is, by its number: one of `replay.TERMS`."""
 
@@ -76,12 +78,16 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
         with _default_dtype(getattr(torch, case.dtype)):  # a fake parameter cannot be cast afterwards
             model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
         optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
-        tokens = torch.empty(case.batch, case.seq_len + 1, dtype=torch.int64)
+        tokens = torch.empty(case.batch, case.seq_len + 1, dtype=torch.int64)  # counts from its first use on
         recorder = _Recorder(int(workspace_mib * MIB), on_cuda=case.device == "cuda")
         model.norm.register_forward_hook(lambda *_: recorder.enter("loss"))
         recorder.track(model)
         recorder.label("parameters", model)
         with recorder:
+            if case.device == "cuda":  # on the CPU the meter begins after it
+                with _default_dtype(getattr(torch, case.dtype)):
+                    before_training(model, case, recorder)
+                recorder.empty()
             for _ in range(STEPS):
                 recorder.enter("forward")
                 _step(model, optimizer, tokens, recorder, case.loss_chunk)
@@ -131,6 +137,10 @@ class _Recorder(StorageTracker):
         """End a phase."""
         self.events.append(("phase", phase, 0))
         self.enter({"forward": "backward", "backward": "optimizer"}.get(phase, "between"))
+
+    def empty(self) -> None:
+        """Note that what is cached goes back to the device, and that training begins."""
+        self.events.append(("empty", "", 0))
 
     def keep(self, term: str) -> None:
         """Call what was born in forward, but for the loss, and lives now, `term`."""

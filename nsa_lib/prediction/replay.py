@@ -68,6 +68,10 @@ def replay(trace: Trace, alloc_conf: str, *, capacity_mib: float | None = None) 
             allocator.free(block)
             allocated -= size
             held[trace.terms[what]] -= size
+        elif kind == "empty":
+            allocator.empty_cache()
+            allocator.reset_peak()
+            peak, at_peak = allocated, dict(held)
         else:
             if what != "step" and peak / MIB > getattr(phases.get(what), "alloc_mib", 0.0):
                 phases[what] = Peak(peak / MIB, _mib(at_peak))
