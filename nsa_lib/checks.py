@@ -51,11 +51,7 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((1, length, c.dim), generator=generator).to(weight.dtype).to(weight.device)
     sample = torch.linspace(0, length - 1, min(length, SAMPLED_QUERIES), dtype=torch.float64).round().long()
-    groups = 1 if c.heads // c.groups > 1 else 2
-    with torch.no_grad():
-        parts = attention._project(x)
-    tensors = parts["query"][:, :2], parts["key_slc"][:, :groups], parts["value_slc"][:, :groups]
-    blocks = attention.select(x)[:, :groups]
+    tensors, blocks, run = selected_branch(attention, x)
     cotangent = torch.zeros(*tensors[0].shape[:3], c.d_v)
     cotangent[:, :, sample] = torch.randn(cotangent[:, :, sample].shape, generator=generator)
     cotangent = cotangent.to(weight.dtype)
@@ -64,13 +60,26 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
         rows = {"l_sel": c.l_sel, "positions": sample}
         return reference.selected_attention(q[:, :, sample], k, v, blocks.cpu()[:, :, sample], **rows)
 
-    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return BACKENDS[attention.backend](q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
-
     output, *gradients = with_gradients(run, tensors, cotangent.to(weight.device))
     expected = with_gradients(judged, [t.cpu().double() for t in tensors], cotangent[:, :, sample].double())
     errors = [_relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected)]
     return dict(zip(("output", "dq", "dk", "dv"), errors))
+
+
+def selected_branch(
+    attention: NSAttention, x: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Callable[..., torch.Tensor]]:
+    """Return q, k, v of two heads of a layer on rows x, the blocks that they read, and the backend that attends."""
+    c = attention.config
+    groups = 1 if c.heads // c.groups > 1 else 2
+    with torch.no_grad():
+        parts = attention._project(x)
+    blocks = attention.select(x)[:, :groups]
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return BACKENDS[attention.backend](q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
+
+    return (parts["query"][:, :2], parts["key_slc"][:, :groups], parts["value_slc"][:, :groups]), blocks, run
 
 
 def with_gradients(

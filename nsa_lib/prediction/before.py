@@ -12,9 +12,9 @@ from typing import Protocol
 
 import torch
 
-from nsa_lib.attention import BACKENDS, NSAttention
+from nsa_lib.attention import NSAttention
 from nsa_lib.attention.tables import own_tables
-from nsa_lib.checks import LONGEST
+from nsa_lib.checks import LONGEST, selected_branch
 from nsa_lib.config import CaseConfig
 from nsa_lib.model import TinyLM
 
@@ -53,15 +53,7 @@ def _check_attention(attention: NSAttention, length: int, recorder: Parts) -> No
 
 def _compare_selected(attention: NSAttention, length: int, recorder: Parts) -> None:
     c = attention.config
-    x, groups = torch.empty(1, length, c.dim), 1 if c.heads // c.groups > 1 else 2
-    with torch.no_grad():
-        parts = attention._project(x)
-    tensors = parts["query"][:, :2], parts["key_slc"][:, :groups], parts["value_slc"][:, :groups]
-    blocks = attention.select(x)[:, :groups]
-
-    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return BACKENDS[attention.backend](q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
-
+    tensors, _, run = selected_branch(attention, torch.empty(1, length, c.dim))
     _with_gradients(run, tensors, torch.empty(*tensors[0].shape[:3], c.d_v), recorder)
 
 

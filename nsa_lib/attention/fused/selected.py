@@ -9,7 +9,7 @@ import torch
 from torch.profiler import record_function
 
 from nsa_lib.attention.fused import grouped, listed, rows, short
-from nsa_lib.attention.fused.shape import aligned, by_token, cdiv, empty_outputs, require, two
+from nsa_lib.attention.fused.shape import aligned, by_token, empty_outputs, require, two
 from nsa_lib.config import FUSED_BLOCKS, FUSED_MOST_SELECTED
 
 ROUTE = "nsa::selected::fused"
@@ -39,7 +39,7 @@ def require_blocks(l_sel: int, n_sel: int) -> None:
 
 def way(q: torch.Tensor, k: torch.Tensor, l_sel: int):
     """Return the module that computes tensors of these shapes."""
-    if cdiv(k.shape[2], l_sel) <= short.MOST_BLOCKS:
+    if short.takes(k.shape[2], l_sel):
         return short
     return grouped if q.shape[1] // k.shape[1] >= grouped.FEWEST_HEADS else listed
 

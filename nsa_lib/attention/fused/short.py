@@ -18,6 +18,11 @@ _FORWARD = {
 _KEY_GRADIENT = {**_FORWARD, "narrow": {"num_warps": 4, "num_stages": 1}}
 
 
+def takes(length: int, l_sel: int) -> bool:
+    """Return whether so many tokens have so few blocks."""
+    return cdiv(length, l_sel) <= MOST_BLOCKS
+
+
 def forward(q, k, v, chosen, out, lse, l_sel, scale):
     """Write output and log2-sum-exp; return what backward needs of the selection: the words of its bits."""
     words = torch.empty(chosen.shape[:3], dtype=torch.int32, device=q.device)

@@ -28,7 +28,7 @@ _MOST_KEYS_A_BLOCK = 8
 
 def goes_back(length: int, config: NSAConfig) -> bool:
     """Return whether the keys' gradients of all branches can be made at once."""
-    return set(config.branches) == set(BRANCHES) and cdiv(length, config.l_sel) <= short.MOST_BLOCKS
+    return set(config.branches) == set(BRANCHES) and short.takes(length, config.l_sel)
 
 
 def goes(length: int, config: NSAConfig) -> bool:
