@@ -108,11 +108,10 @@ whose loss is one chunk, was 49 MiB or 6.5 % short, the float32 logits less the 
 peak there.
 
 Not foreseen is other scratch inside an operator, such as a sort's. It hardly adds to the peak of allocated memory,
-yet it decides which free block the next tensor gets, and so may cost pages of 20 MiB in reserved memory. The
-one-layer train step is three such pages off, `packed`, which sorts most, two; which operators take them was not
-traced. Under both settings and with tensors above 256 MiB, as at 32,768 tokens, that is decisive: each such choice can
-cost a block of hundreds of MiB that is never used again, and reserved memory cannot be told from allocations alone.
-All of it was measured at batch 1."""
+yet it decides which free block the next tensor gets, and so may cost pages of 20 MiB in reserved memory. Under both
+settings and with tensors above 256 MiB, as at 32,768 tokens, that is decisive: each such choice can cost a block of
+hundreds of MiB that is never used again. Reserved memory then hangs on where the first blocks lie: a prediction begins
+with the routes and checks that a case runs before it trains."""
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -13,7 +13,8 @@ from tests.bench_gpu.rows import TARGETS, Row, with_ratios
 
 HOW_TO_READ = (
     "Below 1 a contestant is faster than dense causal attention of the same heads, the better of cuDNN and flash, in "
-    "the same run. Triangles are targets. At the shortest length, CUDA graphs leave the launches out."
+    "the same run. Triangles are targets. What was measured under CUDA graphs too, at the shorter lengths, is drawn "
+    "without its launches."
 )
 
 LINES = {
@@ -30,13 +31,13 @@ LINES = {
 def over_dense_chart(rows: Sequence[Row], facts: str) -> Chart:
     """Draw the time of each contestant over dense attention's against the length, both axes logarithmic.
 
-    Of a length that was measured under CUDA graphs, those figures are drawn: eager, launches decide there. The line at
+    Of what was measured under CUDA graphs too, those figures are drawn: eager, launches decide there. The line at
     1 is dense attention; a triangle is a target, the most that a time may be.
     """
     drawn = [row for row in with_ratios(rows) if row["over_dense"] is not None and row["part"] != "model"]
     drawn = [{**row, "text": f"{row['median_ms']:.4g} ms, {row['mode']}"} for row in drawn]
-    graphed = {(r["layout"], r["seq_len"], r["direction"]) for r in drawn if r["mode"] == "graph"}
-    drawn = [r for r in drawn if r["mode"] == "graph" or (r["layout"], r["seq_len"], r["direction"]) not in graphed]
+    graphed = {_measured(r) for r in drawn if r["mode"] == "graph"}
+    drawn = [r for r in drawn if r["mode"] == "graph" or _measured(r) not in graphed]
     layouts = list(dict.fromkeys(row["layout"] for row in drawn)) or ["nothing measured"]
     directions = (FORWARD, BACKWARD)
     figure = empty_chart("Time over dense attention", "", facts)
@@ -63,6 +64,10 @@ def write_chart(figure: Chart, path: Path) -> None:
     """Write a chart as one HTML page that needs no network."""
     section = Section("How does the fused attention compare with dense?", [HOW_TO_READ], charts=[figure])
     path.write_text(page("Attention on one GPU", [section]))
+
+
+def _measured(row: dict) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("layout", "seq_len", "direction", "part", "contestant"))
 
 
 def _dense(lengths: Sequence[int]) -> list[dict]:

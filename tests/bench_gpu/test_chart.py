@@ -23,6 +23,16 @@ def test_a_line_is_the_time_over_dense_and_graphs_stand_for_eager():
     assert not backward.showlegend
 
 
+def test_who_was_too_slow_for_a_graph_keeps_its_eager_point():
+    rows = [
+        row("dense", "flash", 8192, 1.0), row("selected", "packed", 8192, 50.0),
+        row("dense", "flash", 8192, 1.0, "graph"), row("selected", "fused", 8192, 2.0, "graph"),
+    ]  # fmt: skip
+    figure = over_dense_chart(rows, "a machine")
+    forward = [named(figure, f"{name}, selected branch")[0] for name in ("packed", "fused")]
+    assert [(list(line.x), list(line.y)) for line in forward] == [([8192], [50.0]), ([8192], [2.0])]
+
+
 def test_the_targets_and_the_dense_line_are_drawn():
     figure = over_dense_chart([row("dense", "flash", 8192, 4.0)], "a machine")
     forward, backward = named(figure, "target: fused, whole attention")
