@@ -15,18 +15,24 @@ from pathlib import Path
 import nbformat
 from papermill.iorw import read_yaml_file
 
-from nsa_lib.config import JUDGED, NOTEBOOKS, ConfigError
-from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import read_parameters, refuse_unknown
-from nsa_lib.plan import CAPACITY, plan
-from nsa_lib.readiness import choose, out_dir_of
-from nsa_lib.report import NsaHTMLExporter, parameters_table, read_verdict
-from nsa_lib.report.comparison import comparison_page, figures_table
-from nsa_lib.report.verdict import wants_verdict
-from nsa_lib.runner import StopButton
+from nsa_lib.report import NsaHTMLExporter
+from nsa_lib.report.tables import parameters_table
+from nsa_lib.report.verdict import read_verdict, wants_verdict
+from nsa_lib.runs import papermill
+from nsa_lib.runs.environment import PROJECT, out_dir_of
+from nsa_lib.runs.parameters import refuse_unknown
+from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.selftest import selftest
-from nsa_lib.store import compare, judged_run
-from nsa_lib.validation import READINESS, validate
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.validation import validate
+from nsa_lib.workbook.comparison import comparison_page, figures_table
+from nsa_lib.workbook.decide import choose
+from nsa_lib.workbook.questions import QUESTIONS, counted, plan
+from nsa_lib.workbook.readiness import parameters as readiness
+from nsa_lib.workbook.run import compare, judged_run
+
+RUNNABLE = tuple(name for name, question in QUESTIONS.items() if question.request.cases or question.judging)
+"""Notebooks that do something by themselves; the others are for JupyterLab."""
 
 ALL = "all"
 """What `run` takes in place of a notebook for the whole checklist."""
@@ -41,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("run", "execute a notebook and write its report; all: the whole checklist, and one verdict"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("notebook", choices=(*NOTEBOOKS, CAPACITY, ALL) if name == "run" else NOTEBOOKS)
+        command.add_argument("notebook", choices=(*RUNNABLE, *([ALL] if name == "run" else [])))
         command.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
         command.add_argument(
             "-f", "--parameters_file", type=Path, action="append", default=[], help="flat YAML of parameters"
@@ -62,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(asked: argparse.Namespace) -> int:
     given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
-    refuse_unknown(asked.notebook, given)
-    if asked.notebook == READINESS:
+    refuse_unknown(asked.notebook, QUESTIONS[asked.notebook].request.parameters, given)
+    if QUESTIONS[asked.notebook].request.cases is None:
         return _check_readiness(given)
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
@@ -74,13 +80,13 @@ def _check(asked: argparse.Namespace) -> int:
 
 
 def _check_readiness(given: dict[str, object]) -> int:
-    read = read_parameters(READINESS, given, [])
-    counted, left_out = choose(out_dir_of(read), str(read["runs"]))
-    for run in counted:
+    read = readiness.REQUEST.read(given)
+    chosen, left_out = choose(out_dir_of(read["out_dir"]), str(read["runs"]))
+    for run in chosen:
         print(f"counts: {run.folder.name}, {run.verdict}")
     for one in left_out:
         print(f"left out: {one['run_id']}, {one['reason']}")
-    missing = [name for name in JUDGED if name not in {run.info["notebook"] for run in counted}]
+    missing = [name for name in counted() if name not in {run.info["notebook"] for run in chosen}]
     print(f"missing: {', '.join(missing) or 'none'}")
     return 0
 
@@ -102,12 +108,11 @@ def _run(asked: argparse.Namespace) -> int:
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     output = PROJECT / "reports" / f"{asked.notebook}-{stamp}.ipynb"
     output.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "papermill", "--engine", "nsa", "--log-output"]
-    command += [str(PROJECT / "notebooks" / f"{asked.notebook}.ipynb"), str(output)]
+    options = ["--engine", "nsa", "--log-output"]
     for path in asked.parameters_file:
-        command += ["-f", str(path)]
-    for name, value in asked.parameters:
-        command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
+        options += ["-f", str(path)]
+    options += papermill.parameters(dict(asked.parameters))
+    command = papermill.command(PROJECT / "notebooks" / f"{asked.notebook}.ipynb", output, *options)
     with StopButton():  # papermill hears Ctrl-C too, and writes the notebook and its report before it ends
         status = subprocess.run(command, check=False).returncode
     executed = nbformat.read(output, as_version=4)

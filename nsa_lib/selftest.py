@@ -1,4 +1,4 @@
-"""Run the trials of `fault_table`: every seeded fault through papermill and the notebook that must catch it.
+"""Run the trials: every seeded fault through papermill and the notebook that must catch it.
 
 A trial counts as caught if its run ends with the verdict and the exit status expected, and the gate expected is the
 reason. Everything that a trial leaves is kept, so that a fault that was missed can be looked at.
@@ -7,27 +7,104 @@ reason. Everything that a trial leaves is kept, so that a fault that was missed 
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import nbformat
 
-from nsa_lib.config import ConfigError
-from nsa_lib.environment import PROJECT, provenance
-from nsa_lib.fault_table import FAULTS, TRIALS, Trial
-from nsa_lib.gates import FAIL, NOT_RUN
-from nsa_lib.report import read_verdict
-from nsa_lib.runner import write_json, write_text
-from nsa_lib.store import Run, open_run
+from nsa_lib.contract.case import FEWEST_STEPS
+from nsa_lib.contract.faults import FAULTS
+from nsa_lib.contract.files import write_json, write_text
+from nsa_lib.judgement.gate import FAIL, NOT_RUN
+from nsa_lib.report.verdict import read_verdict
+from nsa_lib.runs import papermill
+from nsa_lib.runs.environment import PROJECT, provenance
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS
+from nsa_lib.workbook.run import Run, open_run
+
+SMALL = {"profile": "laptop", "layers": 2, "seq_len": 128, "vocab": 64}
+
+SHORT = {**SMALL, "steps": 60, "anomaly": False, "profiler": False}
+"""The smallest smoke that can be judged; what it leaves out is INCOMPLETE and cannot hide a NO-GO."""
+
+CHECKED = {"profile": "laptop", "layers": 2, "seq_len": 128}
+"""A small preflight; what it learns has sizes of its own."""
+
+SCALED = {**SMALL, "seq_lens": [64, 128], "steps": 3}
+
+CONTRASTED = {**SMALL, "seq_lens": [64, 128], "steps": FEWEST_STEPS, "rounds": 1}
+
+ENDLESS = {**SHORT, "steps": 100_000, "stall_timeout_s": 2}
+"""For faults after which nothing comes: only the supervision ends them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run with a fault in it, and the verdict that it must come to."""
+
+    fault: str
+    verdict: str
+    """The word that the run must end with."""
+    gate: str
+    """The required gate that must be the reason; "" where none may stand in the way."""
+    says: str = ""
+    """What the gate's detail must hold, so that it is red for the right reason."""
+    notebook: str = "smoke"
+    parameters: Mapping[str, object] = field(default_factory=lambda: SHORT)
+
+    @property
+    def name(self) -> str:
+        """A name of its own: the fault, the notebook and what sets it apart from the fault's other trials."""
+        backend = self.parameters.get("backend")
+        return "-".join(filter(None, [self.fault, self.notebook, backend]))
+
+
+TRIALS = (
+    Trial("none", "GO", "", parameters={**SMALL, "steps": 60}),
+    Trial("none", "GO", "", notebook="preflight", parameters=CHECKED),
+    Trial("none", "GO", "", notebook="backward_scaling", parameters=SCALED),
+    Trial("none", "GO", "", notebook="backend_contrast", parameters=CONTRASTED),
+    Trial("leak_12", "NO-GO", "trend_peak_alloc", "rises steadily"),
+    Trial("leak_30", "NO-GO", "trend_peak_alloc", "rises steadily"),
+    Trial("pool_creep", "NO-GO", "trend_reserved", "rises steadily", parameters={**SHORT, "alloc_conf": ""}),
+    Trial("nan_loss", "NO-GO", "finite", "loss is nan"),
+    Trial("nan_loss", "NO-GO", "anomaly", "nan", parameters={**SHORT, "anomaly": True, "backend": "packed"}),
+    Trial("inf_gradient", "NO-GO", "finite", "grad_norm is inf"),
+    Trial("hang_forward", "NO-GO", "steps", "stalled", parameters=ENDLESS),
+    Trial("hang_gil", "NO-GO", "steps", "stalled", parameters=ENDLESS),
+    Trial("sigkill", "NO-GO", "steps", "SIGKILL"),
+    Trial("segfault", "NO-GO", "steps", "SIGSEGV"),
+    Trial("oom", "NO-GO", "steps", "oom"),
+    Trial("operator_growth", "NO-GO", "operator_growth", "grew", parameters={**SHORT, "profiler": True}),
+    Trial("growing_shapes", "NO-GO", "trend_peak_alloc", "rises steadily"),
+    Trial("wrong_backend", "NO-GO", "route", parameters={**SHORT, "backend": "packed"}),
+    Trial("first_key", "NO-GO", "attention", parameters={**SHORT, "backend": "packed"}),
+    Trial("late_binding", "NO-GO", "steps", "no gradient reached"),
+    Trial("silent_heartbeat", "NO-GO", "steps", "stalled", parameters=ENDLESS),
+    Trial("torn_heartbeat", "NO-GO", "steps", "SIGKILL"),
+    Trial("oom", "NO-GO", "backward_64", "oom", notebook="backward_scaling", parameters=SCALED),
+    Trial("wrong_backend", "NO-GO", "route_packed", notebook="backend_contrast", parameters=CONTRASTED),
+    Trial("first_key", "NO-GO", "attention_masked", notebook="preflight", parameters=CHECKED),
+    Trial("future_leak", "NO-GO", "future_masked", notebook="preflight", parameters=CHECKED),
+    Trial("late_binding", "NO-GO", "checkpointing", notebook="preflight", parameters=CHECKED),
+    Trial("dead_parameter", "NO-GO", "gradients", "key_cmp.weight", notebook="preflight", parameters=CHECKED),
+    Trial("unshifted_labels", "NO-GO", "loss_fresh_tokens", notebook="preflight", parameters=CHECKED),
+    Trial("disk_full", "NO-GO", "steps", "OSError"),
+)
+"""What `make selftest` runs: for each notebook a run without a fault, which must be GO, and for each fault the
+notebook, the gate and the verdict that catch it."""
+
 
 SCHEMA = 1
+
 AT_ONCE = 2
 """Trials that run side by side; a case is one thread."""
+
 LIMIT_S = 300
 """A trial takes seconds. One that takes this long was not caught."""
 
@@ -80,7 +157,7 @@ def selftest(reports: Path = PROJECT / "reports", trials: Sequence[Trial] = TRIA
             "schema": SCHEMA,
             "created": created.isoformat(),
             "seconds": round((datetime.now(timezone.utc) - created).total_seconds(), 1),
-            "environment": provenance(),
+            "environment": provenance(QUESTIONS),
             "findings": [asdict(finding) for finding in in_order],
         },
     )
@@ -114,10 +191,9 @@ def attempt(trial: Trial, folder: Path) -> Finding:
 
 def run_notebook(trial: Trial, folder: Path) -> int | None:
     """Execute the trial's notebook as a user would; return papermill's exit status, or None if it took too long."""
-    command = [sys.executable, "-m", "papermill", str(PROJECT / "notebooks" / f"{trial.notebook}.ipynb")]
-    command.append(str(folder / "out.ipynb"))
-    for name, value in {**trial.parameters, "fault": trial.fault, "out_dir": folder}.items():
-        command += ["-r", name, str(value)]
+    notebook = PROJECT / "notebooks" / f"{trial.notebook}.ipynb"
+    given = papermill.parameters({**trial.parameters, "fault": trial.fault, "out_dir": folder})
+    command = papermill.command(notebook, folder / "out.ipynb", *given)
     with (folder / "papermill.log").open("wb") as log:
         try:
             return subprocess.run(command, stdout=log, stderr=log, timeout=LIMIT_S, check=False).returncode

@@ -19,16 +19,20 @@ from pathlib import Path
 
 import nbformat
 
-from nsa_lib.config import JUDGED, NOTEBOOKS, ConfigError
-from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import PARAMETERS, read_value
-from nsa_lib.readiness import out_dir_of
 from nsa_lib.report.verdict import Verdict, read_verdict
-from nsa_lib.runner import StopButton
+from nsa_lib.runs import papermill
+from nsa_lib.runs.environment import PROJECT, out_dir_of
+from nsa_lib.runs.parameters import read_value
+from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS, counted
+from nsa_lib.workbook.readiness import parameters as readiness
 
-READINESS = "readiness"
-VALIDATE_ORDER = tuple(name for name in (*JUDGED, READINESS) if name in NOTEBOOKS)
+READINESS = readiness.REQUEST.notebook
+VALIDATE_ORDER = (*counted(), READINESS)
+
 POLL_S = 0.1
+
 STOPPED = 130
 """Exit status of a shell's command that Ctrl-C ended."""
 
@@ -82,7 +86,7 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
             if stopped and notebook != READINESS:
                 print(f"stopped; not started: {', '.join(VALIDATE_ORDER[place + 1 :])}", flush=True)
                 return STOPPED
-    _print_verdict(ended, Path(out_dir_of({"out_dir": given.get("out_dir")})))
+    _print_verdict(ended, out_dir_of(given.get("out_dir")))
     return ended.status if ended.verdict.word in ("GO", "REVIEW") else ended.status or 1
 
 
@@ -91,26 +95,24 @@ def check_parameters(given: Mapping[str, object]) -> None:
     if "runs" in given:
         raise ConfigError("runs: a validation decides over the runs that it makes; to choose them, run readiness alone")
     for name, value in given.items():
-        declaring = [notebook for notebook in VALIDATE_ORDER if name in PARAMETERS[notebook]]
+        declaring = [notebook for notebook in VALIDATE_ORDER if name in QUESTIONS[notebook].request.parameters]
         if not declaring:
             raise ConfigError(f"{name}: no such parameter of {', '.join(VALIDATE_ORDER)}")
         for notebook in declaring:
-            read_value(PARAMETERS[notebook], name, value)
+            read_value(QUESTIONS[notebook].request.parameters, name, value)
 
 
 def papermill_command(
     notebook: str, output: Path, in_files: Mapping[str, object], on_line: Mapping[str, str]
 ) -> list[str]:
     """Return the command that executes a notebook, given those parameters that it declares."""
-    command = [sys.executable, "-m", "papermill", "--engine", "nsa", "--no-progress-bar"]
-    command += [str(PROJECT / "notebooks" / f"{notebook}.ipynb"), str(output)]
-    from_files = {name: value for name, value in in_files.items() if name in PARAMETERS[notebook]}
+    declared = QUESTIONS[notebook].request.parameters
+    options = ["--engine", "nsa", "--no-progress-bar"]
+    from_files = {name: value for name, value in in_files.items() if name in declared}
     if from_files:
-        command += ["-y", json.dumps(from_files)]  # JSON is YAML
-    for name, value in on_line.items():
-        if name in PARAMETERS[notebook]:
-            command += ["-r", name, value]  # as text: the library reads it strictly, and a tag such as 007 stays one
-    return command
+        options += ["-y", json.dumps(from_files)]  # JSON is YAML
+    options += papermill.parameters({name: value for name, value in on_line.items() if name in declared})
+    return papermill.command(PROJECT / "notebooks" / f"{notebook}.ipynb", output, *options)
 
 
 def _run_notebook(command: list[str], notebook: str, output: Path, stop: StopButton) -> tuple[Ended, bool]:

@@ -17,15 +17,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nsa_lib import data, environment, memory, training
-from nsa_lib.allocator import AllocatorSimulation
-from nsa_lib.config import CaseConfig
-from nsa_lib.model import TinyLM
-from nsa_lib.parameters import read_parameters
-from nsa_lib.plan import training_case
-from nsa_lib.profiles import resolve
-from nsa_lib.runnable import runnable_backends
-from nsa_lib.telemetry import Heartbeat
+from nsa_lib.contract.backends import runnable_backends
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.heartbeat import Heartbeat
+from nsa_lib.runs import environment
+from nsa_lib.runs.training_case import training_case
+from nsa_lib.subject import training
+from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker import data, memory
+from nsa_lib.worker.allocator import AllocatorSimulation
+from tests.made import resolved
 
 ROUNDS = 7
 
@@ -36,7 +37,7 @@ def main() -> None:
     profile = "checklist" if facts["cuda_usable"] else "laptop"
     if profile == "laptop":
         torch.set_num_threads(1)  # as a case does
-    values = resolve("smoke", read_parameters("smoke", {}, []), profile=profile)
+    values = resolved("smoke", {}, profile=profile)
     case, backends = training_case(values), runnable_backends(lambda name: values[name].value, facts)
     figures = {
         "profile": profile,

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from nsa_lib.config import ALLOCATOR_SETTINGS, CaseConfig, ConfigError
-from nsa_lib.environment import PROJECT
-from nsa_lib.prediction.predict import predict
-from nsa_lib.prediction.record import PredictionError
-from nsa_lib.store import Run
+from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.run import Run
+from nsa_lib.worker.prediction.predict import predict
+from nsa_lib.worker.prediction.record import PredictionError
 
 ALLOC_PERCENT, RESERVED_PERCENT = 5.0, 10.0
 """What is promised for 11 of 12 configurations."""

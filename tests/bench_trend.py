@@ -11,13 +11,16 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from itertools import product
 
-from nsa_lib import environment
-from nsa_lib.trend import judge_trend
+from nsa_lib.judgement.trend import judge_trend
+from nsa_lib.runs import environment
 from tests.traces import RISING, STABLE, trace
 
 BASES_MIB = (34.0, 1762.0, 20000.0)
+
 SEEDS = 1000
+
 LIMIT_PERCENT = 1.0
+
 GROWTHS = (0.08, 0.12)
 """Up to the first a rise must not fail, from the second on it must."""
 

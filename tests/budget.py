@@ -1,4 +1,4 @@
-"""What the tests hold an implementation to: the error budget of `nsa_lib.budget`, and how an error is measured."""
+"""What the tests hold an implementation to: `worker.preflight.error_budget`, and how an error is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nsa_lib.budget import COMPRESSION_ROUNDINGS, attention, compression, module, rotation, steps, unit
+from nsa_lib.worker.preflight.error_budget import (
+    COMPRESSION_ROUNDINGS,
+    attention,
+    compression,
+    module,
+    rotation,
+    steps,
+    unit,
+)
 
 __all__ = [
     "COMPRESSION_ROUNDINGS",

@@ -17,9 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from nsa_lib.attention import fused
-from nsa_lib.attention.fused import op
-from nsa_lib.config import BRANCHES, NSAConfig
+from nsa_lib.subject.attention import fused
+from nsa_lib.subject.attention.fused import op
+from nsa_lib.subject.config import BRANCHES, NSAConfig
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Most shared memory of a block, by compute capability (CUDA C++ Programming Guide)."""

@@ -17,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nsa_lib.environment import PROJECT
-from nsa_lib.store import open_run
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.workbook.run import open_run
 
 TINY = {"profile": "laptop", "layers": 1, "seq_len": 64, "vocab": 64, "steps": 12, "anomaly": False}
+
 IN_A_ROW, AT_ONCE, KILLED = 30, 4, 20
+
 MARK = "NSA_ENDURANCE"
 """Variable that every process of a run inherits, by which those that are left are found."""
 

@@ -4,17 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 
-import pandas as pd
-
-from nsa_lib.check_names import check_names
-from nsa_lib.config import JUDGED, PLAIN_BACKENDS
-from nsa_lib.contestants import DENSE, contestants
-from nsa_lib.evidence import Evidence
-from nsa_lib.parameters import read_parameters
-from nsa_lib.profiles import resolve
-from nsa_lib.store import CASE_COLUMNS, STEP_COLUMNS, record
-from tests import test_gates, test_scaling
-from tests.test_store import save
+from nsa_lib.contract.agenda import DENSE, check_names, contestants
+from nsa_lib.subject.config import PLAIN_BACKENDS
+from nsa_lib.workbook.questions import counted
+from nsa_lib.workbook.run import record
+from tests.made import made, resolved
+from tests.workbook.backward_scaling import test_gates as scaling_gates
+from tests.workbook.smoke import test_gates as smoke_gates
+from tests.workbook.test_run import save
 
 MACHINE = {
     "torch": "2.13.0", "cpu": "a processor", "gpu": None, "disk_free_mib": 50_000, "source_sha256": "a" * 64,
@@ -27,20 +24,16 @@ def day(number):
     return f"2025-03-{number:02}T10:15:00.000000+00:00"
 
 
-def described(notebook, parameters, case_ids):
-    """Return the run.json of a run on the first day."""
+def described(notebook):
+    """Return what run.json says of a run on the first day, besides its parameters and cases."""
     return {
-        "schema": 1, "run_id": notebook, "notebook": notebook, "profile": "laptop", "custom": [], "created": day(1),
-        "parameters": parameters, "environment": MACHINE, "case_ids": list(case_ids), "reproduce": "papermill",
-        "report": None,
+        "schema": 1, "run_id": notebook, "notebook": notebook, "profile": "laptop", "created": day(1),
+        "environment": MACHINE, "reproduce": "papermill", "report": None,
     }  # fmt: skip
 
 
-def _evidence(notebook, cases, rows):
-    values = resolve(notebook, read_parameters(notebook, {}, []), profile="laptop")
-    frames = pd.DataFrame(cases).reindex(columns=CASE_COLUMNS), pd.DataFrame(rows).reindex(columns=STEP_COLUMNS)
-    parameters = [{**vars(value), "differs": value.differs} for value in values.values()]
-    return Evidence(described(notebook, parameters, [case["case_id"] for case in cases]), *frames)
+def _run(notebook, cases, rows):
+    return made(described(notebook), cases, rows, resolved(notebook, profile="laptop"))
 
 
 def preflight():
@@ -48,29 +41,27 @@ def preflight():
     found = {"holds": True, "measured": 0.0, "limit": 1.0, "unit": "", "detail": "planted"}
     cases = [
         {"case_id": group, "status": "ok", "reason": "", "seconds": 1.0,
-         "checks": json.dumps([{"name": name, **found} for name in names])}
+         "checks": [{"name": name, **found} for name in names]}
         for group, names in check_names(PLAIN_BACKENDS).items()
     ]  # fmt: skip
-    return _evidence("preflight", cases, [])
+    return _run("preflight", cases, [])
 
 
 def scaling():
     """Return a backward scaling that is GO."""
-    run = test_scaling.known(profile="laptop")
-    values = resolve("backward_scaling", read_parameters("backward_scaling", {}, []), profile="laptop")
-    rows = [{**vars(value), "differs": value.differs} for value in values.values()]
-    return replace(run, info=described("backward_scaling", rows, run.cases["case_id"]))
+    run = scaling_gates.known(profile="laptop")
+    return replace(run, info={**run.info, **described("backward_scaling")})
 
 
 def smoke():
     """Return a smoke that is GO."""
-    run = test_gates.healthy("laptop")
-    return replace(run, info=described("smoke", run.info["parameters"], run.info["case_ids"]))
+    run = smoke_gates.healthy("laptop")
+    return replace(run, info={**run.info, **described("smoke")})
 
 
 def contrast():
     """Return a backend contrast that is GO; `packed` is the fastest."""
-    values = resolve("backend_contrast", read_parameters("backend_contrast", {}, []), profile="laptop")
+    values = resolved("backend_contrast", profile="laptop")
     timed = contestants(values["seq_len"].value, values["seq_lens"].value, backends=PLAIN_BACKENDS)
     ms = {"masked": 3.0, "gather": 2.0, "packed": 1.0, DENSE: 2.5}
     cases, rows = [{"case_id": "timing", "status": "ok", "reason": ""}], []
@@ -86,25 +77,25 @@ def contrast():
         )  # fmt: skip
         beat = {"case_id": f"model_{backend}", "phase": "step", "peak_alloc_mib": 30.0 + number / 10, "loss": 6.0}
         rows += [{**beat, "step": step} for step in range(1, values["steps"].value + 1)]
-    return _evidence("backend_contrast", cases, rows)
+    return _run("backend_contrast", cases, rows)
 
 
 def noisy_smoke():
     """Return a smoke that is REVIEW: its memory creeps."""
-    return test_gates.leaking(smoke(), "peak_alloc_mib", 0.05)
+    return smoke_gates.leaking(smoke(), "peak_alloc_mib", 0.05)
 
 
 def untaught_smoke():
     """Return a smoke that is NO-GO: its loss does not fall."""
-    return test_gates.with_steps(smoke(), loss=lambda step, loss: 6.0)
+    return smoke_gates.with_steps(smoke(), loss=lambda step, loss: 6.0)
 
 
 def cut_smoke():
     """Return a smoke that is INCOMPLETE: a case of it was never run."""
-    return test_gates.without_case(smoke(), "anomaly")
+    return smoke_gates.without_case(smoke(), "anomaly")
 
 
-MADE = dict(zip(JUDGED, (preflight, scaling, smoke, contrast)))
+MADE = dict(zip(counted(), (preflight, scaling, smoke, contrast), strict=True))
 
 
 class Templates:

@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 from nbformat import v4
 
-from nsa_lib import charts, report
+from nsa_lib.report import NsaHTMLExporter
+from nsa_lib.report.charts.steps import loss, memory_trend, phase_peaks, step_time
+from nsa_lib.report.tables import cases_table, environment_table, gates_table, parameters_table
+from nsa_lib.report.verdict import VerdictError, conclude
 
 GATES = [
     {"name": "steps completed", "required": True, "outcome": "PASS", "measured": 100, "limit": 100, "margin": 0,
@@ -100,9 +103,9 @@ def concluded(verdict="GO", accept_review=False, **changes):
     """Return the outputs that `conclude` leaves in a notebook, its error among them."""
     with patch("nsa_lib.report.verdict.display") as display:
         try:
-            report.conclude(sample_run(verdict, **changes), command="make report", accept_review=accept_review)
+            conclude(sample_run(verdict, **changes), command="make report", accept_review=accept_review)
             errors = []
-        except report.VerdictError as stop:
+        except VerdictError as stop:
             errors = [error("VerdictError", str(stop))]
     return [v4.new_output("display_data", display.call_args.args[0]), *errors]
 
@@ -126,16 +129,16 @@ def chart_output(chart):
 def sample_notebook(verdict="GO", steps=None, gates=GATES, **changes):
     """Return an executed smoke notebook that shows everything a report has."""
     steps = sample_steps() if steps is None else steps
-    memory = charts.memory_trend(steps, limit_mib=70_000)
+    memory = memory_trend(steps, limit_mib=70_000)
     sections = [
         ("# Does the model train on this machine?\n\nA production smoke: 100 steps, judged by rules.", None),
-        ("## What was asked for", [table_output(report.parameters_table(PARAMETERS))]),
+        ("## What was asked for", [table_output(parameters_table(PARAMETERS))]),
         ("## Do the gates hold?\n\nEach rule, what was measured, and how far it is from its limit.",
-         [table_output(report.gates_table(gates)), table_output(report.cases_table(CASES))]),
+         [table_output(gates_table(gates)), table_output(cases_table(CASES))]),
         ("## Does memory stay flat?\n\nThe per-step peak must not rise by more than 10 % in any 50 steps.",
-         [chart_output(memory), chart_output(charts.phase_peaks(steps))]),
-        ("## Does it learn, and how fast?", [chart_output(charts.loss(steps)), chart_output(charts.step_time(steps))]),
-        ("## Where did it run?", [table_output(report.environment_table(ENVIRONMENT))]),
+         [chart_output(memory), chart_output(phase_peaks(steps))]),
+        ("## Does it learn, and how fast?", [chart_output(loss(steps)), chart_output(step_time(steps))]),
+        ("## Where did it run?", [table_output(environment_table(ENVIRONMENT))]),
         ("## Verdict", concluded(verdict, **changes)),
     ]  # fmt: skip
     cells = []
@@ -149,4 +152,4 @@ def sample_notebook(verdict="GO", steps=None, gates=GATES, **changes):
 def export(nb, name="smoke"):
     """Return the report of a notebook as nbconvert would make it from a file of that name."""
     saved = nbformat.reads(nbformat.writes(nb), as_version=nbformat.NO_CONVERT)
-    return report.NsaHTMLExporter().from_notebook_node(saved, {"metadata": {"name": name}})[0]
+    return NsaHTMLExporter().from_notebook_node(saved, {"metadata": {"name": name}})[0]

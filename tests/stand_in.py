@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from nsa_lib.attention import (
+from nsa_lib.subject.attention import (
     BACKENDS,
     block_scores,
     compressed_attention,
@@ -17,9 +17,9 @@ from nsa_lib.attention import (
     select_blocks,
     sliding_attention,
 )
-from nsa_lib.attention.backends.masked import selection_bias
-from nsa_lib.attention.rope import apply_rope
-from nsa_lib.attention.sdpa import attend
+from nsa_lib.subject.attention.backends.masked import selection_bias
+from nsa_lib.subject.attention.rope import apply_rope
+from nsa_lib.subject.attention.sdpa import attend
 
 
 def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config):
@@ -61,5 +61,5 @@ def plain_fused(monkeypatch):
     for function in (nsa, chosen_blocks, selected_attention, apply_rope):
         monkeypatch.setattr(fused, function.__name__, function)
     monkeypatch.setitem(BACKENDS, "fused", selected_attention)
-    monkeypatch.setattr("nsa_lib.config.fused_refusal", lambda *sizes: None)
+    monkeypatch.setattr("nsa_lib.contract.case.fused_refusal", lambda *sizes: None)
     return fused

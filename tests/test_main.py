@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from nsa_lib import __main__, environment, report
-from nsa_lib.store import record
+from nsa_lib import __main__ as worker_main
+from nsa_lib.report import NsaHTMLExporter
+from nsa_lib.runs import environment
+from nsa_lib.workbook.run import record
 from tests.samples import sample_notebook
-from tests.test_gates import healthy, with_steps
-from tests.test_store import save, with_schema
+from tests.workbook.smoke.test_gates import healthy, with_steps
+from tests.workbook.test_run import save, with_schema
 
 FACTS = {"torch": "2.13.0", "cuda_usable": False, "cuda_problem": "torch 2.13.0 is a build without CUDA"}
 
@@ -23,7 +25,7 @@ def ask(monkeypatch, tmp_path, capsys):
     def asked(*arguments):
         monkeypatch.setattr(environment, "torch_facts", lambda: FACTS)
         monkeypatch.setattr(environment, "has_nvidia_device", lambda: False)
-        status = __main__.main([str(argument) for argument in arguments])
+        status = worker_main.main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
 
     return asked
@@ -119,7 +121,7 @@ def test_a_refusal_reaches_the_shell_without_a_traceback():
 @pytest.mark.parametrize("arguments", [[], ["check"], ["check", "out.ipynb"], ["run", "smoke", "-p", "steps"]])
 def test_a_command_that_is_no_command_is_refused(arguments):
     with pytest.raises(SystemExit) as refusal:
-        __main__.main(arguments)
+        worker_main.main(arguments)
     assert refusal.value.code == 2
 
 
@@ -135,8 +137,8 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
         nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[7])
         return SimpleNamespace(returncode=status)
 
-    monkeypatch.setattr(__main__, "PROJECT", tmp_path)
-    monkeypatch.setattr(__main__.subprocess, "run", papermill)
+    monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
+    monkeypatch.setattr(worker_main.subprocess, "run", papermill)
     ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
     (command,) = commands
     source, output = command[6:8]
@@ -158,7 +160,7 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
     ],
 )
 def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, arguments, line):
-    monkeypatch.setattr(__main__, "PROJECT", tmp_path)
+    monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
     status, out, err = ask("run", "all", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(line)
@@ -167,8 +169,8 @@ def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, argu
 
 def test_run_all_hands_over_files_in_their_order_and_values_as_text_and_its_status(ask, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(__main__, "validate", lambda *given, **named: asked.append((given, named)) or 130)
-    monkeypatch.setattr(__main__, "PROJECT", tmp_path)
+    monkeypatch.setattr(worker_main, "validate", lambda *given, **named: asked.append((given, named)) or 130)
+    monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
     (tmp_path / "a.yaml").write_text("steps: 80\nseed: 3\n")
     (tmp_path / "b.yaml").write_text("steps: 90\n")
     files = ("-f", tmp_path / "a.yaml", "-f", tmp_path / "b.yaml")
@@ -185,14 +187,14 @@ def test_report_writes_the_html_of_an_executed_notebook_beside_it(ask, tmp_path)
     assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "out.html"))
     html = (tmp_path / "out.html").read_bytes()
     assert b"REVIEW" in html
-    assert html == report.NsaHTMLExporter().from_filename(str(tmp_path / "out.ipynb"))[0].encode()
+    assert html == NsaHTMLExporter().from_filename(str(tmp_path / "out.ipynb"))[0].encode()
 
 
 # compare
 
 
 def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(ask, tmp_path, monkeypatch):
-    monkeypatch.setattr(__main__, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(worker_main, "PROJECT", tmp_path / "project")
     (tmp_path / "project").mkdir()
     record(save(healthy("laptop"), tmp_path / "a", run_id="before"))
     save(with_steps(healthy("laptop", seed=5), loss=lambda step, loss: 6.0), tmp_path / "b", run_id="after")

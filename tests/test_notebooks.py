@@ -10,14 +10,14 @@ import nbformat
 import papermill
 import pytest
 
-from nsa_lib.config import WORKBOOK
-from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import PARAMETERS
-from nsa_lib.report import read_verdict
-from nsa_lib.store import open_run
+from nsa_lib.report.verdict import read_verdict
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.workbook.questions import QUESTIONS
+from nsa_lib.workbook.run import open_run
 
 FOLDER = PROJECT / "notebooks"
-PATHS = [FOLDER / f"{name}.ipynb" for name in WORKBOOK]
+
+PATHS = [FOLDER / f"{name}.ipynb" for name in QUESTIONS]
 
 TINY = {"profile": "laptop", "layers": 1, "seq_len": 128, "vocab": 64}
 
@@ -50,7 +50,9 @@ def test_a_notebook_has_one_parameters_cell_that_declares_what_the_library_reads
     found = {}
     for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
         found[node.target.id] = (node.annotation.id, ast.literal_eval(node.value), line.split("  # ")[1])
-    declared = {name: (p.kind.__name__, p.default, p.help) for name, p in PARAMETERS[path.stem].items()}
+    declared = {
+        name: (p.kind.__name__, p.default, p.help) for name, p in QUESTIONS[path.stem].request.parameters.items()
+    }
     assert found == declared
     assert list(found) == list(declared)
 
@@ -58,7 +60,7 @@ def test_a_notebook_has_one_parameters_cell_that_declares_what_the_library_reads
 def test_papermill_lists_every_parameter(path, notebook):
     listed = papermill.inspect_notebook(notebook)
     assert {n: (p["inferred_type_name"], p["help"]) for n, p in listed.items()} == {
-        name: (p.kind.__name__, p.help) for name, p in PARAMETERS[path.stem].items()
+        name: (p.kind.__name__, p.help) for name, p in QUESTIONS[path.stem].request.parameters.items()
     }
 
 

@@ -3,10 +3,9 @@
 import pytest
 from papermill.iorw import read_yaml_file
 
-from nsa_lib.config import WORKBOOK
-from nsa_lib.environment import PROJECT
-from nsa_lib.parameters import PARAMETERS, read_value
-from nsa_lib.profiles import PROFILES
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.parameters import read_value
+from nsa_lib.workbook.questions import QUESTIONS
 
 FILES = sorted((PROJECT / "params").glob("*.yaml"))
 
@@ -14,14 +13,14 @@ FILES = sorted((PROJECT / "params").glob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_says_what_its_profile_says(path):
     notebook, profile = path.stem.rsplit("_", 1)
-    assert notebook in WORKBOOK
+    assert notebook in QUESTIONS
     said = read_yaml_file(str(path))
     assert said.pop("profile") == profile
-    assert set(said) <= set(PARAMETERS[notebook])
-    assert {name: read_value(PARAMETERS[notebook], name, value) for name, value in said.items()} == PROFILES[notebook][
-        profile
-    ]
+    assert set(said) <= set(QUESTIONS[notebook].request.parameters)
+    assert {
+        name: read_value(QUESTIONS[notebook].request.parameters, name, value) for name, value in said.items()
+    } == QUESTIONS[notebook].request.profiles[profile]
 
 
 def test_each_notebook_has_a_file_for_each_profile():
-    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in WORKBOOK for p in PROFILES.get(n, ())}
+    assert {path.stem for path in FILES} == {f"{n}_{p}" for n in QUESTIONS for p in QUESTIONS[n].request.profiles}

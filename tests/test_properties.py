@@ -7,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsa_lib.attention import block_scores, select_blocks
-from nsa_lib.config import ConfigError
-from nsa_lib.parameters import PARAMETERS, read_value
+from nsa_lib.runs.parameters import read_value
+from nsa_lib.subject.attention import block_scores, select_blocks
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS
 
 settings.register_profile("workbook", max_examples=60, deadline=None, derandomize=True)
+
 settings.load_profile("workbook")
 
 
@@ -67,16 +69,17 @@ VALUES = st.one_of(
     st.lists(st.integers(-5, 5000), max_size=5), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
     st.sampled_from(["true", "1e-4", "[128, 256]", "nan", "None", "../x", "<script>", "masked", "0x10", "1_0"]),
 )  # fmt: skip
-DECLARED = [(notebook, name) for notebook, declared in PARAMETERS.items() for name in declared]
+
+DECLARED = [(notebook, name) for notebook, question in QUESTIONS.items() for name in question.request.parameters]
 
 
 @settings(max_examples=600)
 @given(st.sampled_from(DECLARED), VALUES)
 def test_a_value_is_read_in_its_type_or_refused_in_one_line_that_names_it(declared, value):
     notebook, name = declared
-    parameter = PARAMETERS[notebook][name]
+    parameter = QUESTIONS[notebook].request.parameters[name]
     try:
-        read, refusal = read_value(PARAMETERS[notebook], name, value), None
+        read, refusal = read_value(QUESTIONS[notebook].request.parameters, name, value), None
     except ConfigError as error:
         read, refusal = None, str(error)
     if refusal is not None:
@@ -92,12 +95,12 @@ def test_a_value_is_read_in_its_type_or_refused_in_one_line_that_names_it(declar
         assert math.isfinite(read)
     # What was read is read again as itself, from the text that a command line makes of it.
     text = str(list(read)) if parameter.kind is list else str(read)
-    assert read_value(PARAMETERS[notebook], name, text) == read
+    assert read_value(QUESTIONS[notebook].request.parameters, name, text) == read
 
 
 @pytest.mark.parametrize("given_", ["[128, 256]", [128, 256], (128.0, "256")])
 def test_a_list_of_lengths_is_read(given_):
-    assert read_value(PARAMETERS["backward_scaling"], "seq_lens", given_) == (128, 256)
+    assert read_value(QUESTIONS["backward_scaling"].request.parameters, "seq_lens", given_) == (128, 256)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +108,4 @@ def test_a_list_of_lengths_is_read(given_):
 )
 def test_what_is_no_ascending_list_of_lengths_is_refused(given_):
     with pytest.raises(ConfigError, match="seq_lens="):
-        read_value(PARAMETERS["backward_scaling"], "seq_lens", given_)
+        read_value(QUESTIONS["backward_scaling"].request.parameters, "seq_lens", given_)

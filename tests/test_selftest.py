@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from nsa_lib import environment, selftest
-from nsa_lib.config import NOTEBOOKS
-from nsa_lib.environment import PROJECT
-from nsa_lib.fault_table import FAULTS, TRIALS, Trial
-from nsa_lib.parameters import PARAMETERS
-from nsa_lib.plan import plan
-from nsa_lib.runner import make_run_folder
-from nsa_lib.store import Run
-from tests.test_plan import CPU
+from nsa_lib import selftest
+from nsa_lib.contract.faults import FAULTS
+from nsa_lib.runs import environment
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.runner import make_run_folder
+from nsa_lib.selftest import TRIALS, Trial
+from nsa_lib.workbook.questions import QUESTIONS, plan
+from nsa_lib.workbook.run import Run
+from tests.runs.test_plan import CPU
 
 NAN, KILL = (next(trial for trial in TRIALS if trial.fault == fault) for fault in ("nan_loss", "sigkill"))
 
@@ -35,7 +35,7 @@ def test_every_notebook_with_faults_has_a_run_without_one_that_is_go():
     controls = {trial.notebook: trial.verdict for trial in TRIALS if trial.fault == "none"}
     tried = {trial.notebook for trial in TRIALS}
     assert controls == dict.fromkeys(tried, "GO")
-    assert tried == {name for name in NOTEBOOKS if "fault" in PARAMETERS[name]}
+    assert tried == {name for name, question in QUESTIONS.items() if "fault" in question.request.parameters}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def planned(monkeypatch, tmp_path):
 @pytest.mark.parametrize("trial", TRIALS, ids=ids)
 def test_a_trial_names_a_notebook_its_parameters_a_fault_and_a_gate(planned, trial):
     assert (PROJECT / "notebooks" / f"{trial.notebook}.ipynb").exists()
-    assert set(trial.parameters) <= set(PARAMETERS[trial.notebook])
+    assert set(trial.parameters) <= set(QUESTIONS[trial.notebook].request.parameters)
     assert trial.fault in FAULTS
     found = planned(trial)
     assert {case.fault for case in found.cases} == {trial.fault}

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from nsa_lib import validation
-from nsa_lib.config import ConfigError
+from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import STOPPED, VALIDATE_ORDER, check_parameters, papermill_command, validate
 from tests.samples import code_cell, concluded, notebook
 

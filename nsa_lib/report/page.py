@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from nsa_lib.charts import CONFIG, Chart
+from nsa_lib.report.charts.chart import CONFIG, Chart
 from nsa_lib.report.tables import Table
 
 TEMPLATES = Path(str(files("nsa_lib.report") / "template"))

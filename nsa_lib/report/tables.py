@@ -18,19 +18,11 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from nsa_lib.check_names import check_names
-from nsa_lib.predicted import DIFFERENCE_PERCENT, PHASES, RESERVED
+from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.verdict import STYLES
 
 OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲", "warn"), "PASS": ("✔", "success")}
 """Icon and JupyterLab colour of a gate's outcome, worst first."""
-
-
-SLOWEST_SHOWN = 10
-"""Rows of a table of slow steps; the chart shows all of them."""
-
-HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
-"""A git commit or a sha256: two of them beside each other are wider than a page, and 12 digits tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +71,6 @@ def gates_table(gates: Iterable[Mapping]) -> Table:
     """Tabulate gate results, those that decide against a run first and those that are not required last."""
     header = ("outcome", "gate", "measured", "limit", "margin", "detail")
     return Table("Gates", header, [_gate_row(gate) for gate in _ranked(gates)])
-
-
-def checks_table(gates: Iterable[Mapping], group: str) -> Table:
-    """Tabulate one part of a preflight: `machine`, or a group of `check_names`."""
-    groups = {name: of for of, names in check_names().items() for name in names}
-    own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
-    header = ("outcome", "check", "measured", "limit", "margin", "detail")
-    return Table(f"Checks: {group}", header, [_gate_row(gate) for gate in _ranked(own)])
-
-
-MACHINE = "machine"
-"""The part of a preflight that asks for prerequisites."""
 
 
 def _ranked(gates: Iterable[Mapping]) -> list[Mapping]:
@@ -158,61 +138,6 @@ def frame_table(caption: str, frame: pd.DataFrame, columns: Mapping[str, str]) -
     return Table(caption, list(columns.values()), rows)
 
 
-def lengths_table(lengths: pd.DataFrame) -> Table:
-    """Tabulate the lengths of a backward scaling (`scaling.length_rows`)."""
-    columns = {
-        "seq_len": "S, tokens", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
-        "spread_percent": "spread, %", "tokens_per_s": "tokens/s",
-        "peak_alloc_forward_mib": "peak allocated forward, MiB",
-        "peak_alloc_backward_mib": "peak allocated backward, MiB",
-        "peak_reserved_forward_mib": "peak reserved forward, MiB",
-        "peak_reserved_backward_mib": "peak reserved backward, MiB",
-    }  # fmt: skip
-    caption = "Medians of the counted iterations; spread is the interquartile range of both over its median"
-    return frame_table(caption, lengths.round({"spread_percent": 1}), columns)
-
-
-def exponents_table(exponents: pd.DataFrame) -> Table:
-    """Tabulate fitted exponents with their intervals (`scaling.exponent_rows`)."""
-    columns = {
-        "quantity": "quantity", "first": "from S", "last": "to S", "exponent": "exponent", "low": "95 % from",
-        "high": "95 % to",
-    }  # fmt: skip
-    caption = (
-        "Exponents b of y ~ S^b; memory is the peak allocated without parameters and gradients, which repeats exactly "
-        "and so has an interval over several lengths alone"
-    )
-    return frame_table(caption, exponents.round(3), columns)
-
-
-def allocator_table(settings: pd.DataFrame) -> Table:
-    """Tabulate what each allocator setting costs (`scaling.allocator_rows`)."""
-    columns = {
-        "work": "work", "setting": "setting", "alloc_conf": "alloc_conf", "status": "status",
-        "peak_alloc_mib": "peak allocated, MiB", "peak_reserved_mib": "peak reserved, MiB",
-        "ratio": "reserved over allocated",
-    }  # fmt: skip
-    return frame_table("Allocator settings", settings, columns)
-
-
-def fits_table(rows: pd.DataFrame) -> Table:
-    """Tabulate the largest length, batch and layers that fit (`capacity.fits_rows`)."""
-    columns = {
-        "axis": "the others as asked", "fits": "largest that fits", "at": "predicted at", "phase": "peak in",
-        "dominated_by": "what the peak there consists of",
-    }  # fmt: skip
-    return frame_table("Predicted to fit; the largest point of the sweep that does", rows, columns)
-
-
-def changes_table(rows: pd.DataFrame) -> Table:
-    """Tabulate what checkpointing, the loss in chunks and the allocator setting change (`capacity.changes_rows`)."""
-    columns = {
-        "change": "change", "peak_alloc_mib": "peak allocated, MiB", "peak_reserved_mib": "peak reserved, MiB",
-        "seq_len": "largest S", "layers": "most layers",
-    }  # fmt: skip
-    return frame_table("Predicted at the sizes asked for, and the largest S and most layers that fit", rows, columns)
-
-
 def prediction_table(rows: pd.DataFrame) -> Table:
     """Tabulate predicted and measured peaks, a row a case (`predicted.prediction_rows`)."""
     phases = [phase for phase in (*PHASES, RESERVED) if phase in set(rows["phase"])]
@@ -241,56 +166,6 @@ def format_mib(mib: float) -> str:
     return f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.1f}"
 
 
-def closest_gates_table(gates: pd.DataFrame) -> Table:
-    """Tabulate the gates that have a distance to their limit (`explore.closest_gates`)."""
-    columns = {
-        "name": "gate", "outcome": "outcome", "measured": "measured", "limit": "limit", "unit": "unit",
-        "distance_percent": "left to the limit, %",
-    }  # fmt: skip
-    return frame_table("Gates, the closest to its limit first; negative is beyond it", gates, columns)
-
-
-def slow_steps_table(slow: pd.DataFrame) -> Table:
-    """Tabulate the steps that took longest of those that took unusually long (`explore.slow_steps`)."""
-    columns = {
-        "case_id": "case", "step": "step", "step_ms": "time, ms", "median_ms": "median, ms", "limit_ms": "limit, ms",
-        "times": "times the median",
-    }  # fmt: skip
-    shown = slow.sort_values("times", ascending=False).head(SLOWEST_SHOWN)
-    part = f", the slowest {len(shown)} of them shown" if len(shown) < len(slow) else ""
-    return frame_table(f"Slow steps: {len(slow)}{part}", shown, columns)
-
-
-def differences_table(changed: pd.DataFrame) -> Table:
-    """Tabulate what differs between two runs (`store.compare`)."""
-    short = changed.map(lambda value: HASH.sub(r"\1…", value) if isinstance(value, str) else value)
-    return frame_table(f"{len(changed)} differences", short, {name: name for name in changed})
-
-
-def contrast_table(rows: pd.DataFrame) -> Table:
-    """Tabulate what is known of the model with each backend (`contrast.contrast_rows`)."""
-    columns = {
-        "backend": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
-        "spread_percent": "spread, %", "ratio_to_dense": "time, dense = 1", "peak_alloc_mib": "peak allocated, MiB",
-        "operators_per_step": "operators a step", "output_error": "relative error, output",
-        "gradient_error": "relative error, gradient", "route": "route",
-    }  # fmt: skip
-    caption = (
-        "The whole model: medians over the rounds, spread is the interquartile range of both over its median; peaks "
-        "and operators of its training; the worst error of layer and selected branch against float64"
-    )
-    short = {name: rows[name].map("{:.2g}".format, na_action="ignore").astype(float) for name in _TWO_DIGITS}
-    return frame_table(caption, rows.assign(**short), columns)
-
-
-_TWO_DIGITS = ("spread_percent", "output_error", "gradient_error")
-
-
-def operators_table(rows: pd.DataFrame) -> Table:
-    """Tabulate the top operators of each backend side by side (`contrast.top_rows`)."""
-    return frame_table("Top operators of one training step", rows, {name: name for name in rows.columns})
-
-
 def format_value(value: object, unit: str = "") -> str:
     """Format a value for reading: thousands separators, four significant digits, the unit; absent is "–"."""
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
@@ -302,45 +177,6 @@ def format_value(value: object, unit: str = "") -> str:
     else:
         text = f"{value:.4g}"
     return f"{text} {unit}".rstrip()
-
-
-def runs_table(run) -> Table:
-    """Tabulate the runs that a readiness run counts, with links to their reports."""
-    folder = _page_folder(run)
-    rows = [
-        (
-            verdict_cell(source["verdict"]),
-            linked(source["notebook"], source["report"], folder),
-            Cell(source["headline"]),
-            Cell(format_value(source["machine"])),
-            Cell(source["run_id"]),
-        )
-        for source in run.info["sources"]
-    ]
-    return Table("Runs that count, with their reports", ("verdict", "notebook", "headline", "machine", "run"), rows)
-
-
-def left_out_table(run) -> Table:
-    """Tabulate the runs that a readiness run does not count, with the reason."""
-    rows = [(Cell(one["run_id"]), Cell(one["notebook"]), Cell(one["reason"])) for one in run.info["left_out"]]
-    return Table("Runs left out", ("run", "notebook", "reason"), rows or [(Cell("none"), Cell(""), Cell(""))])
-
-
-def readiness_table(run) -> Table:
-    """Tabulate every gate of every run that a readiness run counts, with links to their reports."""
-    folder = _page_folder(run)
-    rows = [
-        (linked(source["notebook"], source["report"], folder), *_gate_row(gate)[:4], Cell(gate["detail"]))
-        for source in run.info["sources"]
-        for gate in _ranked(source["gates"])
-    ]
-    return Table("Gates", ("notebook", "outcome", "gate", "measured", "limit", "detail"), rows)
-
-
-def _page_folder(run) -> Path:
-    """Return the folder that a run's report lies in, or else will most likely lie in."""
-    report = run.info["report"]
-    return Path(report).parent if report else run.folder.resolve().parent.parent
 
 
 def verdict_cell(word: str) -> Cell:

@@ -15,9 +15,12 @@ from IPython.display import display
 from nbformat import NotebookNode
 
 MIME = "application/vnd.nsa.verdict+json"
+
 SCHEMA = 1
+
 OUTCOME_KEY = "nsa_run"
 """Where the papermill engine leaves `{"outcome": ...}` in a notebook's metadata."""
+
 FINISHED = "finished"
 
 STYLES = {"GO": ("✔", "success"), "REVIEW": ("▲", "warn"), "NO-GO": ("✘", "error"), "INCOMPLETE": ("○", "warn")}

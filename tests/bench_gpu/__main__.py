@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from nsa_lib import environment
-from nsa_lib.config import CaseConfig, NSAConfig
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs import environment
+from nsa_lib.subject.config import NSAConfig
 from tests.bench_gpu import model
 from tests.bench_gpu.chart import over_dense_chart, write_chart
 from tests.bench_gpu.measure import Heat

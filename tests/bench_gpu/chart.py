@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsa_lib.charts.chart import BLUE, GREEN, GREY, LENGTH_AXIS, PURPLE, VERMILION, Chart, empty_chart, points
+from nsa_lib.report.charts.chart import BLUE, GREEN, GREY, LENGTH_AXIS, PURPLE, VERMILION, Chart, empty_chart, points
 from nsa_lib.report.page import Section, page
 from tests.bench_gpu.contestants import FLA, FUSED
 from tests.bench_gpu.floors import BACKWARD, FORWARD

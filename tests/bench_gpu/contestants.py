@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nsa_lib.attention import fused
-from nsa_lib.attention.backends import BACKENDS
-from nsa_lib.config import BRANCHES, NSAConfig
+from nsa_lib.subject.attention import fused
+from nsa_lib.subject.attention.backends import BACKENDS
+from nsa_lib.subject.config import BRANCHES, NSAConfig
 from tests.bench_gpu.problem import Problem
 
 SELECTED_READS = ("q", "k_slc", "v_slc")
+
 WHOLE_READS = ("q", *(f"{kv}_{branch}" for branch in BRANCHES for kv in "kv"), "gates")
 
 FUSED, FLA = "fused", "fla-core"

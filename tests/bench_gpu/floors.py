@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nsa_lib.config import BRANCHES, NSAConfig
+from nsa_lib.subject.config import BRANCHES, NSAConfig
 
 FORWARD, BACKWARD = "forward", "backward"
 

@@ -1,10 +1,10 @@
 """Compare a contestant with float64 before it is timed.
 
 The judge is attention under a mask, from the definition, with plain autograd; what is allowed is the error budget of
-`nsa_lib.budget` for the contestant's dtype. Where all queries would be too many, as at S = 65,536, some are judged: the
-gradient that enters is zero at all others, which leaves exact what is compared, the output at those queries and every
-gradient in full. The choice of blocks is judged by what it gives away: a block of a lower score may stand for one of a
-higher only where rounding cannot tell them apart.
+`worker.preflight.error_budget` for the contestant's dtype. Where all queries would be too many, as at S = 65,536, some
+are judged: the gradient that enters is zero at all others, which leaves exact what is compared, the output at those
+queries and every gradient in full. The choice of blocks is judged by what it gives away: a block of a lower score may
+stand for one of a higher only where rounding cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nsa_lib import budget
-from nsa_lib.attention.selection import shared_tokens
+from nsa_lib.subject.attention.selection import shared_tokens
+from nsa_lib.worker.preflight import error_budget
 from tests.bench_gpu.contestants import Contestant, fused_choice
 from tests.bench_gpu.floors import keys_seen
 from tests.bench_gpu.problem import PAD, Problem
 from tests.budget import error
 
 KEYS_OF = {"dense": "causal", "compressed": "compressed", "selected": "selected", "sliding": "recent"}
+
 BRANCH_OF = {"dense": "slc", "compressed": "cmp", "selected": "slc", "sliding": "win"}
 
 WHOLE = ("compressed", "selected", "sliding")
@@ -130,11 +131,11 @@ def _allowed(part: str, problem: Problem, rows: Tensor) -> tuple[float, float]:
     """Return the budget of the output and of a gradient."""
     c, x = problem.config, problem.tensors
     if part == "whole":
-        mixing = budget.steps(x["q"].dtype, roundings=budget.MERGE_ROUNDINGS)
+        mixing = error_budget.steps(x["q"].dtype, roundings=error_budget.MERGE_ROUNDINGS)
         branches = [_allowed(branch, problem, rows) for branch in WHOLE]
         return tuple(math.hypot(max(errors), mixing) for errors in zip(*branches))
     keys = keys_seen(KEYS_OF[part], c, problem.length - 1)
-    allowed = budget.attention(x["q"][:, :, rows], x[f"k_{BRANCH_OF[part]}"], keys=keys)
+    allowed = error_budget.attention(x["q"][:, :, rows], x[f"k_{BRANCH_OF[part]}"], keys=keys)
     return allowed.output, allowed.gradient
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from nsa_lib.config import NSAConfig
+from nsa_lib.subject.config import NSAConfig
 from tests.bench_gpu.contestants import Contestant, contestants, why_not
 from tests.bench_gpu.floors import BACKWARD, FORWARD, Ceilings, floor_ms
 from tests.bench_gpu.judge import Judgement, judge

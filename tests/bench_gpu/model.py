@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import torch
 
-from nsa_lib import data, training
-from nsa_lib.config import CaseConfig
-from nsa_lib.model import TinyLM
-from nsa_lib.parameters import read_parameters
-from nsa_lib.plan import training_case
-from nsa_lib.profiles import resolve
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs.training_case import training_case
+from nsa_lib.subject import training
+from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker import data
 from tests.bench_gpu.contestants import FUSED, MASKED_LONGEST
 from tests.bench_gpu.measure import attempt
 from tests.bench_gpu.rows import COMPILED, EAGER, GRAPH, MODEL, Row
 from tests.bench_gpu.timing import Call, Clock, Timing
+from tests.made import resolved
 
 LENGTHS = (2048, 8192, 32768)
 
@@ -32,7 +32,7 @@ ATTENTION = (FUSED, "masked", "dense")
 
 def checklist_case(profile: str) -> CaseConfig:
     """Return the training of a profile's smoke; its length and attention are replaced."""
-    return training_case(resolve("smoke", read_parameters("smoke", {}, []), profile=profile))
+    return training_case(resolved("smoke", {}, profile=profile))
 
 
 class Stepper:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from nsa_lib.config import BRANCHES, NSAConfig
+from nsa_lib.subject.config import BRANCHES, NSAConfig
 
 LAYOUTS = {
     "H=12 G=12 D=64": NSAConfig(

@@ -3,13 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nsa_lib.config import NSAConfig
+from nsa_lib.subject.config import NSAConfig
 from tests.bench_gpu import floors
 from tests.bench_gpu.contestants import contestants
 from tests.bench_gpu.floors import BACKWARD, FORWARD, PARTS, Ceilings
 from tests.bench_gpu.problem import LAYOUTS, Problem
 
 CONFIG = NSAConfig(dim=8, heads=4, groups=2, d_k=16, d_v=8, l=16, d=8, l_sel=32, n_sel=4, w=40)
+
 LENGTH = 250
 
 

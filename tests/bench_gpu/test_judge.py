@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from nsa_lib.config import NSAConfig
+from nsa_lib.subject.config import NSAConfig
 from tests import stand_in
 from tests.bench_gpu.contestants import FLA, FUSED, contestants
 from tests.bench_gpu.judge import judge as judge_queries
 from tests.bench_gpu.problem import Problem
 
 CONFIG = NSAConfig(dim=8, heads=4, groups=2, d_k=16, d_v=8, l=16, d=8, l_sel=32, n_sel=4, w=40)
+
 FIELD = {(c.part, c.name): c for c in contestants(CONFIG, "cpu") if c.name != FLA}
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from nsa_lib import environment
+from nsa_lib.runs import environment
 from tests.bench_gpu import measure
 from tests.bench_gpu.__main__ import main, plan
 

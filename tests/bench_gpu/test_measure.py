@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from nsa_lib.config import NSAConfig
+from nsa_lib.subject.config import NSAConfig
 from tests import stand_in
 from tests.bench_gpu import measure
 from tests.bench_gpu.contestants import FLA, FUSED, why_not

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from nsa_lib.model import TinyLM
+from nsa_lib.subject.model import TinyLM
 from tests.bench_gpu import model
 from tests.bench_gpu.rows import COMPILED, GRAPH, Row
 from tests.bench_gpu.timing import WallClock

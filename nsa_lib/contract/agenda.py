@@ -1,0 +1,73 @@
+"""Who takes part in a timing, in the order of their turns.
+
+The worker times them, the notebook's side knows from here whom it must find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nsa_lib.subject.config import BACKEND_NAMES, FUSED
+
+WARMUP_ROUNDS = 2
+"""Rounds that are not counted: kernels are loaded, caches fill."""
+
+DENSE = "dense"
+"""What the yardstick is called where a backend or its branches are named."""
+
+NO_BACKEND = "none"
+"""The backend of a layer without the selected branch."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing whose forward and backward are timed."""
+
+    subject: str
+    """`layer`: attention with its projections; `model`: all layers and the loss."""
+    branches: str
+    """`slc`, `cmp`, `win`, `all` of them, or `dense`."""
+    backend: str
+    """Of the selected branch; `dense` or `none` where there is no such branch."""
+    seq_len: int
+    """Tokens in a sequence."""
+
+
+def contestants(seq_len: int, seq_lens: Sequence[int] = (), *, backends: Sequence[str]) -> tuple[Contestant, ...]:
+    """Return the contestants: parts, layers and whole models at `seq_len`, then whole layers at the other lengths."""
+    parts = [Contestant("layer", "slc", name, seq_len) for name in backends]
+    parts += [Contestant("layer", branch, NO_BACKEND, seq_len) for branch in ("cmp", "win")]
+    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length, backends)]
+    return (*parts, *_whole("layer", seq_len, backends), *_whole("model", seq_len, backends), *sweep)
+
+
+def _whole(subject: str, seq_len: int, backends: Sequence[str]) -> list[Contestant]:
+    nsa = [Contestant(subject, "all", name, seq_len) for name in backends]
+    return [*nsa, Contestant(subject, DENSE, DENSE, seq_len)]
+
+
+def check_names(backends: Sequence[str] = BACKEND_NAMES) -> dict[str, tuple[str, ...]]:
+    """Return the names of the checks, in the order in which a case makes them; a crash costs one case.
+
+    The plain backends share everything but the selected branch. `fused` shares nothing, so what is looked at once for
+    all of them is looked at again for it.
+    """
+    shared = ("", f"_{FUSED}") if FUSED in backends else ("",)
+    return {
+        "subject": (
+            *(f"selected_{backend}" for backend in backends),
+            *(f"selection{own}" for own in shared),
+            *(f"attention_{backend}" for backend in backends),
+            *(f"future_{backend}" for backend in backends),
+            *(f"past_slc_{backend}" for backend in backends),
+            *(f"past_cmp{own}" for own in shared),
+            *(f"past_win{own}" for own in shared),
+            *(f"route_{backend}" for backend in backends),
+            "rope_distance",
+            "gradients",
+            "checkpointing",
+        ),
+        "copying": ("copy_slc", "copy_cmp", "copy_win"),
+        "learning": ("loss_fixed_batch", "loss_fresh_tokens", "branch_gates_move"),
+    }

@@ -1,0 +1,135 @@
+"""One case of a run, as its plan writes it and its worker reads it; and the steps by which cases are judged.
+
+Nothing here imports torch, so that a notebook and a worker can share it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from nsa_lib.subject.config import (
+    BACKEND_NAMES,
+    FUSED,
+    LOSS_CHUNK,
+    PLAIN_BACKENDS,
+    ConfigError,
+    ModelConfig,
+    NSAConfig,
+    _require_choice,
+    fused_refusal,
+)
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+DEVICES = ("cpu", "cuda")
+
+WORKS = ("train", "backward", "timing", "checks")
+
+WARMUP_STEPS = 10
+"""Steps at the start of a case that no trend is read from: caches fill, kernels compile, optimizer state is made."""
+
+TREND_WINDOW = 50
+"""Steps over which the checklist limits growth."""
+
+JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
+"""The fewest steps of a smoke that can be judged."""
+
+WINDOW_STEPS = 1
+"""Steps in each of the two windows that a case counts; one is enough, since counts repeat exactly."""
+
+FEWEST_STEPS = WARMUP_STEPS + WINDOW_STEPS + 1 + WINDOW_STEPS
+"""Steps that hold both windows, and one before the late one in which the profiler warms up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseConfig:
+    """One process of a run: what it trains, for how long, and what it watches."""
+
+    case_id: str
+    """Name of the case in its run: `training`, `anomaly`, `profiler`, `dense`."""
+    work: str = "train"
+    """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn;
+    `checks`: those of a preflight."""
+    model: ModelConfig
+    seq_len: int
+    """Tokens in a sequence."""
+    batch: int
+    """Sequences in a step."""
+    steps: int
+    """All steps, those of the warm-up included."""
+    warmup_steps: int = WARMUP_STEPS
+    """Steps at the start that are not counted."""
+    dtype: str
+    """Of parameters, gradients and the optimizer's state."""
+    grad_checkpointing: bool
+    lr: float
+    seed: int
+    device: str
+    data: str = "synthetic"
+    """`synthetic`, or the path of a text file that is read as bytes."""
+    compile: bool = False
+    """Each layer under torch.compile."""
+    alloc_conf: str = ""
+    """Allocator setting, as in PYTORCH_CUDA_ALLOC_CONF."""
+    device_budget_gib: float | None = None
+    """Memory of the device that is emulated, on a larger one; None for the device as it is."""
+    loss_chunk: int = LOSS_CHUNK
+    """Tokens whose logits exist at a time."""
+    detect_anomaly: bool = False
+    """Under autograd's anomaly detection."""
+    check_attention: bool = False
+    """Compare its attention with float64 before training."""
+    compare_selected: bool = False
+    """Compare its selected branch with the reference before training."""
+    profile_operators: bool = False
+    """Under torch.profiler, early and late."""
+    look: bool = False
+    """After its last step, keep what its attention looks at."""
+    seq_lens: tuple[int, ...] = ()
+    """Lengths of the sweep of a `timing` case."""
+    backends: tuple[str, ...] = PLAIN_BACKENDS
+    """Backends that a `timing` or `checks` case goes through."""
+    fault: str = "none"
+    """Seeded fault, one of `contract.faults`."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
+        object.__setattr__(self, "backends", tuple(self.backends))
+        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
+        _require_choice("work", self.work, WORKS)
+        _require_choice("dtype", self.dtype, DTYPES)
+        _require_choice("device", self.device, DEVICES)
+        if self.data != "synthetic" and self.model.vocab < 256:
+            raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
+        if self.model.attention == "dense" and (self.check_attention or self.look):
+            raise ConfigError("attention=dense: selects nothing; accepts check_attention=False, look=False only")
+        if not self.backends or len(set(self.backends)) < len(self.backends) or set(self.backends) - set(BACKEND_NAMES):
+            raise ConfigError(f"backends={self.backends}: accepts one or more of {', '.join(BACKEND_NAMES)}")
+        if self.needs_fused and (refusal := fused_refusal(self.model.nsa, self.dtype, self.device)):
+            raise ConfigError(f"backend={FUSED}, {refusal}")
+        if self.compile and self.device == "cpu":
+            raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
+
+    @property
+    def budget_mib(self) -> float | None:
+        """The emulated device's memory in MiB, or None."""
+        return None if self.device_budget_gib is None else 1024 * self.device_budget_gib
+
+    @property
+    def needs_fused(self) -> bool:
+        """Whether the fused kernels run in it."""
+        return FUSED in (self.model.backend, *self.backends)
+
+    def to_json(self) -> str:
+        """Return the case as JSON text, for `from_json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> CaseConfig:
+        """Return the case that `to_json` wrote. Raises ConfigError or TypeError if it is not one."""
+        case = json.loads(text)
+        nsa = NSAConfig(**case["model"].pop("nsa"))
+        return cls(model=ModelConfig(nsa=nsa, **case.pop("model")), **case)

@@ -1,0 +1,32 @@
+"""The seeded faults by name. `worker.faults` plants them; the subject knows nothing of them."""
+
+from __future__ import annotations
+
+FAULTS = {
+    "none": "no fault",
+    "leak_12": "memory is kept: 12 % of the peak over 50 steps, from the end of the warm-up",
+    "leak_30": "memory is kept: 30 % of the peak over 50 steps, from the end of the warm-up",
+    "pool_creep": "reserved memory rises while allocated memory is flat: scratch buffers that fit into none before",
+    "nan_loss": "the loss is NaN",
+    "inf_gradient": "one gradient is infinite, the loss is not",
+    "hang_forward": "the forward pass never returns",
+    "hang_gil": "C code never returns and holds Python's lock",
+    "sigkill": "the case is killed, as the kernel does for lack of memory",
+    "segfault": "C code reads address 0",
+    "oom": "more memory is asked for than any device has",
+    "operator_growth": "a hook is added each step, and each does its work in every later step",
+    "growing_shapes": "sequences get longer by a fiftieth each step",
+    "wrong_backend": "a backend runs the code of another",
+    "first_key": "selected attention reads the first token alone, whatever was selected",
+    "future_leak": "selection ranks a query's blocks by the scores of a later query",
+    "late_binding": "checkpointing computes the last layer again in place of every layer",
+    "dead_parameter": "the keys of the compressed branch never get a gradient",
+    "unshifted_labels": "each position is trained on its own token instead of the next",
+    "silent_heartbeat": "the training goes on and writes no heartbeat",
+    "torn_heartbeat": "the case is killed in the middle of a heartbeat's line",
+    "disk_full": "a file of the case cannot grow beyond 8 KiB",
+}
+"""What each value of the parameter `fault` plants in every case of a run."""
+
+FAULT_STEP = 5
+"""The step in which a fault strikes that does so once; every kind of case has that many."""

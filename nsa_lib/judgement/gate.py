@@ -1,0 +1,104 @@
+"""What a gate says, PASS, WARN, FAIL or NOT_RUN, and the verdict over all of them.
+
+Missing data is never a pass: a gate whose case did not end well fails or did not run, whatever its figures say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nsa_lib.runs.recorded import Recorded
+
+ATTENTION_ERROR_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 0.01, "float64": 0.01}
+"""Relative error against float64. Rounding alone gives 0.013 in bfloat16 at the checklist's sizes and 2e-6 in float32;
+a row in which it selects another block adds some. Attention that is wrong is off by tenths."""
+
+
+PASS, WARN, FAIL, NOT_RUN = "PASS", "WARN", "FAIL", "NOT_RUN"
+
+FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
+"""Ends of a case that fail the gate it serves; `unavailable` and `interrupted` only leave it unjudged."""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What one gate found."""
+
+    name: str
+    required: bool
+    outcome: str
+    measured: float | str | None = None
+    limit: float | str | None = None
+    margin: float | None = None
+    """Of an upper limit, limit - measured in the unit; negative when it is exceeded."""
+    unit: str = ""
+    detail: str = ""
+
+
+def how_it_ended(case: Mapping[str, object]) -> str:
+    """Return the status of a case, with the reason if it has one."""
+    return f"{case['status']}: {case['reason']}" if case["reason"] else str(case["status"])
+
+
+def outcome_of(case: Mapping[str, object]) -> str:
+    """Return the outcome of a gate whose case did not end well."""
+    return FAIL if case["status"] in FAILED_STATUSES else NOT_RUN
+
+
+def unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) -> GateResult:
+    """Return the gate, but NOT_RUN instead of a pass where the training did not come to its end."""
+    if gate.outcome in (FAIL, NOT_RUN) or ended_well(training):
+        return gate
+    return replace(gate, outcome=NOT_RUN, detail="the training did not come to its end")
+
+
+def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
+    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that stands in the way."""
+    required = [gate for gate in gates if gate.required]
+    for word, outcome in (("NO-GO", FAIL), ("INCOMPLETE", NOT_RUN)):
+        reasons = [_reason(gate) for gate in required if gate.outcome == outcome]
+        if reasons:
+            return word, reasons
+    if not required:
+        return "INCOMPLETE", ["no gate was judged"]
+    reasons = [_reason(gate) for gate in gates if gate.outcome == WARN]
+    return ("REVIEW", reasons) if reasons else ("GO", [])
+
+
+def _reason(gate: GateResult) -> str:
+    word = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}[gate.outcome]
+    figures = "" if gate.measured is None else f" at {gate.measured} {gate.unit}".rstrip() + f" (limit {gate.limit})"
+    return f"{gate.name} {word}{figures}" + (f": {gate.detail}" if gate.detail else "")
+
+
+def ended_well(case: Mapping[str, object] | None) -> bool:
+    """Return whether a case was recorded and came to its end."""
+    return case is not None and case["status"] == "ok"
+
+
+def steps_gate(run: Recorded, case_id: str, name: str, *, required: bool = True) -> GateResult:
+    """Judge that a case did all the steps that it was asked for and ended by itself."""
+    gate, case = GateResult(name, required, NOT_RUN, unit="steps"), run.case(case_id)
+    if case is None or case["asked"] is None:
+        return replace(gate, detail=f"no case {case_id} was recorded")
+    asked, done = case["asked"]["steps"], len(run.of(case_id))
+    gate = replace(gate, limit=asked, measured=done, detail=how_it_ended(case))
+    if not ended_well(case):
+        return replace(gate, outcome=outcome_of(case))
+    if done != asked:
+        return replace(gate, outcome=FAIL, detail=f"ended after {done} of {asked} steps")
+    return replace(gate, outcome=PASS)
+
+
+def route_gate(run: Recorded, case_ids: Iterable[str], name: str) -> GateResult:
+    """Judge that every case ran the backend that it was asked for, as the running code named itself."""
+    gate, cases = GateResult(name, True, NOT_RUN), [run.case(case_id) for case_id in case_ids]
+    if not cases or any(case is None or case["routes"] is None or case["asked"] is None for case in cases):
+        return replace(gate, detail="a case ended before its route was seen")
+    asked = {case["case_id"]: case["asked"]["model"]["backend"] for case in cases}
+    ran = sorted({route for case in cases for route in case["routes"] or ["none"]})
+    right = all(case["routes"] == [asked[case["case_id"]]] for case in cases)
+    said = {"limit": ", ".join(sorted(set(asked.values()))), "measured": ", ".join(ran)}
+    gate = replace(gate, outcome=PASS if right else FAIL, **said)
+    return next((cut for case in cases if (cut := unless_cut_short(gate, case)) != gate), gate)

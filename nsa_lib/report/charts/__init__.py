@@ -1,0 +1,26 @@
+"""Frames -> Plotly charts: those that several notebooks draw; `chart` holds what all of them share."""
+
+from nsa_lib.report.charts.attention_map import NOT_KEPT, gate_map, selection_map
+from nsa_lib.report.charts.chart import CONFIG, Chart, nothing
+from nsa_lib.report.charts.overlay import no_figures, over_runs, overlay
+from nsa_lib.report.charts.prediction import prediction_figure
+from nsa_lib.report.charts.steps import loss, memory_range, memory_trend, memory_trend_svg, phase_peaks, step_time
+
+__all__ = [
+    "CONFIG",
+    "NOT_KEPT",
+    "Chart",
+    "gate_map",
+    "loss",
+    "memory_range",
+    "memory_trend",
+    "memory_trend_svg",
+    "no_figures",
+    "nothing",
+    "over_runs",
+    "overlay",
+    "phase_peaks",
+    "prediction_figure",
+    "selection_map",
+    "step_time",
+]

@@ -1,0 +1,191 @@
+"""The charts of a smoke: the steps of one case -> a Plotly chart, or an SVG for viewers that have no Plotly.
+
+Every function takes the rows of one case, as in `steps.csv`, and draws what is there: a run that was cut short gives a
+shorter chart, one without a finite value gives a chart that says so. Memory is in MiB. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from nsa_lib.report.charts.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    Chart,
+    empty_chart,
+    finite,
+    line,
+    mark,
+    memory_rows,
+    nothing,
+    shade_warmup,
+)
+
+MIN_SPAN = 0.25
+"""Least height of a memory axis, as a share of its top. From 0, the 10 % rise that fails a run is hard to see beside a
+tall empty area; fitted to the data, noise of 0.1 % looks like a cliff. At a quarter, a flat curve that rises by 10 %
+climbs a third of the height, and 0.2 %, the tolerance of the trend gate, stays under 1 % of it."""
+
+LIMIT_REACH = 1.35
+"""A limit is drawn as a line up to this many times the highest value; above, it would flatten the curves."""
+
+
+def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulated: bool = False) -> Chart:
+    """Draw memory [MiB] over the steps: allocated after the step, its peak within the step, and reserved.
+
+    The warm-up is shaded. `limit_mib` is a line where it fits the scale and a note where it does not. `simulated`
+    labels reserved memory that comes from the allocator simulation.
+    """
+    series = _memory_series(simulated)
+    values = finite(steps, [column for column, *_ in series])
+    if not values.size:
+        return nothing("Memory", "MiB")
+    facts = f"highest {values.max():,.0f} MiB"
+    if limit_mib is not None:
+        facts += f", {100 * values.max() / limit_mib:,.3g} % of the limit {limit_mib:,.0f} MiB"
+    figure = empty_chart("Memory", "MiB", facts)
+    figure._svg = memory_trend_svg(steps, limit_mib=limit_mib, simulated=simulated)
+    for column, name, colour, dash in series:
+        figure.add_trace(line(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
+    shade_warmup(figure, steps)
+    low, high = memory_range(values, limit_mib)
+    figure.update_yaxes(range=[low, high], title_text="MiB" if low == 0 else f"MiB (axis starts at {low:,.0f})")
+    if limit_mib is not None and limit_mib <= high:
+        mark(figure.add_hline, limit_mib, f"limit {limit_mib:,.0f} MiB", GREY, dash="solid")
+    return figure
+
+
+def loss(steps: pd.DataFrame) -> Chart:
+    """Draw the loss [nats per token] over the steps; the first step whose loss is not finite is marked."""
+    values = finite(steps, ["loss"])
+    if not values.size:
+        return nothing("Loss", "nats per token")
+    figure = empty_chart("Loss", "nats per token", f"{values[0]:.3f} at first, {values[-1]:.3f} at last", legend=False)
+    figure.add_trace(line(steps, "loss", "loss", BLUE, "%{y:.4f}"))
+    figure.update_yaxes(tickformat=",.4~r")
+    shade_warmup(figure, steps)
+    broken = steps.loc[~np.isfinite(steps["loss"].astype(float)), "step"]
+    if len(broken):
+        mark(figure.add_vline, broken.iloc[0], f"not finite from step {broken.iloc[0]:,}", VERMILION)
+    return figure
+
+
+def step_time(steps: pd.DataFrame) -> Chart:
+    """Draw the time of each step [ms] with its median after warm-up; tokens per second are shown on hover.
+
+    The scale is that of the steps after warm-up; a slower warm-up step is named in the title instead.
+    """
+    if not finite(steps, ["step_ms"]).size:
+        return nothing("Step time", "ms")
+    judged = steps[(steps["phase"] == "step") & np.isfinite(steps["step_ms"].astype(float))]
+    shown = judged if len(judged) else steps
+    median, rate = shown["step_ms"].median(), shown["tokens_per_s"].median()
+    facts = f"median {median:,.1f} ms, {rate:,.0f} tokens/s"
+    top, slowest = 1.25 * shown["step_ms"].max(), steps["step_ms"].max()
+    if slowest > top:
+        facts += f"; slowest warm-up step {slowest:,.0f} ms, above the scale"
+    figure = empty_chart("Step time", "ms", facts, legend=False)
+    hover = "%{y:,.1f} ms, %{customdata:,.0f} tokens/s"
+    figure.add_trace(line(steps, "step_ms", "step", BLUE, hover, customdata=steps["tokens_per_s"]))
+    figure.update_yaxes(range=[0, top])
+    mark(figure.add_hline, median, "median", VERMILION)
+    shade_warmup(figure, steps)
+    return figure
+
+
+def phase_peaks(steps: pd.DataFrame) -> Chart:
+    """Draw the peak allocated memory [MiB] of forward, backward and optimizer: the steps' median and their highest."""
+    phases = [p for p in ("forward", "backward", "optimizer") if finite(steps, [f"peak_alloc_{p}_mib"]).size]
+    columns = [f"peak_alloc_{phase}_mib" for phase in phases]
+    if not phases:
+        return nothing("Peak allocated by phase", "MiB")
+    highest = steps[columns].max()
+    facts = f"highest in {phases[highest.argmax()]}, {highest.max():,.0f} MiB"
+    bars = {"median of the steps": steps[columns].median(), "highest": highest}
+    return memory_rows("Peak allocated by phase", facts, phases, bars)
+
+
+def memory_range(values: np.ndarray, limit_mib: float | None) -> tuple[float, float]:
+    """Return the ends of a memory axis [MiB] that holds `values`, and the limit if it is near."""
+    high = float(np.max(values))
+    if limit_mib is not None and limit_mib <= LIMIT_REACH * high:
+        high = max(high, limit_mib)
+    span = max(high - float(np.min(values)), MIN_SPAN * high, 1e-3)
+    return max(0.0, high - 1.08 * span), high + 0.08 * span
+
+
+def memory_trend_svg(steps: pd.DataFrame, *, limit_mib: float | None = None, simulated: bool = False) -> str:
+    """Return the memory trend as an SVG image of at most 8 kB, for viewers that run no JavaScript."""
+    series = _memory_series(simulated)
+    values = finite(steps, [column for column, *_ in series])
+    if not values.size:
+        return _svg("Memory: no steps recorded", '<text x="330" y="120" text-anchor="middle">no steps recorded</text>')
+    low, high = memory_range(values, limit_mib)
+    first, last = float(steps["step"].min()), float(steps["step"].max())
+
+    def x(step):
+        return 72 + 560 * (step - first) / max(last - first, 1)
+
+    def y(mib):
+        return 196 - 152 * (mib - low) / (high - low)
+
+    parts = [_svg_rule(y(tick), f"{tick:,.0f}", opacity=0.2) for tick in np.linspace(low, high, 5)]
+    ends = [(first, "start"), (last, "end")] if last > first else [(first, "middle")]
+    parts += [f'<text x="{x(step):.0f}" y="214" text-anchor="{side}">{step:,.0f}</text>' for step, side in ends]
+    parts.append(
+        '<text x="352" y="232" text-anchor="middle">step</text><text x="66" y="32" text-anchor="end">MiB</text>'
+    )
+    for (column, name, colour, dash), left in zip(series, (72, 262, 462)):
+        points = [(x(step), y(mib)) for step, mib in _thinned(steps, column)]
+        parts.append(_svg_line(points, colour, dash) + _svg_line([(left, 12), (left + 22, 12)], colour, dash))
+        parts.append(f'<text x="{left + 28}" y="16">{escape(name)}</text>')
+    if limit_mib is not None and limit_mib <= high:
+        parts.append(_svg_rule(y(limit_mib), "limit", opacity=1))
+    elif limit_mib is not None:
+        parts.append(f'<text x="632" y="36" text-anchor="end">limit {limit_mib:,.0f} is above the scale</text>')
+    return _svg(f"Memory in MiB, steps {first:,.0f} to {last:,.0f}, highest {values.max():,.0f} MiB", "".join(parts))
+
+
+def _memory_series(simulated: bool) -> list[tuple[str, str, str, str]]:
+    return [
+        ("alloc_mib", "allocated after the step", BLUE, "dot"),
+        ("peak_alloc_mib", "peak allocated in the step", VERMILION, "solid"),
+        ("peak_reserved_mib", "reserved (simulated)" if simulated else "reserved", GREEN, "dash"),
+    ]
+
+
+def _thinned(steps: pd.DataFrame, column: str, points: int = 100) -> list[tuple[float, float]]:
+    """Return at most `points` (step, MiB), the highest of each bucket so that no spike is lost."""
+    finite = steps[np.isfinite(steps[column].astype(float))]
+    buckets = np.arange(len(finite)) * points // max(len(finite), points)
+    highest = finite.groupby(buckets)[column].idxmax()
+    return list(finite.loc[highest, ["step", column]].itertuples(index=False, name=None))
+
+
+def _svg(title: str, body: str) -> str:
+    # The grey is for viewers that show the SVG as an image, where the page's colour does not reach.
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 240" role="img" width="640" height="240" '
+        f'color="{GREY}" fill="currentColor" font-family="system-ui, sans-serif" font-size="12">'
+        f"<title>{escape(title)}</title>{body}</svg>"
+    )
+
+
+def _svg_rule(y: float, label: str, opacity: float) -> str:
+    rule = f'<path d="M72 {y:.1f}H632" stroke="currentColor" stroke-opacity="{opacity}"/>'
+    return f'{rule}<text x="66" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
+
+
+def _svg_line(points: list[tuple[float, float]], colour: str, dash: str) -> str:
+    dashes = {"solid": "", "dash": "6 3", "dot": "2 3"}[dash]
+    path = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
+    # A round cap keeps a single point visible.
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round" '
+        f'stroke-dasharray="{dashes}"/>'
+    )

@@ -1,0 +1,209 @@
+"""Facts of the machine and of the code, and the environment that a case runs in.
+
+The only reader of os.environ. torch's facts come from a child process, so that nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from nsa_lib.subject.config import ConfigError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+PROJECT = PACKAGE.parent
+
+PACKAGES = ("papermill", "nbclient", "nbconvert", "ipykernel", "jupyterlab", "plotly", "pandas", "triton")
+
+FACTS_LIMIT_S = 180
+"""A cold import of torch from a network disk can take a minute."""
+
+ROOM_MIB = 64
+"""Free space that a run needs; a hundred steps leave about 1 MiB."""
+
+
+def torch_facts() -> dict[str, object]:
+    """Return torch's facts of this machine, from a child process. Raises ConfigError if torch cannot be imported."""
+    command = [sys.executable, "-m", "nsa_lib.worker.torch_facts"]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=FACTS_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"torch: its import by {sys.executable} did not end in {FACTS_LIMIT_S} s") from None
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise ConfigError(f"torch: cannot be used by {sys.executable}: {reason}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def has_nvidia_device() -> bool:
+    """Return whether the machine has an NVIDIA GPU, usable or not."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+def machine_facts() -> dict[str, object]:
+    """Return what a report says of the machine: processor, memory in MiB, packages, NVIDIA driver."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "python": platform.python_version(),
+        "driver": _nvidia_driver(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "packages": {name: _package_version(name) for name in PACKAGES},
+    }
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _nvidia_driver() -> str | None:
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else None
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def provenance(notebooks: Iterable[str]) -> dict[str, str | None]:
+    """Return the git commit, or None without git, and a sha256 over the library and the notebooks of these names."""
+    return {"git_commit": _git_commit(), "source_sha256": source_sha256(notebooks)}
+
+
+def _git_commit() -> str | None:
+    if not shutil.which("git") or not (PROJECT / ".git").exists():
+        return None
+    command = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def source_sha256(notebooks: Iterable[str]) -> str:
+    """Return a sha256 over nsa_lib/ and the project's notebooks of these names.
+
+    Of a notebook it takes the cells' sources but for the parameters: neither a run in JupyterLab, nor the values tried
+    there, nor an output that papermill leaves beside it makes other code of it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    for name in notebooks:
+        path = PROJECT / "notebooks" / f"{name}.ipynb"
+        for cell in json.loads(path.read_text())["cells"] if path.exists() else ():
+            if "parameters" not in cell["metadata"].get("tags", ()):
+                digest.update(f"{cell['cell_type']}\0{''.join(cell['source'])}\0".encode())
+    return digest.hexdigest()
+
+
+def case_environment(alloc_conf: str) -> Mapping[str, str]:
+    """Return the environment of a case. Both names of the allocator setting are set: torch 2.5 to 2.13 differ."""
+    settings = {"PYTORCH_CUDA_ALLOC_CONF": alloc_conf, "PYTORCH_ALLOC_CONF": alloc_conf} if alloc_conf else {}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")}
+    return inherited | settings
+
+
+def prediction_environment() -> Mapping[str, str]:
+    """Return the environment of a prediction, which must not take a GPU's memory from the case it runs beside."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def refuse_many_processes() -> None:
+    """Raise ConfigError if a launcher started several processes: a run is judged on one GPU."""
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ConfigError(f"WORLD_SIZE={world_size}: a run is one process on one GPU; accepts 1")
+
+
+def require_room(out_dir: Path) -> None:
+    """Make the folder of the runs. Raises ConfigError if it cannot be written or its disk is full."""
+    try:
+        (out_dir / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out_dir={out_dir}: cannot be made ({error.strerror})") from None
+    if not os.access(out_dir / "runs", os.W_OK | os.X_OK):
+        raise ConfigError(f"out_dir={out_dir}: cannot be written; accepts a folder that you may write to")
+    free_mib = shutil.disk_usage(out_dir).free / 2**20
+    if free_mib < ROOM_MIB:
+        raise ConfigError(f"out_dir={out_dir}: {free_mib:.0f} MiB free on its disk, a run needs {ROOM_MIB}")
+
+
+def room(out_dir: Path, facts: Mapping[str, object]) -> dict[str, object]:
+    """Return what is free now: MiB on the disk of the runs, and the processes that hold memory of torch's GPU."""
+    return {
+        "disk_free_mib": round(shutil.disk_usage(out_dir).free / 2**20),
+        "gpu_processes": _gpu_processes(str(facts.get("gpu_uuid"))),
+    }
+
+
+def _gpu_processes(uuid: str) -> list[str]:
+    """Return the processes on a GPU, in words; none that the driver shows in this container is none."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    apps = [line.split(", ", 3) for line in answer.stdout.splitlines() if answer.returncode == 0]
+    # nvidia-smi says GPU-<uuid>, torch the uuid alone.
+    return [f"{app[3]} (pid {app[1]}, {app[2]})" for app in apps if len(app) == 4 and app[0].endswith(uuid)]
+
+
+def oom_kills() -> int | None:
+    """Return how many processes the kernel killed for memory in this cgroup, or None where it does not say."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")):
+        if path.exists():
+            for line in path.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return None
+
+
+def executed_notebook() -> str | None:
+    """Return the notebook being executed, as the user named it, or None where nothing tells.
+
+    Papermill's output is the last notebook on its command line, and papermill is the parent of the kernel. JupyterLab
+    tells in JPY_SESSION_NAME; a papermill started from one of its notebooks inherits that, so papermill comes first.
+    """
+    command_line = Path(f"/proc/{os.getppid()}/cmdline")
+    words = command_line.read_bytes().decode(errors="replace").split("\0") if command_line.exists() else []
+    notebooks = [word for word in words if word.endswith(".ipynb")]
+    if len(notebooks) > 1:
+        return notebooks[-1] if "{" not in notebooks[-1] else None
+    return os.environ.get("JPY_SESSION_NAME")
+
+
+def report_path() -> str | None:
+    """Return where the HTML of the notebook being executed belongs, or None where nothing tells or it is no file."""
+    name = executed_notebook()
+    if name is None or "://" in name:
+        return None
+    # Papermill may have started the kernel in another folder; its own is the one that the name is relative to.
+    started_in = os.path.realpath(f"/proc/{os.getppid()}/cwd")
+    return str(Path(started_in, name).with_suffix(".html"))
+
+
+def report_command() -> str:
+    """Return the command that makes the HTML of the notebook being executed."""
+    return f"jupyter nbconvert --to nsa_html {shlex.quote(executed_notebook() or 'out.ipynb')}"
+
+
+def out_dir_of(given: object) -> Path:
+    """Return the folder that holds runs/: the one that is given, or the project's reports/."""
+    return Path(str(given or PROJECT / "reports")).expanduser().resolve()

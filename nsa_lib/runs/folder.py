@@ -1,0 +1,47 @@
+"""The folder of a run: made once, for this run alone, with run.json that says what it is."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from nsa_lib.contract.files import write_json
+from nsa_lib.runs import environment
+from nsa_lib.runs.plan import Plan
+
+SCHEMA = 1
+
+
+def make_run_folder(plan: Plan) -> Path:
+    """Make the run's folder, which is this run's alone, and write run.json into it."""
+    folder, created = new_run_folder(plan.out_dir, plan.notebook, str(plan["tag"]))
+    description = {
+        "schema": SCHEMA,
+        "run_id": folder.name,
+        "notebook": plan.notebook,
+        "profile": plan.profile,
+        "custom": list(plan.custom),
+        "created": created,
+        "parameters": plan.parameter_rows,
+        "environment": dict(plan.environment),
+        "backends": list(plan.backends),
+        "case_ids": [case.case_id for case in plan.cases],
+        "reproduce": plan.reproduce,
+        "report": environment.report_path(),
+    }
+    write_json(folder / "run.json", description)
+    return folder
+
+
+def new_run_folder(out_dir: Path, notebook: str, tag: str) -> tuple[Path, str]:
+    """Make a folder for a run, which nobody else gets, and return it with the time of its making."""
+    now = datetime.now(timezone.utc)
+    stem = "-".join(filter(None, [notebook, now.strftime("%Y%m%dT%H%M%SZ"), tag]))
+    folder, again = out_dir / "runs" / stem, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder, now.isoformat()
+        except FileExistsError:
+            again += 1
+            folder = out_dir / "runs" / f"{stem}-{again}"

@@ -1,0 +1,173 @@
+"""The parameters of the notebooks: what each accepts, and the strict reading of what was given.
+
+papermill hands over `'true'`, `'1e-4'` and `10000.0` as typed; what is unambiguous is read, the rest is refused. Names
+that nobody declared are refused too: papermill only warns of them, and a mistyped parameter would pass unnoticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nsa_lib.contract.case import DTYPES
+from nsa_lib.subject.config import PHIS, ConfigError
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "True or False",
+    list: "a list of ascending whole numbers",
+}
+
+
+Read = int | float | str | bool | tuple[int, ...] | None
+"""What a parameter's value may be once it is read."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: its type, what it is for, and what it accepts besides the type."""
+
+    kind: type
+    help: str
+    default: int | float | str | bool | None = None
+    """None: the profile decides, or the value is derived as the help says."""
+    choices: tuple[str, ...] = ()
+    above: float | None = None
+    """Numbers must exceed this."""
+
+    @property
+    def accepts(self) -> str:
+        """What it accepts, in words."""
+        if self.choices:
+            return " or ".join(filter(None, [", ".join(self.choices[:-1]), self.choices[-1]]))
+        words = _KINDS[self.kind]
+        return words if self.above is None else f"{words} above {self.above:g}"
+
+
+SIZES = {
+    "dim": Parameter(int, "model width", above=0),
+    "layers": Parameter(int, "blocks", above=0),
+    "heads": Parameter(int, "query heads", above=0),
+    "groups": Parameter(int, "KV heads; heads must be a multiple", above=0),
+    "d_k": Parameter(int, "width of a query or key head, even", above=0),
+    "d_v": Parameter(int, "width of a value head", above=0),
+    "l": Parameter(int, "compression block in tokens", above=0),
+    "d": Parameter(int, "stride of the compression blocks in tokens", above=0),
+    "l_sel": Parameter(int, "selection block in tokens", above=0),
+    "n_sel": Parameter(int, "selection blocks a query reads, 3 or more", above=2),
+    "w": Parameter(int, "sliding window in tokens", above=0),
+    "phi": Parameter(str, "compression of a block, mlp or mean", choices=PHIS),
+    "vocab": Parameter(int, "tokens in the vocabulary", above=1),
+    "seq_len": Parameter(int, "tokens in a sequence", above=0),
+    "batch": Parameter(int, "sequences in a step", above=0),
+    "dtype": Parameter(str, "of parameters, gradients and optimizer state", choices=DTYPES),
+    "grad_checkpointing": Parameter(bool, "compute each layer again in backward"),
+}
+"""Parameters that make another model, another shape or another memory use."""
+
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}|")
+
+
+def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> Read:
+    """Return a parameter's value in its declared type. Raises ConfigError if it is not unambiguously of that type."""
+    parameter = declared[name]
+    if parameter.default is None and value in (None, "None"):
+        return None
+    read = _READERS[parameter.kind](value)
+    if read is None:
+        raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}{_hint(parameter, value)}")
+    smallest = min(read) if isinstance(read, tuple) else read
+    too_small = parameter.above is not None and not smallest > parameter.above
+    if too_small or (parameter.choices and read not in parameter.choices):
+        raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}")
+    if name == "tag" and not TAG.fullmatch(read):
+        raise ConfigError(f"tag={value!r}: accepts up to 40 letters, digits, '.', '_' and '-', not starting with '.'")
+    return read
+
+
+def _read_int(value: object) -> int | None:
+    number = _read_float(value)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def _read_float(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _read_str(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _read_bool(value: object) -> bool | None:
+    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+
+
+def _read_list(value: object) -> tuple[int, ...] | None:
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    numbers = [_read_int(item) for item in value]
+    ascending = None not in numbers and numbers == sorted(set(numbers))
+    return tuple(numbers) if ascending else None
+
+
+_READERS = {int: _read_int, float: _read_float, str: _read_str, bool: _read_bool, list: _read_list}
+
+
+def _hint(parameter: Parameter, value: object) -> str:
+    if parameter.kind is str and isinstance(value, int | float):
+        return " (papermill reads digits as a number: pass it with -r instead of -p)"
+    return ""
+
+
+def refuse_unknown(notebook: str, declared: Mapping[str, Parameter], names: Iterable[str]) -> None:
+    """Raise ConfigError, naming it, for the first name that is no parameter."""
+    for name in names:
+        if name not in declared:
+            raise ConfigError(f"{name}: no such parameter of {notebook}; accepts {', '.join(declared)}")
+
+
+def assigned_in_parameters_cell(source: str) -> list[str]:
+    """Return the names a cell assigns if it is papermill's injected cell or a notebook's parameters cell, else []."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a cell with magics is neither
+        return []
+    annotated = [s for s in statements if isinstance(s, ast.AnnAssign)]
+    if source.startswith("# Parameters"):
+        return [target.id for s in statements if isinstance(s, ast.Assign) for target in s.targets]
+    if annotated and all(isinstance(s, ast.AnnAssign | ast.Assign) for s in statements):
+        return [s.target.id if isinstance(s, ast.AnnAssign) else s.targets[0].id for s in statements]
+    return []
+
+
+@dataclass(frozen=True)
+class Value:
+    """An effective parameter: its value, where that came from, and what the checklist says."""
+
+    name: str
+    value: Read
+    origin: str
+    """`given`, `profile`, `default`, or `auto` for a backend that the machine decided."""
+    checklist: Read
+    """The checklist's value, or None where it says nothing."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the checklist says something else."""
+        return self.checklist is not None and self.value != self.checklist

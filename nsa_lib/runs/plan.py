@@ -1,0 +1,175 @@
+"""From a notebook's parameters to the cases of a run; every refusal happens here, before any work."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nsa_lib.contract.allocator import AllocatorSettings
+from nsa_lib.contract.backends import AUTO, OLDEST_CAPABILITY, runnable_backends, why_not_fused
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs import environment, papermill
+from nsa_lib.runs.parameters import Value
+from nsa_lib.runs.request import Request
+from nsa_lib.subject.config import FUSED, ConfigError
+
+IMAGINED = {"triton": "any", "compute_capability": OLDEST_CAPABILITY}
+"""What is taken for granted of a device that is only imagined: that every backend can run there."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, decided before it starts."""
+
+    request: Request
+    profile: str
+    values: Mapping[str, Value]
+    """Every parameter with its effective value and origin."""
+    custom: tuple[str, ...]
+    """How the run differs from its profile; none for a run that readiness counts."""
+    backends: tuple[str, ...]
+    """Those that the machine can run with these parameters."""
+    cases: tuple[CaseConfig, ...]
+    environment: Mapping[str, object]
+    out_dir: Path
+
+    def __getitem__(self, name: str) -> object:
+        """Return a parameter's effective value."""
+        return self.values[name].value
+
+    @property
+    def notebook(self) -> str:
+        """The name of the notebook."""
+        return self.request.notebook
+
+    @property
+    def parameter_rows(self) -> list[dict[str, object]]:
+        """The effective parameters as rows: name, value, origin, the checklist's value, whether they differ."""
+        return [{**vars(value), "differs": value.differs} for value in self.values.values()]
+
+    @property
+    def reproduce(self) -> str:
+        """The command that repeats this run."""
+        decided = {"profile": self.profile, **self.request.profiles[self.profile]}
+        chosen = [v for v in self.values.values() if v.origin in ("given", AUTO)]
+        given = {v.name: v.value for v in chosen if v.value != decided.get(v.name)}
+        return reproduce(self.notebook, {"profile": self.profile, **given})
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know before the run starts, a sentence each."""
+        said = self.request.notices(self.values)
+        if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
+            capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
+            said.append(capped + "speed, and memory outside the allocator, are this device's.")
+        if "backend" in self.values and self.values["backend"].origin == AUTO:
+            machine = IMAGINED if self.request.imagined else self.environment
+            why = why_not_fused(self.__getitem__, machine) or f"{FUSED} can run here"
+            said.append(f"backend={AUTO}: this run takes {self['backend']} ({why}).")
+        if self.custom:
+            said.append(f"custom: {'; '.join(self.custom)}. The gates are judged, readiness will not count the run.")
+        if self.profile == "laptop":
+            said.append("profile laptop: this run checks the code and the workbook, it clears no GPU.")
+        return said
+
+
+def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterable[str]) -> Plan:
+    """Return the plan of a run.
+
+    Args:
+        request: what its notebook asks.
+        namespace: the notebook's globals, parameters and IPython's `In` among them.
+        notebooks: names of all notebooks, whose cells count to the source.
+
+    Raises:
+        ConfigError: in one line, for anything that cannot be carried out as asked.
+    """
+    environment.refuse_many_processes()
+    read = request.read(namespace)
+    facts = environment.torch_facts()
+    profile = _choose_profile(str(read["profile"]), facts)
+    values = request.resolve(read, profile=profile)
+    if not request.imagined:
+        _require_device(str(values["device"].value), profile, facts)
+        _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
+    if request.imagined or values["device"].value == "cpu":
+        AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
+    if "backend" in values:
+        values["backend"] = _decided_backend(values, IMAGINED if request.imagined else facts)
+    values = request.derive(values)
+    backends = runnable_backends(_parameters(values), facts)
+    out_dir = environment.out_dir_of(values["out_dir"].value)
+    environment.require_room(out_dir)
+    cases = request.cases(values, backends)
+    require_data(cases[0])
+    room = environment.room(out_dir, facts) if request.records_room else {}
+    return Plan(
+        request=request,
+        profile=profile,
+        values=values,
+        custom=tuple(request.differences(values, profile=profile)),
+        backends=backends,
+        cases=cases,
+        environment={**facts, **environment.machine_facts(), **environment.provenance(notebooks), **room},
+        out_dir=out_dir,
+    )
+
+
+def reproduce(notebook: str, given: Mapping[str, object]) -> str:
+    """Return the command that runs a notebook with the parameters that are given."""
+    options = ("--engine", "nsa", *papermill.parameters(given))
+    return shlex.join(["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb", *options])
+
+
+def _choose_profile(asked: str, facts: Mapping[str, object]) -> str:
+    if asked != "auto":
+        return asked
+    if facts["cuda_usable"]:
+        return "checklist"
+    if environment.has_nvidia_device():
+        raise ConfigError(
+            f"profile=auto: this machine has an NVIDIA device that torch cannot use ({facts['cuda_problem']}); "
+            "mend that, or ask for profile=laptop"
+        )
+    return "laptop"
+
+
+def _require_device(device: str, profile: str, facts: Mapping[str, object]) -> None:
+    if device == "cuda" and not facts["cuda_usable"]:
+        asked = "profile=checklist" if profile == "checklist" else "device=cuda"
+        raise ConfigError(f"{asked}: needs a CUDA device ({facts['cuda_problem']}); without one: profile=laptop")
+    if device == "cpu" and profile == "checklist":
+        raise ConfigError("device=cpu: the checklist is judged on a GPU; accepts cuda, or profile=laptop")
+
+
+def _require_budget(budget_gib: object, device: object, facts: Mapping[str, object]) -> None:
+    if budget_gib is not None and device == "cuda" and budget_gib * 1024 > facts["gpu_memory_mib"]:
+        has = facts["gpu_memory_mib"] / 1024
+        raise ConfigError(f"device_budget_gib={budget_gib:g}: the device has {has:.1f} GiB; accepts no more")
+
+
+def _decided_backend(values: Mapping[str, Value], facts: Mapping[str, object]) -> Value:
+    """Return the backend, decided where `auto` was asked. Raises ConfigError if the one asked for cannot run."""
+    backend, problem = values["backend"], why_not_fused(_parameters(values), facts)
+    if backend.value == FUSED and problem:
+        raise ConfigError(problem)
+    if backend.value != AUTO:
+        return backend
+    return replace(backend, value="masked" if problem else FUSED, origin=AUTO, checklist=None)
+
+
+def _parameters(values: Mapping[str, Value]) -> Callable[[str], object]:
+    return lambda name: values[name].value
+
+
+def require_data(case: CaseConfig) -> None:
+    """Raise ConfigError if the text file that a case reads is not there or too short."""
+    if case.data == "synthetic":
+        return
+    path = Path(case.data)
+    if not path.is_file():
+        raise ConfigError(f"data={case.data}: no such file; accepts synthetic or the path of a text file")
+    if path.stat().st_size <= case.seq_len:
+        raise ConfigError(f"data={case.data}: {path.stat().st_size} bytes, a sequence needs {case.seq_len + 1}")

@@ -1,0 +1,195 @@
+"""What a run recorded, as gates and charts read it: its description and two frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from nsa_lib.contract.heartbeat import STEP_COLUMNS, STEP_TEXT_COLUMNS, HeartbeatReader
+from nsa_lib.runs.folder import SCHEMA
+from nsa_lib.subject.config import ConfigError
+
+JSON_COLUMNS = (
+    "asked", "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
+    "prediction",
+)  # fmt: skip
+"""Columns of the cases that hold lists and mappings, as they are in memory and as JSON in a file; None if missing."""
+
+CASE_COLUMNS = (
+    "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib",
+    *JSON_COLUMNS, "stderr_tail", "torn_heartbeat",
+)  # fmt: skip
+
+TEXT_COLUMNS = ("status", "reason", "stderr_tail")
+
+MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration)
+"""What reading a folder can raise whose files are not what they should be."""
+
+
+T = TypeVar("T")
+R = TypeVar("R", bound="Recorded")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run folder, read."""
+
+    folder: Path
+    info: Mapping[str, object]
+    """run.json."""
+    cases: pd.DataFrame
+    """A row a case: what it was asked, how it ended, and what only the worker knew."""
+    steps: pd.DataFrame
+    """A row a step of each case: loss, times, memory in MiB."""
+    measured: dict[Callable, object] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What functions of the run alone found in it; see `measured_once`."""
+
+    @classmethod
+    def read(cls: type[R], folder: Path) -> R:
+        """Read a folder. Raises ConfigError or one of MALFORMED for files that are not what they should be."""
+        info = read_info(folder)
+        return cls(folder, info, _cases(folder, info["case_ids"]), _steps(folder, info["case_ids"]))
+
+    def case(self, case_id: str) -> Mapping[str, object] | None:
+        """Return a case, or None if the run has none of that name."""
+        rows = self.cases[self.cases["case_id"] == case_id]
+        if rows.empty:
+            return None
+        case = rows.iloc[0].to_dict()
+        return case | {name: _or_none(case[name]) for name in JSON_COLUMNS}
+
+    def fact(self, case_id: str, name: str) -> object:
+        """Return one of JSON_COLUMNS of a case, or None if it was not recorded."""
+        case = self.case(case_id)
+        return None if case is None else case[name]
+
+    def of(self, case_id: str) -> pd.DataFrame:
+        """Return a case's steps in order."""
+        return self.steps[self.steps["case_id"] == case_id].sort_values("step")
+
+    @property
+    def main_case(self) -> str | None:
+        """The case to show first: the training, else the one with most steps of known memory; None without any."""
+        counts = self.steps.loc[self.steps["peak_alloc_mib"].notna(), "case_id"].value_counts()
+        if counts.empty:
+            return None
+        return "training" if "training" in counts.index else str(counts.idxmax())
+
+    def parameter(self, name: str) -> object:
+        """Return a parameter's effective value."""
+        return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that the machine of this run could run; a preflight and a contrast go through all of them."""
+        return tuple(self.info["backends"])
+
+
+def measured_once(measure: Callable[[Recorded], T]) -> Callable[[Recorded], T]:
+    """Return a function that measures a run the first time and then gives the same answer, which nobody may change.
+
+    A run that is read is over, and its gates, charts, tables and advice all ask for the same figures.
+    """
+
+    @wraps(measure)
+    def kept(run: Recorded) -> T:
+        if measure not in run.measured:
+            run.measured[measure] = measure(run)
+        return run.measured[measure]
+
+    return kept
+
+
+def machine_name(info: Mapping[str, object]) -> str | None:
+    """Return the GPU, or else the processor, that a run was made on."""
+    environment = info["environment"]
+    return environment.get("gpu") or environment.get("cpu")
+
+
+def read_info(folder: Path) -> dict[str, object]:
+    """Return run.json. Raises ConfigError if it is not JSON or of a newer schema."""
+    return _read_json(folder / "run.json")
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # bytes that are no text among them
+        raise ConfigError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:
+        raise ConfigError(f"{path}: it has no schema")
+    if content["schema"] > SCHEMA:
+        raise ConfigError(f"{path}: schema {content['schema']} is newer than this library reads ({SCHEMA})")
+    return content
+
+
+def _cases(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+    path = folder / "cases.csv"
+    frame = _read_csv(path) if path.exists() else _cases_frame(folder, case_ids)
+    return cases_frame(frame.to_dict("records"))
+
+
+def cases_frame(rows: list[Mapping[str, object]]) -> pd.DataFrame:
+    """Return cases as a frame with all columns of one; what a row lacks is None in JSON_COLUMNS and in texts empty."""
+    frame = pd.DataFrame(rows).reindex(columns=CASE_COLUMNS)  # an older library kept fewer of them
+    objects = {name: frame[name].astype(object) for name in (*JSON_COLUMNS, *TEXT_COLUMNS)}
+    # CSV does not tell an empty text from a missing one.
+    texts = {name: objects[name].fillna("") for name in TEXT_COLUMNS}
+    decoded = {name: pd.Series(map(_or_none, objects[name]), frame.index, dtype=object) for name in JSON_COLUMNS}
+    return frame.assign(**texts, **decoded)
+
+
+def _or_none(value: object) -> object:
+    """Return a list or mapping as it is, and None for what a frame has in the place of a missing one."""
+    return value if isinstance(value, list | dict) else None
+
+
+def to_csv(cases: pd.DataFrame) -> str:
+    """Return cases as CSV, from which they can be read again."""
+    encoded = {name: cases[name].map(json.dumps, na_action="ignore") for name in JSON_COLUMNS}
+    return cases.assign(**encoded).to_csv(index=False)
+
+
+def _steps(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+    path = folder / "steps.csv"
+    frame = _read_csv(path) if path.exists() else _steps_frame(folder, case_ids)
+    return frame.reindex(columns=STEP_COLUMNS)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Return a frame as it was written: the status `nan` is a text and no missing value, a reason `137` no number."""
+    texts = dict.fromkeys((*TEXT_COLUMNS, *JSON_COLUMNS, *STEP_TEXT_COLUMNS), str)
+    frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    encoded = [name for name in JSON_COLUMNS if name in frame]
+    return frame.assign(**{name: frame[name].map(json.loads, na_action="ignore") for name in encoded})
+
+
+def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+    rows = []
+    for case_id in case_ids:
+        path = folder / "cases" / case_id / "result.json"
+        result = _read_json(path) if path.exists() else {"status": "interrupted", "reason": "no result was written"}
+        reader = HeartbeatReader(path.with_name("heartbeat.jsonl"))
+        done = sum(beat["step"] is not None for beat in reader.read())
+        row = {"case_id": case_id, "steps_done": done, **result, "torn_heartbeat": reader.torn}
+        asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
+        if asked.exists():
+            row["asked"] = json.loads(asked.read_text())
+        if prediction.exists():
+            row["prediction"] = _read_json(prediction)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _steps_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+    rows = []
+    for case_id in case_ids:
+        beats = HeartbeatReader(folder / "cases" / case_id / "heartbeat.jsonl").read()
+        rows += [{"case_id": case_id, **beat} for beat in beats if beat["step"] is not None]
+    return pd.DataFrame(rows).reindex(columns=STEP_COLUMNS)

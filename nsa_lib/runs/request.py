@@ -1,0 +1,91 @@
+"""What one notebook asks of a run: its parameters, what each profile decides, and the cases that follow from both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs.parameters import (
+    SIZES,
+    Parameter,
+    Read,
+    Value,
+    assigned_in_parameters_cell,
+    read_value,
+    refuse_unknown,
+)
+
+Values = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One notebook, as a plan is made of it."""
+
+    notebook: str
+    """Its name, without suffix."""
+    parameters: Mapping[str, Parameter]
+    """In the order in which the notebook declares them."""
+    profiles: Mapping[str, Mapping[str, Read]] = field(default_factory=dict)
+    """What each profile decides."""
+    cases: Callable[[Values, tuple[str, ...]], tuple[CaseConfig, ...]] | None = None
+    """From the effective values, and the backends that the machine can run, to the cases; None where nothing runs."""
+    derive: Callable[[dict[str, Value]], dict[str, Value]] = lambda values: values
+    """Add the values that depend on others."""
+    notices: Callable[[Values], list[str]] = lambda values: []
+    """What a user should know before the run starts, besides what every run says."""
+    imagined: bool = False
+    """The cases are predicted and never run: no device is needed, and every backend is taken to run on it."""
+    predicted: bool = False
+    """The memory of the cases is predicted beside their run."""
+    records_room: bool = False
+    """Free disk and GPU processes are recorded. They change by the minute: only a run that judges them keeps them."""
+
+    def read(self, namespace: Mapping[str, object]) -> dict[str, Read]:
+        """Return the values of all parameters, read strictly, from a notebook's namespace.
+
+        Args:
+            namespace: its globals, with the sources of the cells run so far (IPython's `In`); names that nobody
+                declared are looked for in those.
+
+        Raises:
+            ConfigError: naming the parameter, for an unknown name or a value that it does not accept.
+        """
+        for cell in namespace.get("In", ()):
+            refuse_unknown(self.notebook, self.parameters, assigned_in_parameters_cell(cell))
+        return {
+            name: read_value(self.parameters, name, namespace.get(name, parameter.default))
+            for name, parameter in self.parameters.items()
+        }
+
+    def resolve(self, read: Mapping[str, Read], *, profile: str) -> dict[str, Value]:
+        """Return the effective value of every parameter under a profile, its origin, and the checklist's value."""
+        values = {}
+        for name, parameter in self.parameters.items():
+            given, decided = read[name], self.profiles[profile].get(name)
+            if given is not None and given != parameter.default:
+                value, origin = given, "given"
+            elif decided is not None:
+                value, origin = decided, "profile"
+            else:
+                value, origin = given, "default"
+            values[name] = Value(name, value, origin, self.profiles["checklist"].get(name))
+        origin = "given" if read["profile"] == profile else "default"
+        return values | {"profile": Value("profile", profile, origin, "checklist")}
+
+    def differences(self, values: Values, *, profile: str) -> list[str]:
+        """Return how a run differs from its profile: sizes, dtype, checkpointing, limit, fewer steps, a fault."""
+        decided = self.profiles[profile]
+        changed = [name for name in (*SIZES, "seq_lens") if name in values and values[name].value != decided[name]]
+        changed += [name for name in ("steps", "rounds") if name in values and values[name].value < decided[name]]
+        said = [f"{name}={values[name].value} ({profile}: {decided[name]})" for name in changed]
+        limit = values.get("reserved_limit_mib")
+        if limit and limit.origin == "given" and limit.value != decided.get("reserved_limit_mib"):
+            said.append(f"reserved_limit_mib={limit.value:g}")
+        budget = values.get("device_budget_gib")
+        if budget and budget.value is not None:
+            said.append(f"device_budget_gib={budget.value:g}: an emulated device")
+        if "fault" in values and values["fault"].value != "none":
+            said.append(f"fault={values['fault'].value}: a seeded fault")
+        return said

@@ -1,0 +1,193 @@
+"""Runs the cases of a plan, each in a process of its own, watches their heartbeats, and leaves one result for each.
+
+The worker is met only through files and its command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.files import write_json
+from nsa_lib.contract.heartbeat import HeartbeatReader
+from nsa_lib.runs import environment
+from nsa_lib.runs.folder import SCHEMA, make_run_folder
+from nsa_lib.runs.plan import Plan
+from nsa_lib.runs.predictor import Predictor
+from nsa_lib.runs.progress import Progress
+from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.runs.watch import Limits, Watch
+
+WORKER = (sys.executable, "-m", "nsa_lib.worker")
+
+POLL_S = 0.1
+
+
+PREDICTION_PATIENCE_S = 20.0
+"""How long a run that is done waits for predictions that are not."""
+
+STDERR_TAIL = 4000
+"""Characters of a worker's stderr that its result keeps."""
+
+
+def execute(plan: Plan) -> Path:
+    """Run every case of a plan and return the run folder.
+
+    The stop button ends the case that runs; it and the ones not started are `interrupted`, and the notebook goes on
+    with what was recorded.
+    """
+    for notice in plan.notices:
+        print(notice, flush=True)
+    progress = Progress({case.case_id: case.steps for case in plan.cases})
+    limits = Limits(given_s=plan["stall_timeout_s"])
+    with StopButton() as stop:
+        folder = make_run_folder(plan)
+        folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
+        ahead: subprocess.Popen | None = None
+        predicted = list(folders) if plan.request.predicted else []
+        predictor: Predictor | None = None
+        try:
+            for case, following in zip(plan.cases, (*plan.cases[1:], None)):
+                case_folder = folders[case.case_id]
+                if stop.pressed:
+                    result = _result(case, "interrupted", "not started")
+                    write_json(case_folder / "result.json", result)
+                else:
+                    process = ahead or start_worker(case, case_folder)
+                    ahead = start_worker(following, folders[following.case_id]) if following else None
+                    predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
+                    result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
+                progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
+            if predictor:
+                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
+        finally:
+            if predictor:
+                predictor.end()
+            if ahead:
+                ahead.stdin.close()
+                end_group(ahead)
+    return folder
+
+
+def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
+    case_folder = folder / "cases" / case.case_id
+    case_folder.mkdir(parents=True)
+    (case_folder / "case.json").write_text(case.to_json())
+    return case_folder
+
+
+def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
+    """Start the process of a case, which imports torch and then waits for a line.
+
+    It is started one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
+    """
+    with (folder / "stderr.log").open("wb") as log:
+        return subprocess.Popen(
+            [*WORKER, str(folder / "case.json"), str(os.getpid())],
+            env=environment.case_environment(case.alloc_conf),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def run_case(
+    case: CaseConfig, folder: Path, process: subprocess.Popen, *, limits: Limits, progress: Progress, stop: StopButton
+) -> dict[str, object]:
+    """Run one case in the process that waits for it, and return its result, which is written to its folder too."""
+    kills = environment.oom_kills()
+    _release(process)
+    watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"))
+    ending = None
+    try:
+        ending = _supervise(process, watch, limits, case, progress, stop)
+    finally:  # also if the supervision itself fails: a worker that nobody watches must not live on
+        end_group(process, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
+    watch.look()
+    stderr_tail = (folder / "stderr.log").read_text(errors="replace")[-STDERR_TAIL:]
+    if ending is None and process.returncode == 0 and (folder / "result.json").exists():
+        result = json.loads((folder / "result.json").read_text())
+    else:
+        killed_for_memory = environment.oom_kills() != kills
+        result = _result(case, *(ending or _diagnose(process.returncode, stderr_tail, killed_for_memory)))
+    result |= {
+        "steps_done": len(watch.steps_s),
+        "seconds": round(time.monotonic() - watch.began, 2),
+        "exit_code": process.returncode,
+        "stderr_tail": "" if result["status"] == "ok" else stderr_tail,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _release(process: subprocess.Popen) -> None:
+    """Release the waiting worker. If it has already died, `_supervise` notices."""
+    with suppress(BrokenPipeError):
+        process.stdin.write(b"\n")
+        process.stdin.close()
+
+
+def _supervise(
+    process: subprocess.Popen, watch: Watch, limits: Limits, case: CaseConfig, progress: Progress, stop: StopButton
+) -> tuple[str, str] | None:
+    """Watch a case until it ends by itself (None) or must be ended (its status and the reason)."""
+    while process.poll() is None:
+        if stop.pressed:
+            return "interrupted", "stopped by the user"
+        watch.look()
+        step_s = median(watch.steps_s) if watch.steps_s else None
+        progress.show(case.case_id, len(watch.steps_s), step_s, watch.memory_mib, phase=watch.phase)
+        overdue = watch.overdue(limits)
+        if overdue:
+            return overdue
+        time.sleep(POLL_S)
+    return None
+
+
+def end_group(process: subprocess.Popen, *, dump_stacks: bool = False) -> None:
+    """End a case and every process of its group, with a dump of its stacks to stderr first if asked for.
+
+    Also after a case that ended by itself: it may have left children. A process in the kernel's uninterruptible sleep
+    survives even SIGKILL, so the last wait is bounded.
+    """
+    if dump_stacks and process.poll() is None:
+        process.send_signal(signal.SIGUSR1)  # faulthandler writes the stacks, also from C code that holds the GIL
+        time.sleep(1)
+    for how, patience_s in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+    process.poll()
+
+
+def _diagnose(exit_code: int | None, stderr: str, killed_for_memory: bool) -> tuple[str, str]:
+    """Return the status and reason of a case that died without a result of its own."""
+    last_line = (stderr.strip().splitlines() or [""])[-1]
+    if exit_code is None:
+        return "crashed", "could not be killed"
+    if exit_code == -signal.SIGKILL and killed_for_memory:
+        return "oom", "killed by the kernel for lack of memory"
+    if exit_code < 0:
+        return "crashed", f"killed by {signal.Signals(-exit_code).name}"
+    if exit_code == 0:
+        return "failed", "ended without a result"
+    return "failed", last_line or f"exit status {exit_code}"
+
+
+def _result(case: CaseConfig, status: str, reason: str) -> dict[str, object]:
+    named = {"schema": SCHEMA, "case_id": case.case_id, "status": status, "reason": reason}
+    return {**named, "steps_done": 0, "seconds": 0.0}

@@ -1,0 +1,30 @@
+"""The one training case that every notebook's cases are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nsa_lib.contract.backends import ATTENTION_SIZES
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs.parameters import Value
+from nsa_lib.subject.config import ModelConfig, NSAConfig
+
+
+def training_case(values: Mapping[str, Value]) -> CaseConfig:
+    """Return the training that the parameters describe. Raises ConfigError for sizes that do not fit each other."""
+
+    def pick(*names: str) -> dict[str, object]:
+        return {name: values[name].value for name in names}
+
+    nsa = NSAConfig(**pick(*ATTENTION_SIZES))
+    model = ModelConfig(nsa=nsa, **pick("layers", "vocab"), **pick("backend") if "backend" in values else {})
+    data = str(values["data"].value) if "data" in values else "synthetic"
+    return CaseConfig(
+        case_id="training",
+        model=model,
+        data=data if data == "synthetic" else str(Path(data).expanduser().resolve()),
+        compile="compile" in values and bool(values["compile"].value),
+        **pick("seq_len", "batch", "steps", "dtype", "grad_checkpointing", "lr", "seed", "device", "alloc_conf"),
+        **pick("device_budget_gib", "fault"),
+    )

@@ -1,0 +1,69 @@
+"""How long a case may be silent, and what has been seen of one that runs.
+
+Slow is not hung: a case may take as long as it likes for a step, as long as that is in proportion to the steps before.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+from nsa_lib.contract.heartbeat import HeartbeatReader
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a case may be silent in each phase, in seconds."""
+
+    start_s: float = 180.0
+    """From spawn to the first beat: the import of torch, maybe from a network disk."""
+    build_s: float = 300.0
+    warmup_s: float = 900.0
+    """The first step: kernels are loaded, compiled and tuned."""
+    step_floor_s: float = 30.0
+    step_factor: float = 10.0
+    """Later steps: this many times the median of those measured, and never less than the floor."""
+    total_s: float = 24 * 3600.0
+    given_s: float | None = None
+    """The user's `stall_timeout_s`, which replaces the limits on steps."""
+
+    def silence_s(self, phase: str, steps_s: list[float]) -> float:
+        """Return how long the case may be silent after a beat of a phase, given the steps measured so far."""
+        if phase in ("start", "build"):
+            return self.start_s if phase == "start" else self.build_s
+        if self.given_s is not None:
+            return self.given_s
+        return max(self.step_floor_s, self.step_factor * median(steps_s)) if steps_s else self.warmup_s
+
+
+@dataclass
+class Watch:
+    """What has been seen of a running case."""
+
+    reader: HeartbeatReader
+    began: float = field(default_factory=time.monotonic)
+    phase: str = "start"
+    beat_at: float = field(default_factory=time.monotonic)
+    steps_s: list[float] = field(default_factory=list)
+    memory_mib: list[float] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Read the beats that came."""
+        for beat in self.reader.read():
+            self.phase, self.beat_at = beat["phase"], time.monotonic()
+            if beat["step"] is not None:
+                self.steps_s.append(beat["step_ms"] / 1000)
+                if "peak_alloc_mib" in beat:  # a timing measures no memory
+                    self.memory_mib.append(beat["peak_alloc_mib"])
+
+    def overdue(self, limits: Limits) -> tuple[str, str] | None:
+        """Return the status and reason with which the case must be ended, or None."""
+        now = time.monotonic()
+        silence, allowed = now - self.beat_at, limits.silence_s(self.phase, self.steps_s)
+        if silence > allowed:
+            where = f"in phase {self.phase} after step {len(self.steps_s)}"
+            return "stalled", f"no heartbeat for {silence:.0f} s {where} (limit {allowed:.0f} s)"
+        if now - self.began > limits.total_s:
+            return "timeout", f"still beating after {now - self.began:.0f} s (limit {limits.total_s:.0f} s)"
+        return None

@@ -1,0 +1,112 @@
+"""Launches of kernels/listed.py: selected attention with more than 32 blocks, each head by itself."""
+
+from __future__ import annotations
+
+import torch
+
+from nsa_lib.subject.attention.fused.block_0 import add_shares, empty_shares
+from nsa_lib.subject.attention.fused.inverse import invert
+from nsa_lib.subject.attention.fused.op import op
+from nsa_lib.subject.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
+
+PARTIAL_BYTES = 400 * 2**20
+"""Most bytes of partial outputs, and of partial dq: the heads go in passes of so many, one group at least."""
+
+_FAR = {
+    "narrow": {"TQ": 64, "SHARES": 2, "num_warps": 4, "num_stages": 5},
+    "wide": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 2},
+    "float32": {"TQ": 32, "SHARES": 4, "num_warps": 4, "num_stages": 1},
+}
+
+_MERGE = {
+    "narrow": {"STAGES": 5, "num_warps": 4},
+    "wide": {"STAGES": 2, "num_warps": 4},
+    "float32": {"STAGES": 1, "num_warps": 4},
+}
+
+_BLOCK = {
+    "narrow": {"TQ": 128, "num_warps": 4, "num_stages": 2},
+    "wide": {"TQ": 32, "num_warps": 8, "num_stages": 2},
+    "float32": {"TQ": 32, "num_warps": 4, "num_stages": 1},
+}
+
+
+def forward(q, k, v, chosen, out, lse, l_sel, scale):
+    """Write output and log2-sum-exp; return the inverse of the selection."""
+    inverse = invert(chosen, l_sel, near=False)
+    heads = _heads_a_pass(q, k, chosen, v.shape[-1])
+    part = _partials(q, chosen, heads, v.shape[-1])
+    part_lse = torch.empty(part.shape[:3], dtype=torch.float32, device=q.device)
+    for head in range(0, q.shape[0] * q.shape[1], heads):
+        _forward(q, k, v, chosen, *inverse, part, part_lse, out, lse, head, l_sel, scale)
+    return inverse
+
+
+def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
+    """Write dq, or add to it; return the pair of gradients of keys and values."""
+    heads = _heads_a_pass(q, k, chosen, q.shape[-1])
+    part, pair = _partials(q, chosen, heads, q.shape[-1]), empty_pair(k, v)
+    shares = empty_shares(k, v, l_sel)
+    for head in range(0, q.shape[0] * q.shape[1], heads):
+        _gradient(q, k, v, chosen, *inverse, d_out, state, part, shares, dq, pair, head, adds, l_sel, scale)
+    add_shares(pair, shares, k, v)
+    return pair
+
+
+def _heads_a_pass(q, k, chosen, width) -> int:
+    """Return how many heads go in a pass, whole groups, as many in each pass."""
+    share, total = q.shape[1] // k.shape[1], q.shape[0] * q.shape[1]
+    most = max(1, PARTIAL_BYTES // (chosen.shape[2] * chosen.shape[3] * width * q.element_size() * share))
+    return cdiv(total // share, cdiv(total // share, most)) * share
+
+
+def _partials(q, chosen, heads, width) -> torch.Tensor:
+    return torch.empty(heads, *chosen.shape[2:], width, dtype=q.dtype, device=q.device)
+
+
+def _constants(q, k, v, chosen, l_sel) -> dict:
+    n = chosen.shape[-1]
+    return {"n": n, "BS": l_sel, "GS": q.shape[1] // k.shape[1], **widths(q, v)}
+
+
+@op(
+    "listed_forward(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
+    "Tensor(a!) part, Tensor(b!) part_lse, Tensor(c!) out, Tensor(d!) lse, int head, int l_sel, float scale)"
+)
+def _forward(q, k, v, chosen, entries, start, slots, part, part_lse, out, lse, head, l_sel, scale):
+    from nsa_lib.subject.attention.fused.kernels.listed import far_forward, merge
+
+    (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
+    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
+    if blocks > 3:  # else every pair is near
+        far_forward[blocks - 3, _FAR[kind]["SHARES"], here](
+            q, k, v, entries, start, part, part_lse, *strides(q, k, v), length, blocks, heads, head, scale,
+            **constants, **_FAR[kind],
+        )  # fmt: skip
+    merge[blocks, here](
+        q, k, v, chosen, slots, part, part_lse, out, lse, *strides(q, k, v), length, heads, head, scale,
+        NP=power_of_two(constants["n"], 4), **constants, **_MERGE[kind],
+    )  # fmt: skip
+
+
+@op(
+    "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
+    "Tensor d_out, Tensor state, Tensor(a!) part, Tensor(b!) pair_0, Tensor(c!) dq, Tensor(d!) pair, int head, "
+    "bool adds, int l_sel, float scale)"
+)
+def _gradient(q, k, v, chosen, entries, start, slots, d_out, state, part, pair_0, dq, pair, head, adds, l_sel, scale):
+    from nsa_lib.subject.attention.fused.kernels.listed import block_gradient, merge_query_gradient
+
+    (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
+    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
+    total = batch * k.shape[1] * length
+    constants["NP"] = power_of_two(constants["n"], 4)
+    shares = pair_0.shape[1]
+    block_gradient[here // constants["GS"], shares + blocks - 1](
+        q, k, v, d_out, state, chosen, entries, start, part, pair, pair_0, *strides(q, k, v),
+        length, blocks, heads, head, total, scale, SHARES=shares, **constants, **_BLOCK[kind],
+    )  # fmt: skip
+    merge_query_gradient[blocks, here](
+        q, k, v, d_out, state, chosen, slots, part, dq, *strides(q, k, v), length, heads, head, scale,
+        ADD=adds, **constants, **_MERGE[kind],
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""The cases of a backend contrast: the whole model with each backend and with dense attention, and one timing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
+from nsa_lib.contract.case import FEWEST_STEPS, CaseConfig
+from nsa_lib.runs.parameters import SIZES, Parameter, Value
+from nsa_lib.runs.request import Request
+from nsa_lib.runs.training_case import training_case
+from nsa_lib.workbook.profiles import FAULT, MACHINE, PROFILE, RUN, profiles
+
+
+def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tuple[CaseConfig, ...]:
+    """Return the cases of a contrast.
+
+    `model_<backend>` and `model_dense` train the whole model, a process each, so that memory is each one's own; its
+    operators are counted if the steps hold two windows. `timing` runs all contestants in turn in one process.
+    """
+    training = training_case(values)
+    base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
+    judged = replace(base, check_attention=True, compare_selected=True)
+    models = [replace(judged, case_id=f"model_{name}", model=replace(base.model, backend=name)) for name in backends]
+    dense = replace(base, case_id=f"model_{DENSE}", model=replace(base.model, attention=DENSE))
+    timing = replace(training, work="timing", seq_lens=values["seq_lens"].value, backends=backends)
+    return (*models, dense, _with_rounds(timing, int(values["rounds"].value)))
+
+
+def _with_rounds(timing: CaseConfig, rounds: int) -> CaseConfig:
+    count = len(contestants(timing.seq_len, timing.seq_lens, backends=timing.backends))
+    steps, warmup_steps = count * (WARMUP_ROUNDS + rounds), count * WARMUP_ROUNDS
+    return replace(timing, case_id="timing", steps=steps, warmup_steps=warmup_steps)
+
+
+REQUEST = Request(
+    notebook="backend_contrast",
+    parameters={
+        **PROFILE,
+        "seq_lens": Parameter(list, "lengths of the sweep, ascending", above=0),
+        "steps": Parameter(int, f"training steps, {FEWEST_STEPS} or more to be judged", above=0),
+        "rounds": Parameter(int, "interleaved rounds of every timing", above=0),
+        **SIZES,
+        **MACHINE,
+        **RUN,
+        **FAULT,
+    },
+    profiles=profiles(
+        checklist={"seq_lens": (512, 1024, 2048, 4096), "steps": 20, "rounds": 10},
+        laptop={"seq_lens": (128, 256, 512), "steps": 17, "rounds": 3},
+    ),
+    cases=contrast_cases,
+)

@@ -1,0 +1,151 @@
+"""The charts of a backend contrast: speed of the layer and of the model, the sweep over lengths, memory.
+
+They draw what is there: a contestant that was not measured is left out. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from nsa_lib.contract.agenda import DENSE, NO_BACKEND
+from nsa_lib.report.charts.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    PEAKS,
+    PURPLE,
+    VERMILION,
+    Chart,
+    log_log_chart,
+    log_ticks,
+    memory_rows,
+    nothing,
+    points,
+    rows_chart,
+)
+from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.runs.recorded import Recorded
+from nsa_lib.subject.config import BACKEND_NAMES
+from nsa_lib.workbook.backend_contrast.measures import contrast_rows, first_faster, timing_rows
+
+_TWO_DIGITS = ("spread_percent", "output_error", "gradient_error")
+
+
+_STYLES = ((BLUE, "solid"), (VERMILION, "dash"), (GREEN, "dot"), (PURPLE, "longdash"))
+
+LINES = {**dict(zip(BACKEND_NAMES, _STYLES)), DENSE: (GREY, "dashdot")}
+"""Colour and dash of each contestant, told apart by either."""
+
+BRANCH_WORDS = {"slc": "selected branch", "cmp": "compressed branch", "win": "sliding branch", "all": "all branches"}
+
+
+def contrast_figures(run: Recorded) -> dict[str, Chart]:
+    """Return the charts of a contrast: speed, model_speed, sweep, memory."""
+    timed, seq_len = timing_rows(run), run.parameter("seq_len")
+    here = timed[timed["seq_len"] == seq_len]
+    return {
+        "speed": time_points(f"Time of one layer at S={seq_len:,}", here[here["subject"] == "layer"]),
+        "model_speed": time_points(f"Time of the whole model at S={seq_len:,}", here[here["subject"] == "model"]),
+        "sweep": time_sweep(timed, first_faster(run)),
+        "memory": memory_bars(contrast_rows(run)),
+    }
+
+
+def time_points(title: str, timed: pd.DataFrame) -> Chart:
+    """Draw the median time [ms] of forward and of backward of each contestant, with their quartiles.
+
+    The axis is logarithmic: beside a backend thirty times as slow, bars from 0 would hide how the fast ones differ.
+    """
+    if timed.empty:
+        return nothing(title, "ms", "nothing timed")
+    names = [_contestant(row) for row in timed.itertuples()]
+    facts = f"medians of {timed['rounds'].max()} rounds, forward above and backward below; whiskers: quartiles"
+    figure = rows_chart(title, "ms", facts, names)
+    # Above and below the points is neither a whisker nor a neighbour.
+    for phase, colour, place in (("forward", BLUE, "top center"), ("backward", VERMILION, "bottom center")):
+        middle = timed[f"{phase}_ms"]
+        whiskers = {
+            "array": timed[f"{phase}_high_ms"] - middle,
+            "arrayminus": middle - timed[f"{phase}_low_ms"],
+            "color": colour,
+            "thickness": 1.5,
+            "width": 4,
+        }
+        marks = go.Scatter(x=middle, y=names, name=phase, mode="markers+text", error_x=whiskers, textposition=place)
+        marks.update(text=[f"{ms:,.3g}" for ms in middle], textfont={"size": 12}, cliponaxis=False)
+        figure.add_trace(marks.update(marker={"size": 9, "color": colour}, hovertemplate="%{y}: %{x:,.3f} ms"))
+    every = timed[["forward_ms", "backward_ms"]].to_numpy().ravel()
+    figure.update_xaxes(type="log", title_text="ms, logarithmic", dtick=log_ticks(every), nticks=None)
+    figure.update_yaxes(showgrid=True)
+    return figure
+
+
+def _contestant(row) -> str:
+    """Return what a row of the timing is called: a model by its backend, a layer by its branches too."""
+    if row.backend == DENSE:
+        return "dense attention"
+    if row.subject == "model":
+        return row.backend
+    return BRANCH_WORDS[row.branches] + ("" if row.backend == NO_BACKEND else f", {row.backend}")
+
+
+def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
+    """Draw the median time [ms] of a whole layer, forward and backward, against the length, and where dense is passed.
+
+    Args:
+        timed: as `contrast.timing_rows` returns it.
+        crossings: for each backend the length from which it is faster than dense, or None.
+    """
+    title = "Time of one layer against the length"
+    layers = timed[(timed["subject"] == "layer") & timed["branches"].isin(["all", DENSE])].sort_values("seq_len")
+    if layers.empty:
+        return nothing(title, "ms", "nothing timed")
+    passed = [f"{name} from S={length:,}" for name, length in crossings.items() if length is not None]
+    facts = f"faster than dense: {', '.join(passed)}" if passed else "no backend is faster than dense at these lengths"
+    facts = f"forward and backward; {facts if crossings else 'dense was not timed'}"
+    figure = log_log_chart(title, "ms", facts, sorted(set(layers["seq_len"])))
+    figure.update_yaxes(dtick=log_ticks(layers["total_ms"]))
+    for name, (colour, dash) in LINES.items():
+        own = layers[layers["backend"] == name]
+        if len(own):
+            figure.add_trace(points(own["seq_len"], own["total_ms"], name, colour, dash, "ms"))
+    return figure
+
+
+def memory_bars(rows: pd.DataFrame) -> Chart:
+    """Draw the peak allocated and reserved memory [MiB] of the model's training with each backend.
+
+    Args:
+        rows: as `contrast.contrast_rows` returns it.
+    """
+    measured = rows.dropna(subset=["peak_alloc_mib"])
+    if measured.empty:
+        return nothing("Peak memory of the training", "MiB")
+    peaks = measured.loc[measured["backend"].isin(BACKEND_NAMES), "peak_alloc_mib"]
+    facts = "a process each"
+    if len(peaks) > 1:
+        facts += f"; allocated by the backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
+    bars = {name: measured[column] for name, column in PEAKS.items()}
+    return memory_rows("Peak memory of the training", facts, measured["backend"], bars)
+
+
+def contrast_table(rows: pd.DataFrame) -> Table:
+    """Tabulate what is known of the model with each backend (`contrast.contrast_rows`)."""
+    columns = {
+        "backend": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
+        "spread_percent": "spread, %", "ratio_to_dense": "time, dense = 1", "peak_alloc_mib": "peak allocated, MiB",
+        "operators_per_step": "operators a step", "output_error": "relative error, output",
+        "gradient_error": "relative error, gradient", "route": "route",
+    }  # fmt: skip
+    caption = (
+        "The whole model: medians over the rounds, spread is the interquartile range of both over its median; peaks "
+        "and operators of its training; the worst error of layer and selected branch against float64"
+    )
+    short = {name: rows[name].map("{:.2g}".format, na_action="ignore").astype(float) for name in _TWO_DIGITS}
+    return frame_table(caption, rows.assign(**short), columns)
+
+
+def operators_table(rows: pd.DataFrame) -> Table:
+    """Tabulate the top operators of each backend side by side (`contrast.top_rows`)."""
+    return frame_table("Top operators of one training step", rows, {name: name for name in rows.columns})

@@ -1,0 +1,205 @@
+"""The gates of the backend contrast, and what it advises: which backend, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+import pandas as pd
+
+from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
+from nsa_lib.contract.figures import largest
+from nsa_lib.judgement.gate import (
+    ATTENTION_ERROR_LIMIT,
+    FAIL,
+    NOT_RUN,
+    PASS,
+    GateResult,
+    how_it_ended,
+    outcome_of,
+    route_gate,
+    steps_gate,
+    unless_cut_short,
+)
+from nsa_lib.judgement.operators import growth_gate
+from nsa_lib.runs.recorded import Recorded
+from nsa_lib.subject.config import FUSED
+from nsa_lib.workbook.backend_contrast.measures import TIMED, contrast_rows, early_counts, first_faster, timing_rows
+
+PEAK_SPREAD_PERCENT = 10.0
+"""By how much the peaks of the backends may differ: one model needs one amount of memory, however it attends."""
+
+SAME_SPEED = 1.05
+"""Times within this factor of the fastest count as equal, and memory decides."""
+
+
+def contrast_gates(run: Recorded) -> list[GateResult]:
+    """Return the gates of a contrast: those of each backend, and those over all of them."""
+    each = [judge(run, name) for judge in EACH for name in run.backends]
+    return [*each, peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run)]
+
+
+def ran_gate(run: Recorded, backend: str) -> GateResult:
+    """Judge that the whole model trained all its steps with a backend; of the yardstick it is only shown."""
+    return steps_gate(run, f"model_{backend}", f"ran_{backend}", required=backend != DENSE)
+
+
+def backend_route_gate(run: Recorded, backend: str) -> GateResult:
+    """Judge that the code of a backend is what ran in its case."""
+    return route_gate(run, [f"model_{backend}"], f"route_{backend}")
+
+
+def error_gate(run: Recorded, backend: str) -> GateResult:
+    """Judge a backend's output and gradients: the whole layer, and its selected branch against the reference."""
+    limit, case = ATTENTION_ERROR_LIMIT[run.parameter("dtype")], run.case(f"model_{backend}")
+    gate = GateResult(f"error_{backend}", True, NOT_RUN, limit=limit)
+    layer, selected = (run.fact(f"model_{backend}", field) for field in ("attention_error", "selected_error"))
+    if layer is None or selected is None:
+        return replace(gate, detail="the case ended before its attention was compared")
+    worst = largest([*layer.values(), *selected.values()])
+    detail = f"relative errors; layer: {_said(layer)}; selected branch on two heads: {_said(selected)}"
+    outcome = PASS if worst <= limit else FAIL
+    measured = float(f"{worst:.2g}")
+    gate = replace(gate, outcome=outcome, measured=measured, margin=round(limit - measured, 4), detail=detail)
+    return unless_cut_short(gate, case)
+
+
+def operator_gate(run: Recorded, backend: str) -> GateResult:
+    """Judge that no operator is called more often late than early with a backend."""
+    return growth_gate(f"operator_growth_{backend}", run.case(f"model_{backend}"))
+
+
+EACH = (ran_gate, backend_route_gate, error_gate, operator_gate)
+"""The gates of one backend."""
+
+
+def peak_spread_gate(run: Recorded) -> GateResult:
+    """Judge that the backends' peaks of allocated memory are close to each other; on a CPU that is only shown.
+
+    A laptop's model is so small that what a backend keeps for a moment is a large part of it. `fused` computes the
+    other branches too and holds less of them: it may need less than the others, and no more.
+    """
+    on_gpu = run.parameter("device") == "cuda"
+    gate = GateResult("peak_spread", on_gpu, NOT_RUN, limit=PEAK_SPREAD_PERCENT, unit="%")
+    peaks = _peaks(run)
+    if set(peaks) != set(run.backends):
+        missing = [name for name in run.backends if name not in peaks]
+        return replace(gate, detail=f"no peak of a whole run of {', '.join(missing)}")
+    plain = {name: mib for name, mib in peaks.items() if name != FUSED}
+    least = min(plain.values())
+    spread = _spread_percent({name: max(mib, least) for name, mib in peaks.items()})
+    detail = ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in peaks.items())
+    outcome, margin = PASS if spread <= PEAK_SPREAD_PERCENT else FAIL, round(PEAK_SPREAD_PERCENT - spread, 2)
+    return replace(gate, outcome=outcome, measured=round(spread, 2), margin=margin, detail=detail)
+
+
+def distinct_gate(run: Recorded) -> GateResult:
+    """Judge that no two backends have the same peak and the same operators: two names for one code path."""
+    gate = GateResult("distinct", True, NOT_RUN, limit=0, unit="pairs")
+    peaks = _peaks(run)
+    marks = {name: (mib, counts) for name, mib in peaks.items() if (counts := early_counts(run, name))}
+    same = [f"{a} and {b}" for a, b in combinations(marks, 2) if marks[a] == marks[b]]
+    if same:
+        detail = f"same peak and same operators: {'; '.join(same)}"
+        return replace(gate, outcome=FAIL, measured=len(same), detail=detail)
+    if set(marks) != set(run.backends):
+        return replace(gate, detail="peak or operators of a backend were not recorded")
+    return replace(gate, outcome=PASS, measured=0, detail="peaks or operator counts differ in every pair")
+
+
+def timing_gate(run: Recorded) -> GateResult:
+    """Judge that every contestant was timed in every round."""
+    gate, case = GateResult("timing", True, NOT_RUN, unit="contestants"), run.case("timing")
+    if case is None or case["asked"] is None:
+        return replace(gate, detail="no case was recorded")
+    asked = case["asked"]
+    expected = contestants(asked["seq_len"], asked["seq_lens"], backends=asked["backends"])
+    rounds = asked["steps"] // len(expected) - WARMUP_ROUNDS
+    gate = replace(gate, limit=len(expected))
+    timed = timing_rows(run)
+    done = dict(zip(timed[TIMED].itertuples(index=False, name=None), timed["rounds"]))
+    whole = sum(done.get((c.subject, c.branches, c.backend, c.seq_len)) == rounds for c in expected)
+    gate = replace(gate, measured=whole, detail=f"contestants with all of {rounds} rounds; {how_it_ended(case)}")
+    if case["status"] != "ok":
+        return replace(gate, outcome=outcome_of(case))
+    return replace(gate, outcome=PASS if whole == len(expected) else FAIL)
+
+
+def recommended(run: Recorded) -> str | None:
+    """Return the backend to use: of those that are right the fastest; of equally fast ones the one with least memory.
+
+    None if no backend passed all its own gates and was timed.
+    """
+    rows = contrast_rows(run).set_index("backend")
+    right = [name for name in run.backends if all(judge(run, name).outcome == PASS for judge in EACH)]
+    candidates = rows.loc[right].dropna(subset=["total_ms", "peak_alloc_mib"])
+    if candidates.empty:
+        return None
+    fast = candidates[candidates["total_ms"] <= SAME_SPEED * candidates["total_ms"].min()]
+    return fast.sort_values(["peak_alloc_mib", "total_ms"]).index[0]
+
+
+def contrast_advice(run: Recorded) -> list[str]:
+    """Return which backend to use, and why, and from which length each is faster than dense attention."""
+    said, chosen = [], recommended(run)
+    if chosen is None:
+        said.append("No backend can be recommended: none passed all its gates and was timed.")
+    else:
+        said.append(_reason(contrast_rows(run).set_index("backend"), chosen))
+    crossings = first_faster(run)
+    faster = [f"with {backend} from S={length:,} on" for backend, length in crossings.items() if length is not None]
+    slower = [backend for backend, length in crossings.items() if length is None]
+    if faster:
+        said.append(f"A layer is faster than dense attention {', '.join(faster)}.")
+    if slower:
+        said.append(f"Not faster than dense attention at any length measured: a layer with {', '.join(slower)}.")
+    return said
+
+
+def _reason(rows: pd.DataFrame, chosen: str) -> str:
+    own = rows.loc[chosen]
+    said = f"Use {chosen}: it is right, and forward and backward of the model take {own['total_ms']:,.1f} ms"
+    others = [
+        f"{name} {rows.loc[name, 'total_ms'] / own['total_ms']:.2g}x as long"
+        for name in rows.index
+        if name != chosen and rows.loc[name, "total_ms"] > 0
+    ]
+    said += f" ({', '.join(others)})" if others else ""
+    return f"{said}; its peak is {own['peak_alloc_mib']:,.1f} MiB allocated{_beside(rows, chosen)}."
+
+
+def _beside(rows: pd.DataFrame, chosen: str) -> str:
+    mib = rows["peak_alloc_mib"].dropna()
+    others = [f"{name} {mib[name]:,.1f}" for name in mib.index if name != chosen]
+    return f" ({', '.join(others)})" if others else ""
+
+
+def contrast_headline(run: Recorded) -> str:
+    """Return the figures that a contrast's verdict is said with."""
+    chosen = recommended(run)
+    if chosen is None:
+        return "no backend can be recommended"
+    total_ms = contrast_rows(run).set_index("backend")["total_ms"]
+    others = [
+        f"{name} {total_ms[name] / total_ms[chosen]:.2g}x as long"
+        for name in run.backends
+        if name != chosen and total_ms[name] > 0
+    ]
+    said = f"{chosen} recommended: {total_ms[chosen]:,.0f} ms forward and backward of the model"
+    said += f" ({', '.join(others)})" if others else ""
+    peaks = _peaks(run)
+    return f"{said}, memory peaks within {_spread_percent(peaks):.1f} % of each other" if len(peaks) > 1 else said
+
+
+def _peaks(run: Recorded) -> dict[str, float]:
+    """Return the peak allocated memory [MiB] of the backends that trained to their end."""
+    rows = contrast_rows(run).set_index("backend")["peak_alloc_mib"].dropna()
+    return {name: float(rows[name]) for name in run.backends if name in rows and ran_gate(run, name).outcome == PASS}
+
+
+def _spread_percent(peaks: dict[str, float]) -> float:
+    return 100 * (max(peaks.values()) - min(peaks.values())) / min(peaks.values())
+
+
+def _said(errors: dict[str, float]) -> str:
+    return ", ".join(f"{name} {error:.2g}" for name, error in errors.items())

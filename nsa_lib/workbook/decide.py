@@ -1,0 +1,229 @@
+"""Readiness: which runs count, and one verdict over them, in a run folder of its own.
+
+It trains nothing. What each run says is judged again from its frames: a summary.json that somebody edited changes
+nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from nsa_lib.contract.files import write_json, write_text
+from nsa_lib.judgement.identity import configuration
+from nsa_lib.runs import environment
+from nsa_lib.runs.folder import SCHEMA, new_run_folder
+from nsa_lib.runs.parameters import Read
+from nsa_lib.runs.plan import reproduce
+from nsa_lib.runs.recorded import machine_name, read_info
+from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS, counted
+from nsa_lib.workbook.readiness import review
+from nsa_lib.workbook.readiness.parameters import NEWEST, REQUEST
+from nsa_lib.workbook.run import Run, judged_run
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run folder that may count, as far as its run.json tells."""
+
+    folder: Path
+    notebook: str
+    created: str
+    custom: tuple[str, ...]
+    problem: str
+    """Why its run.json cannot be read, or ""."""
+
+    def left_out(self, kind: str, reason: str) -> dict[str, str]:
+        """Return how it is told that this run does not count."""
+        return {"run_id": self.folder.name, "notebook": self.notebook, "kind": kind, "reason": reason}
+
+
+def decide(namespace: Mapping[str, object]) -> Run:
+    """Choose the runs that count, judge them together, and leave a run folder with verdict, JUnit and archive.
+
+    Args:
+        namespace: the notebook's globals, parameters and IPython's `In` among them.
+
+    Raises:
+        ConfigError: in one line, for a parameter that is not accepted or a run that is named and does not exist.
+    """
+    read = REQUEST.read(namespace)
+    out_dir = environment.out_dir_of(read["out_dir"])
+    environment.require_room(out_dir)
+    chosen, left_out = choose(out_dir, str(read["runs"]))
+    folder, created = new_run_folder(out_dir, REQUEST.notebook, str(read["tag"]))
+    profiles = {str(run.info["profile"]) for run in chosen}
+    description = {
+        "schema": SCHEMA,
+        "run_id": folder.name,
+        "notebook": REQUEST.notebook,
+        "profile": profiles.pop() if len(profiles) == 1 else "",
+        "custom": [],
+        "created": created,
+        "parameters": _parameter_rows(read),
+        "environment": {**environment.machine_facts(), **environment.provenance(QUESTIONS)},
+        "case_ids": [],
+        "reproduce": _reproduce(out_dir, chosen),
+        "report": environment.report_path(),
+        "judged": counted(),
+        "sources": [source_of(run) for run in chosen],
+        "left_out": left_out,
+    }
+    with StopButton():  # a press now must not leave half of it
+        write_json(folder / "run.json", description)
+        return _write_results(Run.read(folder))
+
+
+def choose(out_dir: Path, asked: str) -> tuple[list[Run], list[dict[str, str]]]:
+    """Return the run of each judged notebook that counts, the newest, and those that do not with the reason.
+
+    A custom run is left out and an older one counts. A run that cannot be read is not: as the newest of its notebook it
+    would have decided, and nobody knows what it would have said.
+
+    Args:
+        out_dir: the folder that holds runs/.
+        asked: "newest", or names, paths or globs of run folders, separated by commas; "" is no run.
+
+    Raises:
+        ConfigError: for a name that no run has.
+    """
+    named = asked != NEWEST
+    candidates = [_look(folder) for folder in (_named(out_dir, asked) if named else _all(out_dir))]
+    chosen, left_out = [], []
+    for notebook in counted():
+        own = sorted((c for c in candidates if c.notebook == notebook), key=lambda c: (c.created, c.folder.name))
+        run, without = _newest_that_counts(own[::-1], tell_older=named)
+        chosen += [run] if run else []
+        left_out += without
+    others = [candidate for candidate in candidates if candidate.notebook not in counted()]
+    left_out += [c.left_out("unreadable", c.problem) for c in others if c.problem]
+    if named:
+        left_out += [c.left_out("other", f"{c.notebook} is not judged here") for c in others if not c.problem]
+    return chosen, left_out
+
+
+def _newest_that_counts(candidates: list[Candidate], *, tell_older: bool) -> tuple[Run | None, list[dict[str, str]]]:
+    """Return the first of a notebook's runs, newest first, that counts, and those that do not."""
+    left_out = []
+    for place, candidate in enumerate(candidates):
+        if candidate.custom:
+            left_out.append(candidate.left_out("custom", f"custom: {'; '.join(candidate.custom)}"))
+            continue
+        try:
+            run = _whole(candidate)
+        except ConfigError as error:
+            left_out.append(candidate.left_out("unreadable", str(error)))
+            return None, left_out
+        older = candidates[place + 1 :] if tell_older else []
+        return run, left_out + [c.left_out("older", f"older than {candidate.folder.name}") for c in older]
+    return None, left_out
+
+
+def _whole(candidate: Candidate) -> Run:
+    if candidate.problem:
+        raise ConfigError(candidate.problem)
+    return judged_run(candidate.folder)
+
+
+def _all(out_dir: Path) -> list[Path]:
+    return [path for path in (out_dir / "runs").glob("*") if path.is_dir()]
+
+
+def _named(out_dir: Path, asked: str) -> list[Path]:
+    folders: dict[Path, None] = {}
+    for name in filter(None, (part.strip() for part in asked.split(","))):
+        path = Path(name).expanduser()
+        anchor, pattern = (Path(path.anchor), str(path.relative_to(path.anchor))) if path.anchor else (None, str(path))
+        places = [anchor] if anchor else [out_dir / "runs", Path.cwd()]
+        found = next(filter(None, (sorted(_folders(place, pattern)) for place in places)), None)
+        if found is None:
+            raise ConfigError(f"runs={name!r}: no such run in {out_dir / 'runs'}, and no such folder")
+        folders |= dict.fromkeys(folder.resolve() for folder in found)
+    return list(folders)
+
+
+def _folders(place: Path, pattern: str) -> list[Path]:
+    # A glob cannot hold "..", a plain path can.
+    try:
+        found = list(place.glob(pattern)) if any(sign in pattern for sign in "*?[") else [place / pattern]
+    except ValueError:  # no glob, such as a**b: then nothing is called so
+        return []
+    return [path for path in found if path.is_dir()]
+
+
+def _look(folder: Path) -> Candidate:
+    """Return what a folder's run.json says, or why that cannot be read."""
+    path = folder / "run.json"
+    try:
+        info = read_info(folder)
+        created = datetime.fromisoformat(info["created"]).astimezone(timezone.utc)
+        return Candidate(folder, str(info["notebook"]), created.isoformat(), tuple(map(str, info["custom"])), "")
+    except FileNotFoundError:
+        problem = f"{folder}: it has no run.json"
+    except ConfigError as error:
+        problem = str(error)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problem = f"{path}: cannot be read ({type(error).__name__}: {error})"
+    written = datetime.fromtimestamp((path if path.is_file() else folder).stat().st_mtime, timezone.utc)
+    notebook = next((name for name in counted() if folder.name.startswith(f"{name}-")), "unknown")
+    return Candidate(folder, notebook, written.isoformat(), (), problem)
+
+
+def source_of(run: Run) -> dict[str, object]:
+    """Return what readiness keeps of a run: its verdict, judged now, its gates, and what it was made with."""
+    summary = run.summary
+    return {
+        "run_id": run.info["run_id"],
+        "notebook": run.info["notebook"],
+        "folder": str(run.folder.resolve()),
+        "report": run.info.get("report"),
+        "created": run.info["created"],
+        "machine": machine_name(run.info),
+        "configuration": configuration(run.info),
+        **{name: summary[name] for name in ("verdict", "headline", "reasons", "gates")},
+    }
+
+
+def _parameter_rows(read: Mapping[str, Read]) -> list[dict[str, object]]:
+    declared = REQUEST.parameters
+    return [
+        {
+            "name": name,
+            "value": value,
+            "origin": "default" if value == declared[name].default else "given",
+            "checklist": None,
+            "differs": False,
+        }
+        for name, value in read.items()
+    ]
+
+
+def _reproduce(out_dir: Path, chosen: list[Run]) -> str:
+    """Return the command that decides over the same runs again."""
+    runs = ",".join(str(run.folder.resolve()) for run in chosen)
+    return reproduce(REQUEST.notebook, {"runs": runs, "out_dir": str(out_dir)})
+
+
+def _is_page(report: object) -> bool:
+    """Return whether a run's report is one: what stands in a run folder must not bring other files to a reviewer."""
+    return isinstance(report, str) and report.endswith(".html")
+
+
+def _write_results(run: Run) -> Run:
+    """Write summary.json, junit.xml and review.zip."""
+    folder, sources = run.folder, run.info["sources"]
+    write_json(folder / "summary.json", {**run.summary, "sources": sources, "left_out": run.info["left_out"]})
+    suites = {source["notebook"]: (source["created"], source["gates"]) for source in sources}
+    own = (run.info["created"], [asdict(gate) for gate in run.gates])
+    write_text(folder / "junit.xml", review.junit({**suites, REQUEST.notebook: own}))
+    review.pack(
+        folder / "review.zip",
+        runs=[Path(source["folder"]) for source in sources],
+        reports=[Path(report) for report in (source["report"] for source in sources) if _is_page(report)],
+        files=[folder / name for name in ("run.json", "summary.json", "junit.xml")],
+    )
+    return run

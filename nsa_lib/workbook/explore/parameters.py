@@ -1,0 +1,18 @@
+"""What an exploration asks: the run to look into, and a second one to lay over it."""
+
+from __future__ import annotations
+
+from nsa_lib.runs.parameters import Parameter
+from nsa_lib.runs.request import Request
+from nsa_lib.workbook.profiles import RUN
+
+NEWEST = "newest"
+
+REQUEST = Request(
+    notebook="explore",
+    parameters={
+        "run": Parameter(str, f"a run folder, the name of one in runs/, or {NEWEST}", NEWEST),
+        "other": Parameter(str, "a second run to lay over it, named in the same ways", ""),
+        "out_dir": RUN["out_dir"],
+    },
+)

@@ -1,0 +1,199 @@
+"""All runs of a folder: a line each in history.jsonl, and index.html, which shows them and their trend.
+
+A line is one write at the end of the file, so that several notebooks can end at once; the page is made from the lines
+under a lock and replaced whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from nsa_lib.report.charts.overlay import over_runs
+from nsa_lib.report.page import Section, page
+from nsa_lib.report.tables import Cell, Table, format_value, linked, verdict_cell
+from nsa_lib.report.verdict import STYLES
+from nsa_lib.runs.recorded import MALFORMED, machine_name
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.run import Run, key_figures
+
+SCHEMA = 1
+
+TRENDS = (
+    ("peak_alloc_mib", "Peak allocated memory", "MiB"),
+    ("peak_reserved_mib", "Peak reserved memory", "MiB"),
+    ("tokens_per_s", "Tokens per second", "tokens/s"),
+)
+"""Figures whose trend is drawn: name, title, unit."""
+
+TEXTS = ("run_id", "notebook", "created", "profile", "verdict", "headline")
+
+
+def publish(run: Run) -> Path:
+    """Append a run to the history of its folder and write the page of all runs; return the page's path."""
+    out_dir = run.folder.resolve().parent.parent
+    append(out_dir / "history.jsonl", history_line(run))
+    return write_index(out_dir)
+
+
+def history_line(run: Run) -> dict[str, object]:
+    """Return what the history keeps of a run."""
+    summary, facts = run.summary, run.info["environment"]
+    figures = key_figures(run)
+    return {
+        "schema": SCHEMA,
+        **{name: run.info[name] for name in ("run_id", "notebook", "created", "profile", "custom")},
+        **{name: summary[name] for name in ("verdict", "headline")},
+        **{name: figures[name] for name, *_ in TRENDS},
+        "machine": _machine(run.info),
+        "torch": facts.get("torch"),
+        "source_sha256": facts.get("source_sha256"),
+        "report": run.info.get("report"),
+    }
+
+
+def append(path: Path, line: Mapping[str, object]) -> None:
+    """Append a line to a file in one write; after a line that was torn, on a line of its own."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, ("\n" * torn + json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_history(path: Path) -> tuple[list[dict[str, object]], list[str]]:
+    """Return the last line of every run, and what is wrong with the lines that cannot be read."""
+    if not path.exists():
+        return [], []
+    lines, problems = {}, []
+    for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = _checked(json.loads(text))
+        except (ValueError, OverflowError) as error:
+            problems.append(f"{path.name}, line {number}, was left out: {error}")
+        else:
+            lines[line["run_id"]] = line
+    return list(lines.values()), problems
+
+
+def _checked(line: object) -> dict[str, object]:
+    """Return a line if it is what `history_line` makes. Raises ValueError."""
+    if not isinstance(line, dict) or type(line.get("schema")) is not int:
+        raise ValueError("it has no schema")
+    if line["schema"] > SCHEMA:
+        raise ValueError(f"its schema {line['schema']} is newer than this library reads ({SCHEMA})")
+    wrong = [name for name in TEXTS if not isinstance(line.get(name), str)]
+    wrong += [name for name, *_ in TRENDS if not isinstance(line.get(name), int | float | None)]
+    wrong += [] if isinstance(line.get("custom"), list) else ["custom"]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: missing or of another type")
+    if line["verdict"] not in STYLES:
+        raise ValueError(f"its verdict is none of {', '.join(STYLES)}")
+    created = datetime.fromisoformat(line["created"]).astimezone(timezone.utc)
+    figures = {name: None if line[name] is None else float(line[name]) for name, *_ in TRENDS}
+    return {**line, **figures, "created": created.isoformat()}
+
+
+def write_index(out_dir: Path) -> Path:
+    """Write index.html from the history and the run folders that have no line in it; return its path."""
+    path = out_dir / "index.html"
+    with _locked(out_dir / "history.jsonl"):
+        lines, problems = read_history(out_dir / "history.jsonl")
+        unrecorded, unreadable = _without_a_line(out_dir / "runs", {line["run_id"] for line in lines})
+        _replace(path, index_page(out_dir, [*lines, *unrecorded], [*problems, *unreadable]))
+    return path
+
+
+def index_page(out_dir: Path, lines: Sequence[Mapping], problems: Sequence[str]) -> str:
+    """Return the page of all runs, newest first, with the trend of their memory and pace."""
+    newest_first = sorted(lines, key=lambda line: (line["created"], line["run_id"]), reverse=True)
+    regular = [line for line in newest_first if not line["custom"]]
+    charts = [over_runs(regular, column, title, unit) for column, title, unit in TRENDS]
+    sections = [
+        Section("Runs", [f"{len(lines)} runs, newest first. Times are UTC."], [_runs_table(newest_first, out_dir)]),
+        Section(
+            "Trend",
+            ["One line for each notebook, profile and machine. Custom runs are left out: their sizes are their own."],
+            charts=charts,
+        ),
+    ]
+    if problems:
+        header, rows = ("problem",), [(Cell(problem),) for problem in problems]
+        sections.append(Section("What could not be read", tables=[Table("Left out", header, rows)]))
+    return page("All runs", sections)
+
+
+def _runs_table(lines: Sequence[Mapping], out_dir: Path) -> Table:
+    rows = [
+        (
+            verdict_cell(str(line["verdict"])),
+            linked(line["notebook"], line.get("report"), out_dir),
+            Cell(line["profile"] + (" (custom)" if line["custom"] else "")),
+            Cell(line["headline"]),
+            Cell(format_value(line["peak_reserved_mib"], "MiB"), numeric=True),
+            Cell(format_value(line["tokens_per_s"]), numeric=True),
+            Cell(format_value(line.get("machine"))),
+            Cell(line["created"][:16].replace("T", " "), numeric=True),
+        )
+        for line in lines
+    ]
+    header = ("verdict", "notebook", "profile", "headline", "peak reserved", "tokens/s", "machine", "made")
+    return Table("Runs, with their reports", header, rows)
+
+
+def _without_a_line(runs: Path, known: set[object]) -> tuple[list[dict[str, object]], list[str]]:
+    """Return a line for each run folder that the history does not know, and why others cannot be read."""
+    lines, problems = [], []
+    for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in known):
+        try:
+            line = _unrecorded(Run(folder).info)
+        except ConfigError as error:
+            problems.append(str(error))
+        except MALFORMED as error:
+            problems.append(f"{folder}: run.json cannot be read ({type(error).__name__}: {error})")
+        else:
+            lines += [line] if line["run_id"] not in known else []
+    return lines, problems
+
+
+def _unrecorded(info: Mapping[str, object]) -> dict[str, object]:
+    figures = dict.fromkeys(name for name, *_ in TRENDS)
+    named = {name: info[name] for name in ("schema", "run_id", "notebook", "created", "profile", "custom")}
+    told = {"verdict": "INCOMPLETE", "headline": "no verdict recorded"}
+    return _checked({**named, **told, **figures, "machine": _machine(info), "report": info.get("report")})
+
+
+def _machine(info: Mapping[str, object]) -> str | None:
+    """Return what a run was made on; of a readiness run what its runs were made on."""
+    if "sources" not in info:
+        return machine_name(info)
+    return ", ".join(sorted({str(source["machine"]) for source in info["sources"]})) or None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock: a page made from fewer lines must not replace one made from more."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:  # JSON can hold half a surrogate pair
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)

@@ -1,0 +1,54 @@
+"""The charts of a preflight: what the run's own model looks at after a few steps, for people to judge by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import plotly.graph_objects as go
+
+from nsa_lib.contract.agenda import check_names
+from nsa_lib.report.charts.attention_map import BRANCH_WORDS, gate_map, selection_map
+from nsa_lib.report.charts.chart import BLUE, GREEN, VERMILION, Chart, empty_chart, nothing
+from nsa_lib.report.tables import Table, _gate_row, _ranked
+from nsa_lib.runs.recorded import Recorded
+
+MACHINE = "machine"
+"""The part of a preflight that asks for prerequisites."""
+
+
+LOOKED_AT = "learning"
+"""The case that trains the run's own model."""
+
+COLOURS = {"cmp": BLUE, "slc": VERMILION, "win": GREEN}
+
+
+def preflight_figures(run: Recorded) -> dict[str, Chart]:
+    """Return the charts of a preflight: selection, gates, mass."""
+    return {
+        "selection": selection_map(run, 0, LOOKED_AT),
+        "gates": gate_map(run, LOOKED_AT),
+        "mass": branch_mass(run),
+    }
+
+
+def branch_mass(run: Recorded) -> Chart:
+    """Draw each branch's share in what the attention of every layer puts out."""
+    kept, title, unit = run.fact(LOOKED_AT, "attention_map"), "Attention mass by branch", "share"
+    if not kept:
+        return nothing(title, unit, "the case that trains the model kept no attention map")
+    figure = empty_chart(title, unit, "norm of gate times output, as a share of the three branches' sum")
+    for place, branch in enumerate(kept["branches"]):
+        shares = [layer[place] for layer in kept["branch_mass"]]
+        hover = f"%{{y:.1%}} {BRANCH_WORDS[branch]}"
+        figure.add_trace(go.Bar(y=shares, name=BRANCH_WORDS[branch], marker_color=COLOURS[branch], hovertemplate=hover))
+    figure.update_xaxes(title_text="layer", dtick=1)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%")
+    return figure.update_layout(barmode="stack", bargap=0.25)
+
+
+def checks_table(gates: Iterable[Mapping], group: str) -> Table:
+    """Tabulate one part of a preflight: `machine`, or a group of `check_names`."""
+    groups = {name: of for of, names in check_names().items() for name in names}
+    own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
+    header = ("outcome", "check", "measured", "limit", "margin", "detail")
+    return Table(f"Checks: {group}", header, [_gate_row(gate) for gate in _ranked(own)])

@@ -1,0 +1,165 @@
+"""The gates of the preflight: the machine against the checklist's prerequisites, and each check of the subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from nsa_lib.contract.agenda import check_names
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, how_it_ended, outcome_of
+from nsa_lib.runs.recorded import Recorded
+from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
+
+OLDEST_TORCH = "2.5"
+
+FREE_MEMORY_PERCENT = 90
+"""Of the GPU's memory: a run beside another one measures both."""
+
+DISK_MIB = 1024
+"""Hundreds of runs and their reports."""
+
+MET, DIFFERS, MISSING = "met", "differs", "missing"
+
+OUTCOMES = {MET: PASS, DIFFERS: WARN, MISSING: FAIL}
+"""How a prerequisite is judged: one that differs is a person's to decide."""
+
+
+def preflight_gates(run: Recorded) -> list[GateResult]:
+    """Return the gates of a preflight: prerequisites first, then every check that belongs to it."""
+    return [
+        *prerequisite_gates(run),
+        *(check_gate(run, group, name) for group, names in check_names(run.backends).items() for name in names),
+    ]
+
+
+def prerequisite_gates(run: Recorded) -> list[GateResult]:
+    """Judge machine, versions and settings; each is met, differs or missing. Those of a GPU are the checklist's."""
+    facts = run.info["environment"]
+    on_gpu = [gpu(facts), driver(facts), bf16(facts), free_memory(facts), allocator(run)]
+    if run.info["profile"] != "checklist":
+        on_gpu = [
+            replace(
+                gate, required=False, outcome=NOT_RUN, measured=None, detail="of a GPU: asked by the checklist only"
+            )
+            for gate in on_gpu
+        ]
+    return [torch_version(facts), disk(facts), checkpointing(run), *on_gpu]
+
+
+def _judged(name: str, state: str, measured: object, limit: object, unit: str = "", detail: str = "") -> GateResult:
+    said = f"{state}: {detail}" if detail else state
+    return GateResult(name, True, OUTCOMES[state], measured, limit, unit=unit, detail=said)
+
+
+def _unknown(name: str, limit: object, unit: str = "") -> GateResult:
+    return GateResult(name, True, NOT_RUN, limit=limit, unit=unit, detail="not recorded")
+
+
+def torch_version(facts: Mapping[str, object]) -> GateResult:
+    """Judge that torch is not older than what this library was tried with."""
+    limit, found = f"{OLDEST_TORCH} or newer", str(facts.get("torch") or "")
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers is None:
+        return _unknown("torch", limit)
+    new_enough = tuple(map(int, numbers.groups())) >= tuple(map(int, OLDEST_TORCH.split(".")))
+    return _judged("torch", MET if new_enough else MISSING, found, limit)
+
+
+def disk(facts: Mapping[str, object]) -> GateResult:
+    """Judge that the disk of the runs has room for more than this one."""
+    free_mib = facts.get("disk_free_mib")
+    if free_mib is None:
+        return _unknown("disk_free", DISK_MIB, "MiB")
+    return _judged("disk_free", MET if free_mib >= DISK_MIB else DIFFERS, free_mib, DISK_MIB, "MiB")
+
+
+def checkpointing(run: Recorded) -> GateResult:
+    """Judge that gradient checkpointing is on; the checklist does not go without."""
+    on = bool(run.parameter("grad_checkpointing"))
+    gate = _judged("grad_checkpointing", MET if on else MISSING, "on" if on else "off", "on")
+    return replace(gate, required=run.info["profile"] == "checklist")
+
+
+def gpu(facts: Mapping[str, object]) -> GateResult:
+    """Judge that torch finds a CUDA device, and name it."""
+    if "cuda_usable" not in facts:
+        return _unknown("gpu", "a CUDA device")
+    if not facts["cuda_usable"]:
+        return _judged("gpu", MISSING, "none", "a CUDA device", detail=str(facts.get("cuda_problem")))
+    return _judged("gpu", MET, facts.get("gpu"), "a CUDA device", detail=f"UUID {facts.get('gpu_uuid')}")
+
+
+def driver(facts: Mapping[str, object]) -> GateResult:
+    """Judge that the driver's tool answers: without it nobody sees who else is on the GPU."""
+    if "driver" not in facts:
+        return _unknown("driver", "nvidia-smi answers")
+    if facts["driver"] is None:
+        return _judged("driver", DIFFERS, "unknown", "nvidia-smi answers", detail="nvidia-smi does not answer")
+    return _judged("driver", MET, facts["driver"], "nvidia-smi answers")
+
+
+def bf16(facts: Mapping[str, object]) -> GateResult:
+    """Judge that the GPU computes in bfloat16."""
+    supported = facts.get("bf16_supported")
+    if supported is None:
+        return _unknown("bf16", "supported")
+    return _judged("bf16", MET if supported else MISSING, "supported" if supported else "not supported", "supported")
+
+
+def free_memory(facts: Mapping[str, object]) -> GateResult:
+    """Judge that nearly all of the GPU's memory is free, or name what holds it."""
+    free_mib, total_mib = facts.get("gpu_memory_free_mib"), facts.get("gpu_memory_mib")
+    if not total_mib or free_mib is None:
+        return _unknown("gpu_memory_free", FREE_MEMORY_PERCENT, "%")
+    percent = round(100 * free_mib / total_mib, 1)
+    others = ", ".join(facts.get("gpu_processes") or ())
+    detail = f"{free_mib:,} of {total_mib:,} MiB; " + (
+        f"on the GPU: {others}" if others else "no process is seen on it"
+    )
+    state = MET if percent >= FREE_MEMORY_PERCENT else DIFFERS
+    return _judged("gpu_memory_free", state, percent, FREE_MEMORY_PERCENT, "%", detail)
+
+
+def allocator(run: Recorded) -> GateResult:
+    """Judge that the allocator is set as the checklist sets it."""
+    asked = str(run.parameter("alloc_conf"))
+    return _judged("alloc_conf", MET if asked == CHECKLIST_ALLOC_CONF else DIFFERS, asked, CHECKLIST_ALLOC_CONF)
+
+
+def check_gate(run: Recorded, group: str, name: str) -> GateResult:
+    """Judge one check by what its case recorded; one that is missing fails with its case, or did not run."""
+    gate, case = GateResult(name, True, NOT_RUN), run.case(group)
+    if case is None:
+        return replace(gate, detail=f"no case {group} was recorded")
+    found = next((check for check in case["checks"] or () if check["name"] == name), None)
+    if found is None and case["status"] == "ok":
+        return replace(gate, detail=f"the case {group} recorded no such check")
+    if found is None:
+        return replace(gate, outcome=outcome_of(case), detail=f"the case {group} ended before: {how_it_ended(case)}")
+    figures = {field: found[field] for field in ("measured", "limit", "unit", "detail")}
+    return replace(gate, outcome=PASS if found["holds"] is True else FAIL, margin=_margin(found), **figures)
+
+
+def _margin(check: Mapping[str, object]) -> float | None:
+    """Return how far a figure is from its limit, negative where the check does not hold."""
+    measured, limit = check["measured"], check["limit"]
+    if isinstance(measured, str) or isinstance(limit, str):
+        return None
+    distance = abs(limit - measured)
+    return distance if check["holds"] else -distance
+
+
+def preflight_advice(run: Recorded) -> list[str]:
+    """Return what a user may want to do; it never decides."""
+    others = run.info["environment"].get("gpu_processes")
+    if not others:
+        return []
+    return [f"Also on the GPU: {', '.join(others)}. Times and memory of a run beside it are those of both."]
+
+
+def preflight_headline(run: Recorded) -> str:
+    """Return the figures that a preflight's verdict is said with."""
+    recorded = [check for checks in run.cases["checks"] for check in checks or ()]
+    machine = run.info["environment"].get("gpu") or run.info["environment"].get("cpu")
+    return f"{len(recorded)} checks made on {machine}, {run.parameter('dtype')}"

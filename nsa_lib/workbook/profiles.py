@@ -1,0 +1,56 @@
+"""What the profiles decide for every notebook, and the parameters that several notebooks share."""
+
+from __future__ import annotations
+
+from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
+from nsa_lib.contract.backends import AUTO
+from nsa_lib.contract.case import DEVICES
+from nsa_lib.contract.faults import FAULTS
+from nsa_lib.runs.parameters import Parameter, Read
+from nsa_lib.subject.config import BACKEND_NAMES
+
+PROFILE = {
+    "profile": Parameter(str, "checklist (needs CUDA), laptop, or auto", "auto", ("auto", "checklist", "laptop")),
+}
+
+MACHINE = {
+    "lr": Parameter(float, "learning rate", 3e-4, above=0),
+    "seed": Parameter(int, "of weights and data", 0, above=-1),
+    "device": Parameter(str, "cuda or cpu; the profile decides", choices=DEVICES),
+    "alloc_conf": Parameter(str, "PyTorch allocator setting of the cases"),
+    "device_budget_gib": Parameter(float, "emulate a device with this much memory on a larger one", above=0),
+}
+
+BACKEND = {
+    "backend": Parameter(str, "masked, gather, packed, fused (needs CUDA), or auto", "masked", (*BACKEND_NAMES, AUTO))
+}
+
+RUN = {
+    "stall_timeout_s": Parameter(float, "silence that counts as a hang; derived from measured steps", above=0),
+    "out_dir": Parameter(str, "where runs/ is kept; the reports folder of the project"),
+    "tag": Parameter(str, "label in the name of the run", ""),
+    "accept_review": Parameter(bool, "a REVIEW verdict does not fail the notebook", False),
+}
+
+FAULT = {"fault": Parameter(str, "seeded fault, to test the workbook itself", "none", tuple(FAULTS))}
+
+CHECKLIST_ALLOC_CONF = ALLOCATOR_SETTINGS["both"]
+
+SIZES_OF: dict[str, dict[str, Read]] = {
+    "checklist": {
+        "dim": 768, "layers": 12, "heads": 12, "groups": 12, "d_k": 64, "d_v": 64, "l": 16, "d": 16, "l_sel": 64,
+        "n_sel": 16, "w": 512, "phi": "mlp", "vocab": 50257, "seq_len": 2048, "batch": 1, "dtype": "bfloat16",
+        "grad_checkpointing": True, "device": "cuda", "alloc_conf": CHECKLIST_ALLOC_CONF,
+    },
+    "laptop": {
+        "dim": 128, "layers": 4, "heads": 4, "groups": 4, "d_k": 32, "d_v": 32, "l": 16, "d": 16, "l_sel": 64,
+        "n_sel": 4, "w": 128, "phi": "mlp", "vocab": 512, "seq_len": 512, "batch": 1, "dtype": "float32",
+        "grad_checkpointing": True, "device": "cpu", "alloc_conf": CHECKLIST_ALLOC_CONF,
+    },
+}  # fmt: skip
+"""The model that each profile trains, and where. A notebook may decide otherwise, and adds what is its own."""
+
+
+def profiles(checklist: dict[str, Read], laptop: dict[str, Read]) -> dict[str, dict[str, Read]]:
+    """Return the two profiles of a notebook: the sizes of each, and what the notebook decides besides."""
+    return {"checklist": {**SIZES_OF["checklist"], **checklist}, "laptop": {**SIZES_OF["laptop"], **laptop}}

@@ -1,0 +1,46 @@
+"""The tables of readiness: the runs that count, those left out, and every gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nsa_lib.report.tables import Cell, Table, _gate_row, _ranked, format_value, linked, verdict_cell
+
+
+def runs_table(run) -> Table:
+    """Tabulate the runs that a readiness run counts, with links to their reports."""
+    folder = _page_folder(run)
+    rows = [
+        (
+            verdict_cell(source["verdict"]),
+            linked(source["notebook"], source["report"], folder),
+            Cell(source["headline"]),
+            Cell(format_value(source["machine"])),
+            Cell(source["run_id"]),
+        )
+        for source in run.info["sources"]
+    ]
+    return Table("Runs that count, with their reports", ("verdict", "notebook", "headline", "machine", "run"), rows)
+
+
+def left_out_table(run) -> Table:
+    """Tabulate the runs that a readiness run does not count, with the reason."""
+    rows = [(Cell(one["run_id"]), Cell(one["notebook"]), Cell(one["reason"])) for one in run.info["left_out"]]
+    return Table("Runs left out", ("run", "notebook", "reason"), rows or [(Cell("none"), Cell(""), Cell(""))])
+
+
+def readiness_table(run) -> Table:
+    """Tabulate every gate of every run that a readiness run counts, with links to their reports."""
+    folder = _page_folder(run)
+    rows = [
+        (linked(source["notebook"], source["report"], folder), *_gate_row(gate)[:4], Cell(gate["detail"]))
+        for source in run.info["sources"]
+        for gate in _ranked(source["gates"])
+    ]
+    return Table("Gates", ("notebook", "outcome", "gate", "measured", "limit", "detail"), rows)
+
+
+def _page_folder(run) -> Path:
+    """Return the folder that a run's report lies in, or else will most likely lie in."""
+    report = run.info["report"]
+    return Path(report).parent if report else run.folder.resolve().parent.parent

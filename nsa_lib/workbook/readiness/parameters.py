@@ -1,0 +1,17 @@
+"""What readiness asks: which runs to decide over. It runs no case."""
+
+from __future__ import annotations
+
+from nsa_lib.runs.parameters import Parameter
+from nsa_lib.runs.request import Request
+from nsa_lib.workbook.profiles import RUN
+
+NEWEST = "newest"
+
+REQUEST = Request(
+    notebook="readiness",
+    parameters={
+        "runs": Parameter(str, f"{NEWEST}, or names, paths or globs of run folders, separated by commas", NEWEST),
+        **{name: parameter for name, parameter in RUN.items() if name != "stall_timeout_s"},
+    },
+)

@@ -1,0 +1,91 @@
+"""What a reviewer takes away from a readiness run: its gates as JUnit, and one archive of all runs that count."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
+
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML cannot hold, however they are written; a worker's last words may have them."""
+
+
+def junit(suites: Mapping[str, tuple[str, Sequence[Mapping]]]) -> str:
+    """Return gates as JUnit XML, a suite a notebook and a test case a gate.
+
+    A gate that failed is a failure. One that did not run is an error if it was required, else skipped. A warning passes
+    and says so.
+
+    Args:
+        suites: for each notebook the ISO time of its run and its gates.
+    """
+    root = ET.Element("testsuites", name="readiness")
+    for notebook, (created, gates) in suites.items():
+        suite = ET.SubElement(root, "testsuite", name=notebook, timestamp=_xml(created[:19]))
+        kinds = [_add_gate(suite, notebook, gate) for gate in gates]
+        counts = {"tests": len(kinds)}
+        counts |= {f"{kind}s" if kind != "skipped" else kind: kinds.count(kind) for kind in REPORTED}
+        for name, count in counts.items():
+            suite.set(name, str(count))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+REPORTED = ("failure", "error", "skipped")
+
+
+def _add_gate(suite: ET.Element, notebook: str, gate: Mapping) -> str | None:
+    """Add a gate to its suite and return what it is reported as, None for one that passed."""
+    case = ET.SubElement(suite, "testcase", name=_xml(gate["name"]), classname=notebook)
+    said = _xml(f"{gate['outcome']}: {_figures(gate)}{gate['detail']}")
+    if gate["outcome"] == WARN:
+        ET.SubElement(case, "system-out").text = said
+        return None
+    unjudged = "error" if gate["required"] else "skipped"
+    kind = {FAIL: "failure", NOT_RUN: unjudged}.get(gate["outcome"])
+    if kind:
+        ET.SubElement(case, kind, message=said)
+    return kind
+
+
+def _figures(gate: Mapping) -> str:
+    if gate["measured"] is None:
+        return ""
+    return f"{gate['measured']} {gate['unit']}".rstrip() + f" (limit {gate['limit']}) "
+
+
+def _xml(text: object) -> str:
+    return NOT_IN_XML.sub("�", str(text))
+
+
+def pack(archive: Path, *, runs: Iterable[Path], reports: Iterable[Path], files: Iterable[Path]) -> None:
+    """Write a zip archive for review.
+
+    Args:
+        archive: its path.
+        runs: run folders, with all that lies in them.
+        reports: HTML files; those that do not exist are left out.
+        files: kept at the top of the archive.
+    """
+    # A file copied from elsewhere may be dated before 1980, which zip cannot hold.
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
+        for folder, name in _named_apart(runs):
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.is_symlink():  # a link may lead out of the folder
+                    packed.write(path, Path("runs", name, path.relative_to(folder)))
+        for path, name in _named_apart(path for path in reports if path.is_file()):
+            packed.write(path, Path("reports", name))
+        for path in files:
+            packed.write(path, path.name)
+
+
+def _named_apart(paths: Iterable[Path]) -> list[tuple[Path, str]]:
+    """Return each path once, with its name; one whose name another has already gets a number before it."""
+    named: dict[Path, str] = {}
+    for path in dict.fromkeys(paths):
+        named[path] = f"{len(named) + 1}-{path.name}" if path.name in named.values() else path.name
+    return list(named.items())

@@ -1,0 +1,193 @@
+"""A run, judged: from a run folder to verdict, summary and figures; and back, on any machine.
+
+from nsa_lib.workbook.run import open_run
+run = open_run("newest")          # or the path of a run folder, also one copied from another machine
+run.steps, run.figures["memory"], run.verdict
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from nsa_lib.contract.case import WARMUP_STEPS
+from nsa_lib.contract.files import write_json, write_text
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.runs import environment
+from nsa_lib.runs.folder import SCHEMA
+from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, to_csv
+from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS, Judging
+
+
+@dataclass(frozen=True)
+class Run(Recorded):
+    """A run folder, read and judged: `.info .cases .steps .verdict .summary .figures`."""
+
+    @cached_property
+    def gates(self) -> list[GateResult]:
+        """The gates, judged."""
+        return self._judging.gates(self)
+
+    @property
+    def verdict(self) -> str:
+        """GO, REVIEW, NO-GO or INCOMPLETE."""
+        return self.summary["verdict"]
+
+    @cached_property
+    def summary(self) -> dict[str, object]:
+        """What summary.json holds, and the headline."""
+        word, reasons = verdict(self.gates)
+        named = ("run_id", "notebook", "profile", "custom")
+        return {
+            "schema": SCHEMA,
+            **{name: self.info[name] for name in named},
+            "verdict": word,
+            "headline": self._headline(word),
+            "reasons": reasons,
+            "gates": [asdict(gate) for gate in self.gates],
+            "advice": self._judging.advice(self),
+            "parameters": self.info["parameters"],
+            "environment": self.info["environment"],
+            "cases": json.loads(self.cases.drop(columns=[*JSON_COLUMNS]).to_json(orient="records")),
+        }
+
+    def _headline(self, word: str) -> str:
+        outcome, said = {
+            "GO": (PASS, "passed"),
+            "REVIEW": (WARN, "warn"),
+            "NO-GO": (FAIL, "failed"),
+            "INCOMPLETE": (NOT_RUN, "did not run"),
+        }[word]
+        # A warning counts wherever it is; the rest is decided by the required gates.
+        kind = "gates" if word == "REVIEW" else "required gates"
+        outcomes = [gate.outcome for gate in self.gates if gate.required or word == "REVIEW"]
+        said = f"{outcomes.count(outcome)} of {len(outcomes)} {kind} {said}"
+        return f"{said}; {self._judging.headline(self)}"
+
+    @cached_property
+    def figures(self) -> Mapping[str, go.Figure]:
+        """The notebook's charts, by name."""
+        return self._judging.figures(self)
+
+    @property
+    def _judging(self) -> Judging:
+        question = QUESTIONS.get(str(self.info["notebook"]))
+        if question is None or question.judging is None:
+            raise ConfigError(f"{self.folder}: a run of {self.info['notebook']}, which this library does not judge")
+        return question.judging
+
+
+def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None) -> Run:
+    """Return a run, without importing torch.
+
+    Args:
+        which: path of a run folder, or "newest".
+        out_dir: where to look for the newest; the project's reports/ by default.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ConfigError: naming the file, if it cannot be read; another run that is broken is in nobody's way.
+    """
+    if which == "newest":
+        runs = environment.out_dir_of(out_dir) / "runs"
+        found = [path.parent for path in runs.glob("*/run.json")]
+        if not found:
+            raise FileNotFoundError(f"no run in {runs}")
+        return Run.read(max(found, key=_created))
+    folder = Path(which)
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(f"{folder}: not a run folder, it has no run.json")
+    return Run.read(folder)
+
+
+def _created(folder: Path) -> str:
+    """Return when a run began, or, if its run.json is broken, when that was written."""
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text())["created"]
+    except (json.JSONDecodeError, KeyError):
+        return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat()
+
+
+def judged_run(folder: str | Path) -> Run:
+    """Return a run that was read to its end and judged; all that follows finds it whole.
+
+    Raises:
+        ConfigError: in one line, if a file of it is missing, newer than this library, or not what it should be.
+    """
+    try:
+        run = open_run(folder)
+        _ = (run.summary, _facts(run), machine_name(run.info))
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from None
+    except MALFORMED as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{folder}: cannot be read ({type(error).__name__}: {said})") from error
+    return run
+
+
+def key_figures(run: Run) -> dict[str, float | None]:
+    """Return the figures by which runs are compared: highest peaks in MiB, median pace and last loss of the training.
+
+    A notebook that trains nothing has peaks alone, over all its cases.
+    """
+    training = run.of("training")
+    settled = training[training["step"] > WARMUP_STEPS]
+    everything = training if len(training) else run.steps
+    figures = {
+        "peak_alloc_mib": everything["peak_alloc_mib"].max(),
+        "peak_reserved_mib": everything["peak_reserved_mib"].max(),
+        "tokens_per_s": settled["tokens_per_s"].median(),
+        "step_ms": settled["step_ms"].median(),
+        "loss": training["loss"].iloc[-1] if len(training) else None,
+    }
+    finite = {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+    return {name: float(finite[name]) if name in finite else None for name in figures}
+
+
+def record(folder: Path) -> Run:
+    """Write cases.csv, steps.csv and summary.json of a run that has ended, and return it."""
+    run = Run.read(folder)
+    with StopButton():  # a second press on the heels of the first must not stop what saves the run
+        write_text(folder / "cases.csv", to_csv(run.cases))
+        write_text(folder / "steps.csv", run.steps.to_csv(index=False))
+        write_json(folder / "summary.json", run.summary)
+    return run
+
+
+def compare(run_a: Run, run_b: Run) -> pd.DataFrame:
+    """Return what differs between two runs, a row each: parameters, environment, gates with their figures, figures."""
+    rows = []
+    for kind, facts_a, facts_b in zip(COMPARED, _facts(run_a), _facts(run_b), strict=True):
+        for name in sorted({*facts_a, *facts_b}):
+            if facts_a.get(name) != facts_b.get(name):
+                rows.append((kind, name, facts_a.get(name), facts_b.get(name)))
+    run_id_a, run_id_b = run_a.info["run_id"], run_b.info["run_id"]
+    again = " (again)" if run_id_b == run_id_a else ""  # a run and a copy of it
+    return pd.DataFrame(rows, columns=["kind", "name", run_id_a, f"{run_id_b}{again}"])
+
+
+COMPARED = ("parameter", "environment", "gate", "figure")
+
+
+def _facts(run: Run) -> tuple[dict[str, object], ...]:
+    parameters = {p["name"]: p["value"] for p in run.info["parameters"]}
+    # As text each: a frame would make of a missing fact a NaN, which differs from itself.
+    environment = {k: str(v) for k, v in pd.json_normalize(run.info["environment"]).iloc[0].to_dict().items()}
+    judged = {
+        gate.name: gate.outcome if gate.measured is None else f"{gate.outcome} {gate.measured} {gate.unit}".rstrip()
+        for gate in run.gates
+    }
+    return parameters, environment, judged, {"verdict": run.verdict, **key_figures(run)}

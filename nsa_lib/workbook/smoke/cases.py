@@ -1,0 +1,89 @@
+"""What a smoke asks: its parameters, profiles and cases, and the laptop's memory limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from nsa_lib.contract.case import JUDGED_STEPS, CaseConfig
+from nsa_lib.runs.parameters import SIZES, Parameter, Value
+from nsa_lib.runs.request import Request
+from nsa_lib.runs.training_case import training_case
+from nsa_lib.workbook.profiles import BACKEND, FAULT, MACHINE, PROFILE, RUN, SIZES_OF, profiles
+
+ANOMALY_STEPS = 10
+
+DENSE_STEPS = 30
+
+PROFILER_STEPS = 53
+"""Long enough for three recorded steps right after warm-up and three that are forty steps later."""
+
+LAPTOP_KNOWN_RESERVED_MIB = {"masked": 52.0, "gather": 50.0, "packed": 50.0}
+"""Peak reserved memory of the laptop smoke on a CPU, simulated and so the same on every machine."""
+
+LAPTOP_HEADROOM = 1.25
+"""The laptop's limit over its known peak."""
+
+
+def smoke_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:
+    """Return the cases of a smoke: the training, ten steps of anomaly detection, on a GPU a profile and the yardstick.
+
+    On a CPU the operators are counted by the memory tracker in the training case, and its speed says nothing.
+    """
+    training = training_case(values)
+    on_gpu = training.device == "cuda"
+    counted = bool(values["profiler"].value) and not on_gpu
+    cases = [replace(training, check_attention=True, profile_operators=counted, look=True)]
+    if values["anomaly"].value:
+        cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
+    if values["profiler"].value and on_gpu:
+        cases.append(replace(training, case_id="profiler", steps=PROFILER_STEPS, profile_operators=True))
+    if on_gpu:
+        dense = replace(training.model, attention="dense")
+        cases.append(replace(training, case_id="dense", model=dense, steps=DENSE_STEPS))
+    return tuple(cases)
+
+
+def with_laptop_limit(values: dict[str, Value]) -> dict[str, Value]:
+    """Add the laptop's memory limit where its peak is known: on a CPU, at the profile's own sizes."""
+    limit, own = values["reserved_limit_mib"], SIZES_OF["laptop"]
+    own_sizes = all(values[name].value == own[name] for name in (*SIZES, "device", "alloc_conf"))
+    known = LAPTOP_KNOWN_RESERVED_MIB.get(str(values["backend"].value))
+    if values["profile"].value == "laptop" and limit.value is None and own_sizes and known is not None:
+        limit = Value("reserved_limit_mib", known * LAPTOP_HEADROOM, "profile", limit.checklist)
+    return {**values, "reserved_limit_mib": limit}
+
+
+def smoke_notices(values: Mapping[str, Value]) -> list[str]:
+    """Say before the run that it is too short to be judged."""
+    steps = values["steps"].value
+    if steps >= JUDGED_STEPS:
+        return []
+    return [
+        f"steps={steps}: a smoke needs at least {JUDGED_STEPS} steps to be judged "
+        "(10 of warm-up and the checklist's 50); this run will end INCOMPLETE."
+    ]
+
+
+REQUEST = Request(
+    notebook="smoke",
+    parameters={
+        **PROFILE,
+        "steps": Parameter(int, f"training steps; fewer than {JUDGED_STEPS} cannot be judged", above=0),
+        **SIZES,
+        "data": Parameter(str, "synthetic, or the path of a text file read as bytes", "synthetic"),
+        **BACKEND,
+        **MACHINE,
+        "compile": Parameter(bool, "each layer under torch.compile, needs cuda", False),
+        "anomaly": Parameter(bool, "ten steps under anomaly detection", True),
+        "profiler": Parameter(bool, "count operators early and late", True),
+        "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
+        **RUN,
+        **FAULT,
+    },
+    profiles=profiles(checklist={"steps": 100, "reserved_limit_mib": 70000.0}, laptop={"steps": 100}),
+    cases=smoke_cases,
+    derive=with_laptop_limit,
+    notices=smoke_notices,
+    predicted=True,
+)

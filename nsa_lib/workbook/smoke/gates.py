@@ -1,0 +1,238 @@
+"""The gates of the production smoke, and its advice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+
+import pandas as pd
+
+from nsa_lib.contract.case import WARMUP_STEPS
+from nsa_lib.contract.figures import largest
+from nsa_lib.judgement.gate import (
+    ATTENTION_ERROR_LIMIT,
+    FAIL,
+    NOT_RUN,
+    PASS,
+    WARN,
+    GateResult,
+    how_it_ended,
+    outcome_of,
+    route_gate,
+    steps_gate,
+    unless_cut_short,
+)
+from nsa_lib.judgement.operators import growth_gate
+from nsa_lib.judgement.prediction import prediction_advice
+from nsa_lib.judgement.trend import judge_trend, steps_to_limit
+from nsa_lib.runs.recorded import Recorded
+
+CHECKLIST_RESERVED_MIB = 70_000
+
+CHECKLIST_FAIL_MIB = 75_000
+
+SEGMENT_MIB = 20
+"""What the allocator reserves at a time: growth of reserved memory below it is one segment, not a trend."""
+
+LOSS_FALL_PERCENT = 1.0
+"""By how much the loss must fall from the first ten steps to the last ten: more than its noise on a fixed batch."""
+
+SLACK_PERCENT = 30
+"""Allocator slack, (reserved - active) / reserved, from which advice is given."""
+
+
+def smoke_gates(run: Recorded) -> list[GateResult]:
+    """Return the gates of the production smoke, in the order of the checklist."""
+    judged = [
+        steps_gate(run, "training", "steps"),
+        finite_gate(run),
+        anomaly_gate(run),
+        loss_gate(run),
+        route_gate(run, ["training"], "route"),
+        attention_gate(run),
+        checkpointing_gate(run),
+        *reserved_gates(run),
+        memory_order_gate(run),
+        trend_gate(run, "trend_peak_alloc", "peak_alloc_mib", floor_mib=0),
+        trend_gate(run, "trend_reserved", "peak_reserved_mib", floor_mib=SEGMENT_MIB),
+        operator_gate(run),
+    ]
+    return judged
+
+
+def finite_gate(run: Recorded) -> GateResult:
+    """Judge that no loss and no gradient norm was NaN or Inf."""
+    gate = GateResult("finite", True, PASS, limit=0, detail="losses and gradient norms that are NaN or Inf")
+    training, rows = run.case("training"), run.of("training")
+    if training is not None and training["status"] == "nan":
+        return replace(gate, outcome=FAIL, detail=training["reason"])
+    if rows.empty:
+        return replace(gate, outcome=NOT_RUN, detail="no step was recorded")
+    figures = rows[["loss", "grad_norm"]].astype(float)
+    bad = int((figures.isna() | figures.abs().eq(float("inf"))).to_numpy().sum())
+    gate = replace(gate, measured=bad, outcome=FAIL if bad else PASS)
+    return unless_cut_short(gate, training)
+
+
+def anomaly_gate(run: Recorded) -> GateResult:
+    """Judge that ten steps under autograd's anomaly detection found nothing."""
+    return _case_gate(run, "anomaly", "switched off by anomaly=False")
+
+
+def _case_gate(run: Recorded, case_id: str, absent: str) -> GateResult:
+    gate, case = GateResult(case_id, True, PASS), run.case(case_id)
+    if case is None:
+        return replace(gate, outcome=NOT_RUN, detail=absent)
+    if case["status"] != "ok":
+        return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
+    return replace(gate, detail=f"{len(run.of(case_id))} steps without a finding")
+
+
+def loss_gate(run: Recorded) -> GateResult:
+    """Judge that the loss falls: median of the last ten steps against that of the first ten."""
+    gate = GateResult("loss_falls", True, PASS, limit=LOSS_FALL_PERCENT, unit="%")
+    losses = run.of("training")["loss"].astype(float).dropna().tolist()
+    if len(losses) < 20:
+        return replace(gate, outcome=NOT_RUN, detail=f"needs 20 steps, {len(losses)} were recorded")
+    first, last = median(losses[:10]), median(losses[-10:])
+    fall = 100 * (first - last) / first if first else 0.0
+    gate = replace(gate, measured=round(fall, 2), detail=f"{first:.3f} to {last:.3f} nats; at least the limit is asked")
+    return unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
+
+
+def attention_gate(run: Recorded) -> GateResult:
+    """Judge the attention that the case trains, output and gradient, on its device, against float64 on the CPU."""
+    gate = GateResult("attention", True, NOT_RUN, limit=ATTENTION_ERROR_LIMIT[run.parameter("dtype")])
+    errors = run.fact("training", "attention_error")
+    if errors is None:
+        return replace(gate, detail="the case ended before its attention was compared")
+    worst = largest(errors.values())
+    detail = f"relative error of output {errors['output']:.2g}, of gradient {errors['gradient']:.2g}"
+    if run.parameter("compile"):
+        detail += "; compared before it was compiled"
+    outcome = PASS if worst <= gate.limit else FAIL
+    gate = replace(gate, outcome=outcome, measured=float(f"{worst:.2g}"), detail=detail)
+    return unless_cut_short(gate, run.case("training"))
+
+
+def checkpointing_gate(run: Recorded) -> GateResult:
+    """Judge the checklist's prerequisite that gradient checkpointing is on."""
+    on = bool(run.parameter("grad_checkpointing"))
+    required = run.info["profile"] == "checklist"
+    gate = GateResult("grad_checkpointing", required, PASS if on else FAIL, "on" if on else "off", "on")
+    return unless_cut_short(gate, run.case("training"))
+
+
+def reserved_gates(run: Recorded) -> list[GateResult]:
+    """Judge the peak of reserved memory by the run's limit, and by the checklist's where that is another."""
+    own_limit = run.parameter("reserved_limit_mib")
+    own = GateResult("peak_reserved", own_limit is not None, NOT_RUN, limit=own_limit, unit="MiB")
+    on_gpu = run.parameter("device") == "cuda"
+    if own_limit is None:
+        own = replace(own, detail="no peak is known for these sizes; reserved_limit_mib sets a limit")
+    else:
+        own = _reserved_gate(run, own, own_limit * CHECKLIST_FAIL_MIB / CHECKLIST_RESERVED_MIB)
+    if own_limit == CHECKLIST_RESERVED_MIB and on_gpu:
+        return [own]
+    gpu = GateResult("peak_reserved_gpu", on_gpu, NOT_RUN, limit=CHECKLIST_RESERVED_MIB, unit="MiB")
+    if not on_gpu:
+        return [own, replace(gpu, detail="the checklist's limit is judged on a GPU only")]
+    return [own, _reserved_gate(run, gpu, CHECKLIST_FAIL_MIB)]
+
+
+def _reserved_gate(run: Recorded, gate: GateResult, fail_mib: float) -> GateResult:
+    peaks = run.of("training")["peak_reserved_mib"].astype(float)
+    if peaks.empty or peaks.isna().any():
+        return replace(gate, outcome=NOT_RUN, detail="no step was recorded, or one without its figure")
+    peak = float(peaks.max())
+    outcome = PASS if peak <= gate.limit else WARN if peak <= fail_mib else FAIL
+    detail = "" if run.parameter("device") == "cuda" else "simulated"
+    margin = round(gate.limit - peak, 1)
+    gate = replace(gate, outcome=outcome, measured=round(peak, 1), margin=margin, detail=detail)
+    return unless_cut_short(gate, run.case("training"))
+
+
+def memory_order_gate(run: Recorded) -> GateResult:
+    """Judge that state <= peak allocated <= peak reserved <= device total: a figure in the wrong unit breaks it."""
+    gate = GateResult("memory_order", True, PASS, limit="holds")
+    training, rows = run.case("training") or {}, run.of("training")
+    order = [training.get("state_mib"), rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
+    if run.parameter("device") == "cuda":
+        order.append(training.get("device_total_mib"))
+    if any(pd.isna(mib) for mib in order):
+        return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
+    holds = all(low <= high for low, high in pairwise(order))
+    names = ("state", "allocated", "reserved", "device")
+    detail = " <= ".join(f"{name} {mib:,.1f}" for name, mib in zip(names, order, strict=False)) + " MiB"
+    gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
+    return unless_cut_short(gate, training)
+
+
+def trend_gate(run: Recorded, name: str, column: str, *, floor_mib: float) -> GateResult:
+    """Judge that a per-step memory figure does not rise steadily after warm-up (`trend.judge_trend`).
+
+    A retry or OOM of the allocator after warm-up is never a PASS: at the cap, reserved memory falls and hides the leak.
+    """
+    gate = GateResult(name, True, NOT_RUN, limit=10.0, unit="%")
+    rows = run.of("training")
+    trend = judge_trend(rows["step"].tolist(), rows[column].astype(float).tolist(), floor_mib=floor_mib)
+    if trend.outcome == NOT_RUN:
+        return replace(gate, detail=trend.detail)
+    growth = round(100 * trend.growth, 2)
+    gate = replace(gate, outcome=trend.outcome, measured=growth, margin=gate.limit - growth, detail=trend.detail)
+    # From the last step of the warm-up on: the counters run from the start of the process.
+    counters = rows[rows["step"] >= WARMUP_STEPS][["alloc_retries", "ooms"]].astype(float)
+    retries, ooms = counters.max() - counters.min()
+    if gate.outcome == PASS and counters.isna().any(axis=None):
+        gate = replace(gate, outcome=NOT_RUN, detail="the allocator's retries and OOMs were not counted")
+    elif gate.outcome == PASS and retries + ooms > 0:
+        pressure = f"{retries:.0f} retries and {ooms:.0f} OOMs of the allocator after warm-up: it is at its cap"
+        gate = replace(gate, outcome=WARN, detail=pressure)
+    return unless_cut_short(gate, run.case("training"))
+
+
+def operator_gate(run: Recorded) -> GateResult:
+    """Judge that no operator is called more often late in the run than right after warm-up."""
+    name = "operator_growth"
+    if not run.parameter("profiler"):
+        return GateResult(name, True, NOT_RUN, detail="switched off by profiler=False")
+    return growth_gate(name, run.case("profiler" if run.parameter("device") == "cuda" else "training"))
+
+
+def smoke_advice(run: Recorded) -> list[str]:
+    """Return what a user may want to change; it never decides."""
+    rows, said = run.of("training"), prediction_advice(run, ("training", "dense"))
+    alloc_conf = str(run.parameter("alloc_conf"))
+    if "expandable_segments:True" in alloc_conf and "max_split_size_mb" in alloc_conf:
+        said.append(
+            "The allocator line combines expandable_segments with max_split_size_mb, which can reserve many times what "
+            "is allocated once blocks above the split size are freed; expandable_segments:True alone does not."
+        )
+    settled = rows[rows["step"] > WARMUP_STEPS]
+    if settled.empty:
+        return said
+    slack = ((settled["reserved_mib"] - settled["active_mib"]) / settled["reserved_mib"]).median()
+    if 100 * slack > SLACK_PERCENT:
+        said.append(f"Allocator slack is {100 * slack:.0f} % of reserved memory (advice from {SLACK_PERCENT} %).")
+    trend = judge_trend(rows["step"].tolist(), rows["peak_reserved_mib"].tolist(), floor_mib=SEGMENT_MIB)
+    if trend.outcome in (WARN, FAIL):
+        left = steps_to_limit(rows["peak_reserved_mib"].iloc[-1], trend.slope_mib_per_step, CHECKLIST_FAIL_MIB)
+        if left is not None:
+            said.append(f"At this slope {CHECKLIST_FAIL_MIB:,} MiB are reached in {left:,.0f} steps: restart before.")
+    dense = run.of("dense")
+    if len(dense) > WARMUP_STEPS:
+        speed = settled["tokens_per_s"].median()
+        yardstick = dense[dense["step"] > WARMUP_STEPS]["tokens_per_s"].median()
+        said.append(
+            f"{speed:,.0f} tokens/s; the same model with dense attention, in this run: {yardstick:,.0f} "
+            f"tokens/s. The speed is {speed / yardstick:.2f}x that of dense."
+        )
+    return said
+
+
+def smoke_headline(run: Recorded) -> str:
+    """Return the figures that a smoke's verdict is said with."""
+    steps = run.of("training")
+    peak = "" if steps.empty else f", peak reserved {steps['peak_reserved_mib'].max():,.0f} MiB"
+    return f"{len(steps)} steps recorded{peak}"

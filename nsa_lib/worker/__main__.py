@@ -1,0 +1,33 @@
+"""One case in a process of its own: `python -m nsa_lib.worker case.json parent_pid`.
+
+It begins at the first line of its stdin: the runner starts it ahead, so that its imports are done when its turn comes.
+It appends heartbeats to heartbeat.jsonl and, if it gets to an end that it can name, writes result.json and exits with
+0. Everything else is left to the runner: an exception's traceback goes to stderr, a signal's stacks too.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+from pathlib import Path
+
+from nsa_lib.worker.process import die_with_parent
+
+
+def main(case_file: Path, parent_pid: int) -> None:
+    """Run the case and write its result."""
+    die_with_parent(parent_pid)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    # torch only now: its import takes seconds, in which the process must already be bound to its parent. Optimizers and
+    # dispatch modes import torch._dynamo when they are first used; here it costs no case its time.
+
+    from nsa_lib.worker.loop import run_to_result
+
+    if sys.stdin.readline():  # the end of it instead: the case is not wanted any more
+        run_to_result(case_file)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

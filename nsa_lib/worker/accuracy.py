@@ -1,0 +1,95 @@
+"""Checks of the subject on the very device, dtype, backend and length of a case, before it trains.
+
+A model whose attention is wrong still trains: its loss falls, its memory is flat. A second computation shows it. Not
+covered: attention under torch.compile, which is compared before it is compiled.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+
+from nsa_lib.subject.attention import BACKENDS, NSAttention, reference
+
+LONGEST = 2048
+"""Tokens up to which the whole attention is computed a second time, in float64 on the CPU: seconds and 0.5 GiB."""
+
+SAMPLED_QUERIES = 256
+"""Queries whose selected attention the reference computes: about a second for two heads at 2048 tokens, not nine."""
+
+
+def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
+    """Return how far an attention layer is from itself in float64 on the CPU, in its output and in the gradient of x.
+
+    Each is a relative error in the 2-norm, on random rows of `length` tokens or LONGEST. The twin selects its own
+    blocks, so the error holds the few rows in which rounding selects others.
+    """
+    weight = attention.query.weight
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, min(length, LONGEST), attention.config.dim)
+    x, cotangent = (torch.randn(shape, generator=generator).to(weight.dtype) for _ in range(2))
+    twin = copy.deepcopy(attention).to("cpu", torch.float64)
+    twin.backend = "masked"
+    found = with_gradients(attention, [x.to(weight.device)], cotangent.to(weight.device))
+    expected = with_gradients(twin, [x.double()], cotangent.double())
+    errors = (_relative_error(a, b) for a, b in zip(found, expected))
+    return dict(zip(("output", "gradient"), errors))
+
+
+def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
+    """Return how far a layer's selected branch is from the reference: output, and gradients of q, k and v.
+
+    Each is a relative error in the 2-norm. Backend and reference get the same two heads of the layer's own tensors on
+    random rows, with their groups, and the blocks that the run itself selects. The reference is slow, so it computes
+    SAMPLED_QUERIES of the queries, spread over the sequence with both ends; the gradient that enters is zero at all
+    others. That leaves exact what is compared: the output at those queries, and every gradient in full, that of the
+    other queries being zero.
+    """
+    weight, c = attention.query.weight, attention.config
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((1, length, c.dim), generator=generator).to(weight.dtype).to(weight.device)
+    sample = torch.linspace(0, length - 1, min(length, SAMPLED_QUERIES), dtype=torch.float64).round().long()
+    tensors, blocks, run = selected_branch(attention, x)
+    cotangent = torch.zeros(*tensors[0].shape[:3], c.d_v)
+    cotangent[:, :, sample] = torch.randn(cotangent[:, :, sample].shape, generator=generator)
+    cotangent = cotangent.to(weight.dtype)
+
+    def judged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rows = {"l_sel": c.l_sel, "positions": sample}
+        return reference.selected_attention(q[:, :, sample], k, v, blocks.cpu()[:, :, sample], **rows)
+
+    output, *gradients = with_gradients(run, tensors, cotangent.to(weight.device))
+    expected = with_gradients(judged, [t.cpu().double() for t in tensors], cotangent[:, :, sample].double())
+    errors = [_relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected)]
+    return dict(zip(("output", "dq", "dk", "dv"), errors))
+
+
+def selected_branch(
+    attention: NSAttention, x: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Callable[..., torch.Tensor]]:
+    """Return q, k, v of two heads of a layer on rows x, the blocks that they read, and the backend that attends."""
+    c = attention.config
+    groups = 1 if c.heads // c.groups > 1 else 2
+    with torch.no_grad():
+        parts = attention._project(x)
+    blocks = attention.select(x)[:, :groups]
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return BACKENDS[attention.backend](q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
+
+    return (parts["query"][:, :2], parts["key_slc"][:, :groups], parts["value_slc"][:, :groups]), blocks, run
+
+
+def with_gradients(
+    function: Callable[..., torch.Tensor], tensors: Iterable[torch.Tensor], cotangent: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return what a function makes of tensors, and its gradient with respect to each."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    output = function(*leaves)
+    return output.detach(), *torch.autograd.grad(output, leaves, cotangent)
+
+
+def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found.cpu().double() - expected).norm() / expected.norm()).item()

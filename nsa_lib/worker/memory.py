@@ -1,0 +1,261 @@
+"""Measure a case's memory: from torch's counters on CUDA, from a tracker of live storages on the CPU.
+
+Both meters report the same fields, in MiB (2**20 bytes). On the CPU, allocated is the size of all live tensor storages,
+in units of 512 B as on CUDA, and reserved is what the CUDA caching allocator would have reserved for the same
+allocations: it is simulated, and the same in two runs.
+
+Not covered: memory that torch's allocator does not hand out (context, libraries, NumPy). On the CPU also scratch inside
+one operator, sparse tensors, and storages that are resized after an operator returned them: they count at their first
+size. Compiled code is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nsa_lib.contract.allocator import MIB
+from nsa_lib.worker.allocator import ROUNDING, AllocatorSimulation, Block
+
+
+def meter(device: str, alloc_conf: str, *, budget_mib: float | None = None) -> CudaMeter | CpuMeter:
+    """Return the meter for `device`, "cuda" or "cpu"; on the CPU, `budget_mib` caps the simulated device.
+
+    Raises ConfigError if, on the CPU, the setting `alloc_conf` cannot be simulated.
+    """
+    return CudaMeter() if device == "cuda" else CpuMeter(alloc_conf, capacity_mib=budget_mib)
+
+
+def cap_device(budget_mib: float) -> None:
+    """Let torch's CUDA allocator reserve no more than `budget_mib`, as on a device of that size.
+
+    What is outside the allocator (context, libraries, other processes) does not count, and speed stays the device's.
+    Raises ValueError if the device is smaller.
+    """
+    torch.cuda.set_per_process_memory_fraction(budget_mib * MIB / torch.cuda.get_device_properties(0).total_memory)
+
+
+class _StepPeaks:
+    """The peaks of one step, over all of it and by phase."""
+
+    def __init__(self):
+        self.begin()
+
+    def begin(self) -> None:
+        self._alloc_mib = self._reserved_mib = 0.0
+        self._by_phase: dict[str, float] = {}
+
+    def note(self, alloc_mib: float, reserved_mib: float, phase: str | None = None) -> None:
+        self._alloc_mib = max(self._alloc_mib, alloc_mib)
+        self._reserved_mib = max(self._reserved_mib, reserved_mib)
+        if phase is not None:
+            self._by_phase[f"peak_alloc_{phase}_mib"] = alloc_mib
+            self._by_phase[f"peak_reserved_{phase}_mib"] = reserved_mib
+
+    def fields(self) -> dict[str, float]:
+        return {"peak_alloc_mib": self._alloc_mib, "peak_reserved_mib": self._reserved_mib, **self._by_phase}
+
+
+class CudaMeter:
+    """Read the counters of torch's CUDA caching allocator.
+
+    It owns the allocator's peak counters: nothing else may reset them while a step is measured.
+    """
+
+    simulated = False
+    operator_counts = None
+    """Operators are not counted on CUDA: the profiler does that, in a case of its own."""
+
+    def __init__(self):
+        self._peaks = _StepPeaks()
+
+    def __enter__(self) -> CudaMeter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        return None
+
+    def track(self, *objects: object) -> None:
+        """Do nothing: the allocator knows what existed before."""
+
+    def begin_step(self) -> None:
+        """Start the peaks of a new step from what is held now."""
+        self._peaks.begin()
+        torch.cuda.reset_peak_memory_stats()
+
+    def mark(self, phase: str) -> None:
+        """End a phase of the step and note its peaks."""
+        self._note(phase)
+        torch.cuda.reset_peak_memory_stats()
+
+    def read(self) -> dict[str, float | int | None]:
+        """Return the figures of the step; retries, OOMs and device allocations count from the process's start."""
+        stats = self._note(None)
+        return {
+            "alloc_mib": _mib(stats, "allocated_bytes", "current"),
+            "reserved_mib": _mib(stats, "reserved_bytes", "current"),
+            "active_mib": _mib(stats, "active_bytes", "current"),
+            **self._peaks.fields(),
+            "alloc_retries": stats["num_alloc_retries"],
+            "ooms": stats["num_ooms"],
+            "device_allocs": stats["num_device_alloc"],
+            "ops": None,
+        }
+
+    def _note(self, phase: str | None) -> Mapping:
+        # The nested form: flattening the whole table costs more than reading it.
+        stats = torch.cuda.memory_stats_as_nested_dict()
+        self._peaks.note(_mib(stats, "allocated_bytes", "peak"), _mib(stats, "reserved_bytes", "peak"), phase)
+        return stats
+
+
+class StorageTracker(TorchDispatchMode):
+    """Follow the storages on one device that operators return, until they die.
+
+    A storage made before the mode was entered is followed from `track` on, or from when an operator first returns it.
+    Who inherits says what a birth and a death mean.
+    """
+
+    def __init__(self, device: str):
+        super().__init__()
+        self._device = device
+        self._live: dict[int, _LiveStorage] = {}
+
+    def track(self, *objects: object) -> None:
+        """Follow what existed before: tensors, modules, optimizers, and lists, tuples and mappings of those."""
+        for tensor in tensors_in(objects):
+            self._add(tensor)
+
+    def born(self, nbytes: int) -> object:
+        """Return what is kept for a new storage of `nbytes`, a multiple of ROUNDING."""
+        raise NotImplementedError
+
+    def died(self, kept: object) -> None:
+        """Take a storage off the books."""
+        raise NotImplementedError
+
+    def kept_for(self, tensor: torch.Tensor) -> object | None:
+        """Return what `born` returned for a tensor's storage, or None if it is not followed."""
+        live = self._live.get(id(tensor.untyped_storage()))
+        return None if live is None else live.kept
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self._add(result)
+        elif isinstance(result, (tuple, list)):
+            for tensor in tensors_in(result):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            return
+        storage = tensor.untyped_storage()
+        # A live storage keeps its Python object, so the object's id names it until the weak reference has fired.
+        # The device is the storage's own: a fake tensor claims the CPU, but its storage is on "meta".
+        if id(storage) in self._live or storage.device.type != self._device:
+            return
+        nbytes = -(-storage.nbytes() // ROUNDING) * ROUNDING
+        if nbytes == 0:
+            return
+        reference = _LiveStorage(storage, self._remove)
+        reference.key, reference.kept = id(storage), self.born(nbytes)
+        self._live[reference.key] = reference
+
+    def _remove(self, reference: _LiveStorage) -> None:
+        del self._live[reference.key]
+        self.died(reference.kept)
+
+
+class CpuMeter(StorageTracker):
+    """Measure the live storages of the CPU, and count the operators."""
+
+    simulated = True
+
+    def __init__(self, alloc_conf: str, *, capacity_mib: float | None = None):
+        super().__init__("cpu")
+        self._allocator = AllocatorSimulation(alloc_conf, capacity_mib)
+        self._bytes = self._peak_bytes = 0
+        self._peaks = _StepPeaks()
+        self.operator_counts: Counter[str] = Counter()
+        """Calls of each operator since `begin_step`."""
+
+    def begin_step(self) -> None:
+        """Start the peaks and operator counts of a new step from what is held now."""
+        self.operator_counts = Counter()
+        self._peaks.begin()
+        self._reset_peaks()
+
+    def mark(self, phase: str) -> None:
+        """End a phase of the step and note its peaks."""
+        self._note(phase)
+        self._reset_peaks()
+
+    def read(self) -> dict[str, float | int | None]:
+        """Return the figures of the step; retries and device allocations count from the meter's start."""
+        self._note(None)
+        return {
+            "alloc_mib": self._bytes / MIB,
+            "reserved_mib": self._allocator.reserved_mib,
+            "active_mib": self._allocator.active_mib,
+            **self._peaks.fields(),
+            "alloc_retries": self._allocator.retries,
+            "ooms": 0,
+            "device_allocs": self._allocator.device_allocs,
+            "ops": self.operator_counts.total(),
+        }
+
+    def born(self, nbytes: int) -> tuple[int, Block]:
+        block = self._allocator.allocate(nbytes)
+        self._bytes += nbytes
+        self._peak_bytes = max(self._peak_bytes, self._bytes)
+        return nbytes, block
+
+    def died(self, kept: tuple[int, Block]) -> None:
+        nbytes, block = kept
+        self._bytes -= nbytes
+        self._allocator.free(block)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.operator_counts[func.name()] += 1
+        return result
+
+    def _reset_peaks(self) -> None:
+        self._peak_bytes = self._bytes
+        self._allocator.reset_peak()
+
+    def _note(self, phase: str | None) -> None:
+        self._peaks.note(self._peak_bytes / MIB, self._allocator.reserved_peak_mib, phase)
+
+
+class _LiveStorage(weakref.ref):
+    """A weak reference to a storage, with what is needed to take it off the books."""
+
+    __slots__ = ("kept", "key")
+
+
+def tensors_in(objects: Iterable[object]) -> Iterator[torch.Tensor]:
+    """Yield the tensors, with their gradients, in tensors, modules, optimizers, lists, tuples and mappings."""
+    for item in objects:
+        if isinstance(item, torch.Tensor):
+            yield item
+            if item.is_leaf and item.grad is not None:
+                yield item.grad
+        elif isinstance(item, torch.nn.Module):
+            yield from tensors_in([*item.parameters(), *item.buffers()])
+        elif isinstance(item, torch.optim.Optimizer):
+            yield from tensors_in(item.state.values())
+        elif isinstance(item, Mapping):
+            yield from tensors_in(item.values())
+        elif isinstance(item, (list, tuple)):
+            yield from tensors_in(item)
+
+
+def _mib(stats: Mapping, counter: str, figure: str) -> float:
+    return stats[counter]["all"][figure] / MIB

@@ -1,0 +1,80 @@
+"""The prediction of a case: peaks by phase, what they consist of, and what each allocator setting reserves."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.worker.prediction.record import PredictionError, Trace, record
+from nsa_lib.worker.prediction.replay import replay
+
+SCHEMA = 1
+
+STATE = ("parameters", "gradients", "optimizer")
+
+
+def predict(case: CaseConfig, *, compute_capability: str = "9.0") -> dict[str, object]:
+    """Return the predicted memory of a case, in MiB and without a device.
+
+    Args:
+        case: of work `train` or `backward`; its device says which memory is predicted.
+        compute_capability: of the CUDA device that is meant; it decides the size of cuBLAS's workspace.
+
+    Returns:
+        `peak_alloc_mib` and `peak_reserved_mib` under the case's own allocator setting; `peak_alloc_<phase>_mib`;
+        `state_mib` (parameters, gradients, optimizer) and `alloc_mib`, both between two steps; `terms`: for each phase
+        what its peak consists of; `settings`: both peaks under each of ALLOCATOR_SETTINGS.
+
+    Raises:
+        PredictionError: for a case that cannot be predicted, or does not fit its `device_budget_gib`.
+        ConfigError: for an allocator setting that cannot be simulated.
+    """
+    trace = _trace(_decisive(case), compute_capability)
+    try:
+        own = replay(trace, case.alloc_conf, capacity_mib=case.budget_mib)
+    except MemoryError as error:
+        raise PredictionError(f"out of memory on {case.device_budget_gib:g} GiB: {error}") from None
+    settings = {name: replay(trace, conf) for name, conf in ALLOCATOR_SETTINGS.items()}
+    return {
+        "schema": SCHEMA,
+        "peak_alloc_mib": own.peak.alloc_mib,
+        "peak_reserved_mib": own.peak_reserved_mib,
+        **{f"peak_alloc_{phase}_mib": peak.alloc_mib for phase, peak in own.phases.items()},
+        "alloc_mib": own.held_mib,
+        "state_mib": sum(own.held_terms_mib[term] for term in STATE),
+        "terms": {phase: peak.terms_mib for phase, peak in own.phases.items()},
+        "settings": {
+            name: {"peak_alloc_mib": found.peak.alloc_mib, "peak_reserved_mib": found.peak_reserved_mib}
+            for name, found in settings.items()
+        },
+    }
+
+
+def predict_to_file(case_file: Path, compute_capability: str) -> None:
+    """Write prediction.json beside a case.json: what `predict` returns, or the reason why there is no prediction."""
+    case = CaseConfig.from_json(case_file.read_text())
+    try:
+        found = predict(case, compute_capability=compute_capability)
+    except (ConfigError, RuntimeError) as error:  # of fake tensors: an operator that has none, or that asks for values
+        found = {"schema": SCHEMA, "reason": (str(error).splitlines() or [type(error).__name__])[0]}
+    temporary = case_file.with_name("prediction.tmp")
+    temporary.write_text(json.dumps(found, indent=1))
+    os.replace(temporary, case_file.with_name("prediction.json"))
+
+
+@lru_cache(maxsize=4)
+def _trace(case: CaseConfig, compute_capability: str) -> Trace:
+    return record(case, compute_capability=compute_capability)
+
+
+def _decisive(case: CaseConfig) -> CaseConfig:
+    """Return the case without what its allocations do not depend on: cases that differ in that alone share a trace."""
+    told = {"case_id": "", "steps": 1, "warmup_steps": 0, "lr": 1e-3, "seed": 0, "alloc_conf": "", "data": "synthetic"}
+    watched = ("detect_anomaly", "profile_operators", "look")
+    return replace(case, **told, **dict.fromkeys(watched, False), fault="none", device_budget_gib=None)

@@ -1,0 +1,236 @@
+"""What a case's steps allocate and free, in order, from the step itself under fake tensors: shapes without data.
+
+Fake tensors are on the CPU, also for a case on CUDA: torch runs no autograd on fake CUDA tensors where there is no CUDA
+device. What CUDA does otherwise is put in its place here, and nowhere else:
+
+- attention: the CPU would choose another kernel, with other outputs; `_FusedAttention` allocates what the CUDA kernels
+  do (cuDNN, flash and memory-efficient alike);
+- the workspace that torch hands to cuBLAS, one for each thread that multiplies: forward's and autograd's;
+- temporaries inside an operator, which no dispatch mode sees, where they are as large as its input (`INNER_COPIES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from nsa_lib.contract.allocator import MIB
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.subject import training
+from nsa_lib.subject.attention.tables import own_tables
+from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.allocator import ROUNDING
+from nsa_lib.worker.memory import StorageTracker, tensors_in
+from nsa_lib.worker.prediction.before import before_training
+
+STEPS = 2
+"""One that makes the optimizer's state, and one that finds it."""
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+INNER_COPIES = ("aten::logsumexp",)
+"""Operators whose CUDA implementation makes a temporary of its input's size: logsumexp exponentiates a copy."""
+
+CUBLAS_WORKSPACE_MIB = {"9": 32.0, "10": 32.0, "12": 32.0}
+"""cuBLAS workspace of a thread, by major compute capability: torch's :4096:8, that is 8 buffers of 4,096 KiB."""
+
+CUBLAS_WORKSPACE_OLDER_MIB = 8.125
+"""The same before: :4096:2:16:8, that is 2 buffers of 4,096 KiB and 8 of 16 KiB."""
+
+
+class PredictionError(RuntimeError):
+    """A case that cannot be predicted, and why, in one line."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What steps allocate and free. Sizes are in bytes, multiples of what the allocator rounds to."""
+
+    device: str
+    """Of the case."""
+    events: tuple[tuple[str, int | str, int], ...]
+    """`("+", storage, bytes)`, `("-", storage, 0)`, `("phase", name, 0)` as each phase ends, `step` last; once
+    `("empty", "", 0)`, where what is cached goes back to the device and training begins."""
+    terms: tuple[str, ...]
+    """What each storage is, by its number: one of `replay.TERMS`."""
+
+
+def record(case: CaseConfig, *, compute_capability: str) -> Trace:
+    """Run STEPS steps of a case under fake tensors and return what they allocate.
+
+    Args:
+        case: of work `train` or `backward`.
+        compute_capability: of the CUDA device that the case is meant for, such as `9.0`; without meaning on the CPU.
+
+    Raises:
+        PredictionError: for a case that fake tensors cannot run, or a torch without them.
+    """
+    if case.work not in ("train", "backward"):
+        raise PredictionError(f"work={case.work}: only train and backward are predicted")
+    if case.compile:
+        raise PredictionError("compile=True: compiled code allocates otherwise")
+    major = compute_capability.split(".")[0]
+    workspace_mib = CUBLAS_WORKSPACE_MIB.get(major, CUBLAS_WORKSPACE_OLDER_MIB) if case.device == "cuda" else 0.0
+    attention = _FusedAttentionMode() if case.device == "cuda" else nullcontext()
+    with own_tables(), _fake_tensors(), attention:
+        with _default_dtype(getattr(torch, case.dtype)):  # a fake parameter cannot be cast afterwards
+            model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
+        optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
+        tokens = torch.empty(case.batch, case.seq_len + 1, dtype=torch.int64)  # counts from its first use on
+        recorder = _Recorder(int(workspace_mib * MIB), on_cuda=case.device == "cuda")
+        model.norm.register_forward_hook(lambda *_: recorder.enter("loss"))
+        recorder.track(model)
+        recorder.label("parameters", model)
+        with recorder:
+            if case.device == "cuda":  # on the CPU the meter begins after it
+                with _default_dtype(getattr(torch, case.dtype)):
+                    before_training(model, case, recorder)
+                recorder.empty()
+            for _ in range(STEPS):
+                recorder.enter("forward")
+                _step(model, optimizer, tokens, recorder, case.loss_chunk)
+        # Before the model dies: its end is no part of a step.
+        return Trace(case.device, tuple(recorder.events), tuple(recorder.terms))
+
+
+def _step(
+    model: TinyLM, optimizer: torch.optim.Optimizer | None, tokens: torch.Tensor, recorder: _Recorder, loss_chunk: int
+) -> None:
+    def mark(phase: str) -> None:
+        if phase == "forward":
+            recorder.keep("activations")
+        if phase == "backward":
+            recorder.label("gradients", [p.grad for p in model.parameters()])
+        recorder.end(phase)
+
+    if optimizer is None:
+        result = training.backward_step(model, tokens, mark=mark, loss_chunk=loss_chunk)
+    else:
+        result = training.train_step(model, optimizer, tokens, mark=mark, loss_chunk=loss_chunk)
+        recorder.label("optimizer", optimizer)
+    del result
+    recorder.keep("tables")
+    recorder.end("step")
+
+
+class _Recorder(StorageTracker):
+    """Write a trace: what is born, what dies, and what each storage turns out to be."""
+
+    def __init__(self, workspace_bytes: int, *, on_cuda: bool):
+        super().__init__("meta")  # where a fake tensor's storage is
+        self.events: list[tuple[str, int | str, int]] = []
+        self.terms: list[str] = []
+        self._workspace_bytes, self._on_cuda = workspace_bytes, on_cuda
+        self._without_workspace = {"forward", "backward"}
+        self._part = "forward"
+        self._fresh: set[int] = set()
+
+    def enter(self, part: str) -> None:
+        """Begin a part of a step: forward, loss (the end of forward), backward, optimizer, and what is left of it."""
+        self._part = part
+        if part == "forward":
+            self._fresh.clear()
+
+    def end(self, phase: str) -> None:
+        """End a phase."""
+        self.events.append(("phase", phase, 0))
+        self.enter({"forward": "backward", "backward": "optimizer"}.get(phase, "between"))
+
+    def empty(self) -> None:
+        """Note that what is cached goes back to the device, and that training begins."""
+        self.events.append(("empty", "", 0))
+
+    def keep(self, term: str) -> None:
+        """Call what was born in forward, but for the loss, and lives now, `term`."""
+        for storage in self._fresh:
+            self.terms[storage] = term
+
+    def label(self, term: str, *objects: object) -> None:
+        """Call the storages of objects `term`."""
+        for tensor in tensors_in(objects):
+            storage = self.kept_for(tensor)
+            if storage is not None:
+                self.terms[storage] = term
+                self._fresh.discard(storage)
+
+    def born(self, nbytes: int) -> int:
+        storage = self._allocate(nbytes, "loss" if self._part == "loss" else "temporaries")
+        if self._part == "forward":
+            self._fresh.add(storage)
+        return storage
+
+    def died(self, kept: int) -> None:
+        self._fresh.discard(kept)
+        self.events.append(("-", kept, 0))
+
+    def _allocate(self, nbytes: int, term: str) -> int:
+        self.terms.append(term)
+        storage = len(self.terms) - 1
+        self.events.append(("+", storage, nbytes))
+        return storage
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self._on_cuda:
+            self._what_cuda_adds(func.name().partition(".")[0].rstrip("_"), args)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _what_cuda_adds(self, operator: str, args: tuple) -> None:
+        thread = "backward" if self._part == "backward" else "forward"
+        if operator in PRODUCTS and thread in self._without_workspace:
+            self._without_workspace.discard(thread)
+            self._allocate(self._workspace_bytes, "workspace")
+        if operator in INNER_COPIES:
+            nbytes = args[0].numel() * args[0].element_size()
+            copy = self._allocate(-(-nbytes // ROUNDING) * ROUNDING, "loss" if self._part == "loss" else "temporaries")
+            self.events.append(("-", copy, 0))
+
+
+class _FusedAttentionMode(TorchFunctionMode):
+    """Let PyTorch's attention allocate what its CUDA kernels allocate."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3], (kwargs or {}).get("attn_mask"))
+        return func(*args, **(kwargs or {}))
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Outputs, what is kept for backward, and the float32 sum of dq, of a fused attention kernel; no values."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        out, lse = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, bias, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):
+        q, k, v, *_ = ctx.saved_tensors
+        sum_of_dq = q.new_empty(q.shape, dtype=torch.float32)
+        gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        del sum_of_dq
+        return *gradients, None
+
+
+def _fake_tensors() -> AbstractContextManager:
+    try:
+        # Private: torch has no public way to run autograd on shapes alone.
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError as error:
+        raise PredictionError(f"torch {torch.__version__} has no torch._subclasses.fake_tensor: {error}") from None
+    return FakeTensorMode()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

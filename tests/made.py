@@ -1,0 +1,54 @@
+"""What a plan makes of parameters, and runs made up from frames, for the tests of gates, charts and reports."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.runs.recorded import cases_frame
+from nsa_lib.subject.config import PLAIN_BACKENDS
+from nsa_lib.workbook.questions import QUESTIONS
+from nsa_lib.workbook.run import Run
+
+
+def resolved(notebook, given=(), *, profile):
+    """Return the effective values that a plan would make of given parameters."""
+    request = QUESTIONS[notebook].request
+    return request.derive(request.resolve(request.read(dict(given)), profile=profile))
+
+
+def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
+    """Return a run of made-up cases and steps, each case asked for what a plan of the values asks.
+
+    Args:
+        info: what differs from an ordinary run.json; its notebook is needed.
+        cases: a mapping each, with what was recorded.
+        steps: a mapping each.
+        values: of `resolved`.
+        backends: those that the machine can run.
+    """
+    asked = {
+        case.case_id: json.loads(case.to_json()) for case in QUESTIONS[info["notebook"]].request.cases(values, backends)
+    }
+    rows = [{"asked": asked.get(case["case_id"]), **case} for case in cases]
+    described = {
+        "backends": list(backends), "case_ids": [case["case_id"] for case in cases], "custom": [],
+        "parameters": [{**vars(value), "differs": value.differs} for value in values.values()],
+        **info,
+    }  # fmt: skip
+    return Run(Path("made-up"), described, cases_frame(rows), pd.DataFrame(steps).reindex(columns=STEP_COLUMNS))
+
+
+def with_case(run, case_id, **fields):
+    """Return a run in which a case recorded something else."""
+    cases = run.cases.astype(object)
+    for name, value in fields.items():
+        cases[name] = [value if own == case_id else old for own, old in zip(cases["case_id"], cases[name], strict=True)]
+    return replace(run, cases=cases)
+
+
+def asked_for(run, case_id, **fields):
+    """Return a run in which a case was asked for something else."""
+    return with_case(run, case_id, asked={**run.case(case_id)["asked"], **fields})

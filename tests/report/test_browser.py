@@ -1,0 +1,98 @@
+"""The report in a real browser, without a network: what a reader sees, and what the page tries to load."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.samples import code_cell, concluded, export, notebook, sample_notebook, shown
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
+    "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--window-size=1200,900",
+    "--virtual-time-budget=30000", "--dump-dom",
+]  # fmt: skip
+
+# Runs in the page before anything else and leaves what it saw in the page's root element.
+PROBE = """<script nonce="NONCE">
+const seen = { errors: [], blocked: [] };
+addEventListener("error", (event) => seen.errors.push(event.message || event.target.outerHTML), true);
+addEventListener("unhandledrejection", (event) => seen.errors.push(String(event.reason)));
+addEventListener("securitypolicyviolation", (event) => seen.blocked.push(event.blockedURI));
+addEventListener("load", () => setTimeout(() => {
+  const code = document.querySelector(".jp-CodeCell .highlight");
+  const button = document.getElementById("nsa-code");
+  const banner = document.querySelector(".nsa-banner").getBoundingClientRect();
+  const shown = () => code.offsetHeight > 0;
+  seen.banner = [banner.top, banner.width, banner.height];
+  seen.code = [shown(), (button.click(), shown()), (button.click(), shown())];
+  seen.charts = [...document.querySelectorAll(".nsa-chart")].map((chart) => chart.querySelectorAll(".main-svg").length);
+  seen.buttons = [...document.querySelectorAll(".modebar-btn")].map((each) => each.dataset.title);
+  seen.ink = [...document.querySelectorAll(".ytitle")].map((title) => title.style.fill);
+  const ends = (element) => element.getBoundingClientRect();
+  seen.captions = [...document.querySelectorAll("figcaption")].map(
+    (caption) => ends(caption).right <= innerWidth && ends(caption).bottom <= ends(caption.nextElementSibling).top);
+  seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  seen.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+  document.documentElement.dataset.seen = JSON.stringify(seen);
+}, 10000));
+</script>"""
+
+
+def open_report(page, folder, *flags):
+    """Open a report in Chromium; return what the probe saw in it, the console's lines among it."""
+    nonce = re.search(r"'nonce-(\w+)'", page)[1]
+    (folder / "report.html").write_text(page.replace("<title>", PROBE.replace("NONCE", nonce) + "<title>", 1))
+    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    dom = re.search(r'data-seen="([^"]*)"', browser.stdout)
+    assert dom, browser.stderr[-3000:]
+    console = [line for line in browser.stderr.splitlines() if ":CONSOLE" in line]
+    return {**json.loads(dom[1].replace("&quot;", '"').replace("&amp;", "&")), "console": console}
+
+
+def test_a_report_is_drawn_offline_without_an_error(tmp_path):
+    seen = open_report(export(sample_notebook()), tmp_path)
+    assert len(seen["charts"]) == 4
+    assert min(seen["charts"]) > 0
+    assert (seen["errors"], seen["console"], seen["blocked"], seen["requests"]) == ([], [], [], [])
+    top, width, height = seen["banner"]
+    assert 0 <= top < 100
+    assert width > 600
+    assert height > 50
+    assert seen["code"] == [False, True, False]
+    assert seen["overflow"] == 0
+    assert seen["buttons"]
+    assert not [title for title in seen["buttons"] if re.search("share|cloud|logo|plotly", title, re.IGNORECASE)]
+
+
+def test_on_a_narrow_screen_nothing_leaves_the_page_and_captions_stand_above_their_charts(tmp_path):
+    seen = open_report(export(sample_notebook()), tmp_path, "--window-size=500,900")
+    assert seen["banner"][1] < 500
+    assert seen["overflow"] == 0
+    assert seen["captions"] == [True] * 4
+
+
+def test_charts_are_repainted_for_a_dark_screen(tmp_path):
+    page = export(sample_notebook())
+    (light,) = set(open_report(page, tmp_path, "--blink-settings=preferredColorScheme=1")["ink"])
+    (dark,) = set(open_report(page, tmp_path, "--blink-settings=preferredColorScheme=0")["ink"])
+    assert light == "rgb(31, 35, 40)"
+    assert dark == "rgb(209, 215, 224)"
+
+
+def test_what_a_notebook_brings_along_neither_runs_nor_loads(tmp_path):
+    hostile = '<script>throw "ran"</script><img src="https://example.invalid/x.png" onerror="throw 1" alt="">'
+    page = export(notebook(code_cell(outputs=[shown(text_html=hostile)]), code_cell(count=2, outputs=concluded())))
+    seen = open_report(page, tmp_path)
+    assert "https://example.invalid/x.png" in seen["blocked"]
+    assert "inline" in seen["blocked"]
+    assert seen["console"]
+    assert not [message for message in seen["errors"] if "ran" in message]

@@ -1,0 +1,328 @@
+"""What is read of machine and code, on made-up projects and processes; nothing here imports torch for its facts."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nsa_lib.runs import environment
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.worker import torch_facts
+
+BOTH_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+# The source
+
+
+def cell(source, *tags, kind="code", outputs=(), count=None):
+    return {"cell_type": kind, "source": source, "metadata": {"tags": [*tags]}, "outputs": [*outputs],
+            "execution_count": count}  # fmt: skip
+
+
+CELLS = [cell("# Smoke", kind="markdown"), cell("steps: int = 100", "parameters"), cell("run = execute(plan)")]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of one module and one notebook."""
+    package = tmp_path / "nsa_lib"
+    (package / "attention").mkdir(parents=True)
+    (package / "attention" / "rope.py").write_text("BASE = 10_000\n")
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(tmp_path, CELLS)
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
+    monkeypatch.setattr(environment, "PACKAGE", package)
+    return tmp_path
+
+
+def write_notebook(project, cells, name="smoke"):
+    (project / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+
+
+def changes(project, change):
+    """Return whether a change makes other source of the project."""
+    before = environment.source_sha256()
+    change(project)
+    return environment.source_sha256() != before
+
+
+SOURCE_CHANGES = {
+    "a line": lambda p: (p / "nsa_lib" / "attention" / "rope.py").write_text("BASE = 10_001\n"),
+    "a new module": lambda p: (p / "nsa_lib" / "checks.py").write_text(""),
+    "a template": lambda p: (p / "nsa_lib" / "page.html.j2").write_text("<p>"),
+    "a new name": lambda p: (p / "nsa_lib" / "attention" / "rope.py").rename(p / "nsa_lib" / "attention" / "rotary.py"),
+    "a cell": lambda p: write_notebook(p, [*CELLS[:2], cell("run = execute(other)")]),
+    "one cell less": lambda p: write_notebook(p, CELLS[:2]),
+    "the order of cells": lambda p: write_notebook(p, CELLS[::-1]),
+    "text instead of code": lambda p: write_notebook(p, [*CELLS[:2], cell(CELLS[2]["source"], kind="markdown")]),
+}
+
+RUN_CELLS = [CELLS[0], cell("steps: int = 7", "parameters", count=1), cell(CELLS[2]["source"], outputs=[{}], count=2)]
+
+OTHER_CHANGES = {
+    "the parameters, outputs and counts": lambda p: write_notebook(p, RUN_CELLS),
+    "a source in lines": lambda p: write_notebook(p, [*CELLS[:2], cell(["run = ", "execute(plan)"])]),
+    "an output of papermill": lambda p: write_notebook(p, RUN_CELLS, name="out"),
+    "a report": lambda p: (p / "notebooks" / "out.html").write_text("<html>"),
+    "compiled modules": lambda p: [(p / "nsa_lib" / "__pycache__").mkdir(),
+                                   (p / "nsa_lib" / "__pycache__" / "rope.pyc").write_text("x")],
+    "a readme": lambda p: (p / "README.md").write_text("# Read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SOURCE_CHANGES)
+def test_the_hash_tells_other_source(project, change):
+    assert changes(project, SOURCE_CHANGES[change])
+
+
+@pytest.mark.parametrize("change", OTHER_CHANGES)
+def test_the_hash_keeps_still_for_what_is_no_source(project, change):
+    assert not changes(project, OTHER_CHANGES[change])
+
+
+def test_the_hash_does_not_depend_on_where_the_project_is(project, tmp_path_factory, monkeypatch):
+    before = environment.source_sha256()
+    moved = project.rename(tmp_path_factory.mktemp("elsewhere") / "project")
+    monkeypatch.setattr(environment, "PROJECT", moved)
+    monkeypatch.setattr(environment, "PACKAGE", moved / "nsa_lib")
+    assert environment.source_sha256() == before
+
+
+def test_without_git_there_is_no_commit(project, monkeypatch):
+    assert environment.provenance()["git_commit"] is None  # a folder that is no repository
+    (project / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(project))
+    assert environment.provenance() == {"git_commit": None, "source_sha256": environment.source_sha256()}
+
+
+def test_the_commit_is_gits_own(project, monkeypatch):
+    (project / ".git").mkdir()
+    fake = project / "git"
+    fake.write_text('#!/bin/sh\n[ "$1 $2 $3 $4" = "-C $PROJECT rev-parse HEAD" ] && echo 0123abc\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
+    monkeypatch.setenv("PROJECT", str(project))
+    assert environment.provenance()["git_commit"] == "0123abc"
+    fake.write_text("#!/bin/sh\necho 'fatal: ambiguous argument HEAD' >&2; exit 128\n")
+    assert environment.provenance()["git_commit"] is None  # a repository without a commit
+
+
+# The environment of a case
+
+
+def test_both_names_of_the_allocator_setting_are_set_and_none_is_inherited(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for name in BOTH_NAMES:
+        monkeypatch.setenv(name, "max_split_size_mb:64")
+    given = environment.case_environment("expandable_segments:True")
+    assert [given[name] for name in BOTH_NAMES] == ["expandable_segments:True"] * 2
+    bare = environment.case_environment("")
+    assert not set(BOTH_NAMES) & set(bare)
+    assert given["CUDA_VISIBLE_DEVICES"] == bare["CUDA_VISIBLE_DEVICES"] == "3"
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64", "the notebook's own environment stays"
+
+
+@pytest.mark.parametrize("world_size", ["2", "0", "many"])
+def test_a_launcher_of_many_processes_is_refused(monkeypatch, world_size):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE={world_size}: .*accepts 1"):
+        environment.refuse_many_processes()
+
+
+def test_one_process_is_fine(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    environment.refuse_many_processes()
+    monkeypatch.delenv("WORLD_SIZE")
+    environment.refuse_many_processes()
+
+
+# Room for a run
+
+
+def test_the_folder_of_the_runs_is_made(tmp_path):
+    environment.require_room(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "runs").is_dir()
+    environment.require_room(tmp_path / "a" / "b")
+
+
+def refused(out_dir):
+    with pytest.raises(ConfigError) as refusal:
+        environment.require_room(out_dir)
+    assert str(refusal.value).startswith(f"out_dir={out_dir}: ")
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in refused(tmp_path / "file")
+    assert "cannot be made" in refused(Path("/proc/reports"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    assert "cannot be written" in refused(tmp_path)
+
+
+def test_a_full_disk_is_refused(tmp_path, monkeypatch):
+    free = SimpleNamespace(free=64 * 2**20)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: free)
+    environment.require_room(tmp_path)
+    free.free -= 2**19 + 1
+    assert "63 MiB free on its disk, a run needs 64" in refused(tmp_path)
+
+
+# torch, from a process of its own
+
+
+def test_torchs_facts_come_without_torch():
+    code = "import json, sys; from nsa_lib.runs.environment import torch_facts; facts = torch_facts()\n"
+    code += "assert 'torch' not in sys.modules; print(json.dumps(facts))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    facts = json.loads(child.stdout)
+    import torch
+
+    assert facts["torch"] == torch.__version__
+    assert facts["cuda_usable"] == torch.cuda.is_available()
+    assert bool(facts["cuda_problem"]) != facts["cuda_usable"]
+    assert facts["triton"] == (version("triton") if find_spec("triton") else None)
+
+
+@pytest.mark.parametrize(("spec", "found", "said"), [(None, "3.6.0", None), (True, "3.6.0", "3.6.0")])
+def test_tritons_version_is_none_where_it_cannot_be_imported(monkeypatch, spec, found, said):
+    monkeypatch.setattr(torch_facts, "find_spec", lambda name: spec)
+    monkeypatch.setattr(torch_facts, "version", lambda name: found)
+    assert torch_facts.torch_facts()["triton"] == said
+
+
+def test_triton_of_another_distribution_is_there_all_the_same(monkeypatch):
+    def unheard_of(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(torch_facts, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch_facts, "version", unheard_of)
+    assert torch_facts.torch_facts()["triton"] == "unknown"
+
+
+@pytest.fixture
+def python(tmp_path, monkeypatch):
+    """Put a shell script in the place of the interpreter."""
+
+    def replaced(script):
+        fake = tmp_path / "python"
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(fake))
+
+    return replaced
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo Traceback >&2; echo 'ModuleNotFoundError: No module named torch' >&2; exit 1", "No module named torch"),
+        ("exit 3", "exit status 3"),
+        ("exec sleep 30", "did not end in 0.2 s"),
+    ],
+)
+def test_a_torch_that_cannot_be_used_is_refused_in_one_line(python, monkeypatch, script, words):
+    monkeypatch.setattr(environment, "FACTS_LIMIT_S", 0.2 if "sleep" in script else 60)
+    python(script)
+    with pytest.raises(ConfigError) as refusal:
+        environment.torch_facts()
+    assert str(refusal.value).startswith("torch: ")
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_torch_prints_besides_its_facts_is_passed_over(python):
+    python("""echo 'a warning'; echo '{"torch": "2.5.1"}'""")
+    assert environment.torch_facts() == {"torch": "2.5.1"}
+
+
+def test_the_facts_of_this_machine_are_true(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    facts = environment.machine_facts()
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert facts["memory_mib"] == pytest.approx(int(meminfo["MemTotal"].split()[0]) / 1024, abs=1)
+    assert 1 <= facts["cores"] <= os.cpu_count()
+    assert facts["cuda_visible_devices"] == "1"
+    assert facts["packages"]["papermill"].count(".") == 2
+    json.dumps(facts)
+
+
+# The notebook being executed
+
+
+@pytest.fixture
+def started_by(monkeypatch):
+    """Run under a parent process of the given command line, in place of papermill."""
+
+    def start(*words):
+        monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+        parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+        parents.append(parent)
+        monkeypatch.setattr(os, "getppid", lambda: parent.pid)
+        command_line = Path(f"/proc/{parent.pid}/cmdline")
+        while len(command_line.read_bytes().split(b"\0")) < len(words) + 3:  # between fork and exec it is pytest's own
+            pass
+
+    parents = []
+    yield start
+    for parent in parents:
+        parent.kill()
+        parent.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("papermill", "smoke.ipynb", "out.ipynb", "-p", "steps", "100"), "out.ipynb"),
+        (("papermill", "--engine", "nsa", "notebooks/smoke.ipynb", "../my runs/o'1.ipynb"), "../my runs/o'1.ipynb"),
+        (("papermill", "smoke.ipynb", "-"), None),
+        (("papermill", "smoke.ipynb"), None),
+        (("papermill", "smoke.ipynb", "out-{tag}.ipynb"), None),
+        (("jupyter-lab", "--no-browser"), None),
+    ],
+)
+def test_papermill_names_the_notebook_on_its_command_line(started_by, words, found):
+    started_by(*words)
+    assert environment.executed_notebook() == found
+
+
+def test_jupyterlab_names_its_notebook(started_by, monkeypatch):
+    started_by("jupyter-lab", "smoke.ipynb")
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/notebooks/smoke.ipynb")
+    assert environment.executed_notebook() == "/home/me/notebooks/smoke.ipynb"
+
+
+def test_a_papermill_started_from_jupyterlab_names_its_own_output(started_by, monkeypatch):
+    started_by("papermill", "smoke.ipynb", "out.ipynb")
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/notebooks/explore.ipynb")
+    assert environment.executed_notebook() == "out.ipynb"
+
+
+def test_a_parent_that_is_gone_names_nothing(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setattr(os, "getppid", lambda: 2**22 + 1)  # above the kernel's highest process id
+    assert environment.executed_notebook() is None
+
+
+@pytest.mark.parametrize(
+    ("notebook", "command"),
+    [
+        ("out.ipynb", "jupyter nbconvert --to nsa_html out.ipynb"),
+        ("my runs/out; rm -r x.ipynb", "jupyter nbconvert --to nsa_html 'my runs/out; rm -r x.ipynb'"),
+        (None, "jupyter nbconvert --to nsa_html out.ipynb"),
+    ],
+)
+def test_the_report_command_can_be_pasted(monkeypatch, notebook, command):
+    monkeypatch.setattr(environment, "executed_notebook", lambda: notebook)
+    assert environment.report_command() == command

@@ -1,0 +1,180 @@
+"""Runs that are stopped or killed from outside, through papermill and in a kernel as JupyterLab drives it.
+
+Nothing is left running, what was recorded can be opened, and the next run starts afresh.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from nsa_lib.report.verdict import MIME, read_verdict
+from nsa_lib.workbook.run import open_run
+from tests.runs.test_runner import gone, processes
+from tests.test_notebooks import FOLDER, TINY
+
+ENDLESS = 100_000
+
+STEPS = 5
+"""Steps that the training records before something happens to it."""
+
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def worker_of(out_dir, patience_s=60):
+    """Wait until a run's training has done some steps; return its worker and the kernel that watches it."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        for path in out_dir.glob("runs/*/cases/training/heartbeat.jsonl"):
+            beats = path.read_bytes().count(b"\n")  # two of them stand for build and warm-up
+            for worker in processes(str(path.with_name("case.json"))) if beats >= STEPS + 2 else ():
+                command = Path(f"/proc/{worker}/cmdline").read_text().rstrip("\0").split("\0")
+                return worker, int(command[-1])
+        time.sleep(0.05)
+    raise AssertionError(f"no training in {out_dir} after {patience_s} s")
+
+
+def when_at_work(out_dir, act):
+    """Act on the worker and the kernel of a run as soon as it is in the middle of its training."""
+    thread = threading.Thread(target=lambda: act(*worker_of(out_dir)))
+    thread.start()
+    return thread
+
+
+WAYS = {"papermill": signal.SIGKILL, "ctrl-c": signal.SIGINT, "kernel": None}
+"""The signal that papermill gets; None for a kernel that is killed. SIGTERM leaves what SIGKILL leaves."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Start a run for each way to kill one, kill each in the middle of its training, and return what that left."""
+    left = {}
+
+    def kill(way, papermill, worker, kernel):
+        os.kill(kernel, signal.SIGKILL) if WAYS[way] is None else papermill.send_signal(WAYS[way])
+        left[way] = folders[way], papermill.wait(timeout=20), gone(worker), gone(kernel)
+
+    folders = {way: tmp_path_factory.mktemp(way) for way in WAYS}
+    acting = [when_at_work(folder, partial(kill, way, start_papermill(folder))) for way, folder in folders.items()]
+    for thread in acting:
+        thread.join()
+    return left
+
+
+def start_papermill(folder):
+    command = [sys.executable, "-m", "papermill", str(FOLDER / "smoke.ipynb"), str(folder / "out.ipynb")]
+    for name, value in {**TINY, "steps": ENDLESS, "out_dir": folder}.items():
+        command += ["-p", name, str(value)]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_run_leaves_no_process_and_is_incomplete(killed, way):
+    folder, status, worker_gone, kernel_gone = killed[way]
+    assert status != 0
+    assert worker_gone
+    assert kernel_gone
+    assert read_verdict(nbformat.read(folder / "out.ipynb", as_version=4)).word == "INCOMPLETE"
+    opened = open_run("newest", out_dir=folder)
+    assert opened.verdict == "INCOMPLETE"
+    assert set(opened.cases["status"]) == {"interrupted"}
+    assert len(opened.steps) == len(opened.figures["memory"].data[0].x) >= STEPS
+    # Ctrl-C reaches the kernel, which still has the time to record the run; the others end it at once.
+    assert (opened.folder / "summary.json").exists() == (way == "ctrl-c")
+
+
+class Lab:
+    """A kernel and the notebook's cells, run as JupyterLab does."""
+
+    def __init__(self, name="smoke"):
+        self.manager, self.client = start_new_kernel(cwd=str(FOLDER))
+        notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+        self.kept = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
+        self.cells = self.kept
+
+    def set_parameters(self, **parameters):
+        """Edit the parameters cell."""
+        values = {**TINY, "anomaly": True, **parameters}
+        edits = "".join(f"\n{name} = {value!r}" for name, value in values.items())
+        self.cells = {**self.kept, "parameters": self.kept["parameters"] + edits}
+
+    def run_all(self):
+        """Run all cells up to the first that fails; return what they displayed, by MIME type, and the last reply."""
+        shown = {}
+
+        def keep(message):
+            for mime, data in message["content"].get("data", {}).items():
+                shown.setdefault(mime, []).append(data)
+
+        for source in self.cells.values():
+            reply = self.client.execute_interactive(source, timeout=60, output_hook=keep)["content"]
+            if reply["status"] == "error":
+                break
+        return shown, reply
+
+    def close(self):
+        """End the kernel."""
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """One kernel for the tests below, so that each runs the cells again after what the one before it did."""
+    opened = Lab()
+    yield opened
+    opened.close()
+
+
+def test_the_stop_button_ends_the_worker_and_the_notebook_goes_on(lab, tmp_path):
+    lab.set_parameters(out_dir=str(tmp_path), steps=ENDLESS)
+    acting = when_at_work(tmp_path, lambda _, kernel: os.killpg(kernel, signal.SIGINT))
+    shown, reply = lab.run_all()
+    acting.join()
+    assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "INCOMPLETE")
+    run = open_run("newest", out_dir=tmp_path)
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
+    assert shown[MIME][0]["run_id"] == run.folder.name
+    assert len(shown[PLOTLY]) == 5
+    assert sum(bool(figure["data"]) for figure in shown[PLOTLY]) >= 4, "a prediction may not be ready"
+    assert processes(str(run.folder / "cases" / "training" / "case.json")) == []
+
+
+def test_a_killed_worker_is_a_no_go_that_shows_what_was_recorded_and_lets_the_next_case_run(lab, tmp_path):
+    lab.set_parameters(out_dir=str(tmp_path), steps=ENDLESS)
+    acting = when_at_work(tmp_path, lambda worker, _: os.kill(worker, signal.SIGKILL))
+    shown, reply = lab.run_all()
+    acting.join()
+    assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "NO-GO")
+    run = open_run("newest", out_dir=tmp_path)
+    assert list(run.cases["status"]) == ["crashed", "ok"]
+    assert run.cases["reason"][0] == "killed by SIGKILL"
+    assert shown[MIME][0]["run_id"] == run.folder.name
+    assert len(run.figures["memory"].data[0].x) == run.cases["steps_done"][0] >= STEPS
+
+
+def test_a_loss_that_is_nan_is_a_no_go_that_names_the_offender(lab, tmp_path):
+    lab.set_parameters(out_dir=str(tmp_path), steps=60, lr=1e30)
+    _, reply = lab.run_all()
+    assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "NO-GO")
+    run = open_run("newest", out_dir=tmp_path)
+    assert run.cases["status"][0] == "nan"
+    assert run.cases["reason"][0].endswith("at step 2; first gradient that is not finite: embedding.weight")
+
+
+def test_a_restart_of_the_kernel_ends_the_worker(lab, tmp_path):
+    lab.set_parameters(out_dir=str(tmp_path), steps=ENDLESS)
+    for name in ("parameters", "setup", "plan", "run"):
+        lab.client.execute(lab.cells[name])
+    worker, _ = worker_of(tmp_path)
+    lab.manager.restart_kernel()
+    assert gone(worker)

@@ -1,0 +1,261 @@
+"""One result a case, whatever becomes of its process: planted ends in place of the worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nsa_lib.runs import environment, predictor, runner
+from nsa_lib.runs.progress import Progress
+from nsa_lib.runs.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
+from nsa_lib.workbook.questions import plan
+from tests.runs.test_plan import CPU
+from tests.subject.test_config import CASE
+
+LIMITS = Limits(start_s=20, build_s=20, warmup_s=1.0, step_floor_s=1.0)
+
+BEATS = f"""
+import ctypes, faulthandler, json, os, signal, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(environment.PROJECT)!r})
+from nsa_lib.contract.heartbeat import Heartbeat
+faulthandler.enable(); faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+folder = Path(sys.argv[1]).parent
+(folder / "ready").touch()
+if not sys.stdin.readline():
+    sys.exit()
+h = Heartbeat(folder / "heartbeat.jsonl")
+h.beat("warmup")
+def step(n, seconds=0.01):
+    h.beat("step", n, step_ms=1000 * seconds, peak_alloc_mib=10.0)
+step(1); step(2)
+"""
+
+RESULT = """
+(folder / "result.json").write_text(json.dumps({"schema": 1, "case_id": "training", "status": "STATUS", "reason": "R"}))
+"""
+
+
+def plant(tmp_path, monkeypatch, code):
+    script = tmp_path / "planted.py"
+    script.write_text(BEATS + code)
+    monkeypatch.setattr(runner, "WORKER", (sys.executable, str(script)))
+    monkeypatch.setattr(predictor, "COMMAND", (sys.executable, "-c", "raise NotImplementedError('planted')"))
+
+
+def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):
+    plant(tmp_path, monkeypatch, code)
+    (tmp_path / "case.json").write_text(CASE.to_json())
+    with StopButton() as stop:
+        process = start_worker(CASE, tmp_path)
+        return run_case(CASE, tmp_path, process, limits=limits, progress=Progress({"training": 3}), stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "word"),
+    [
+        (RESULT.replace("STATUS", "ok"), "ok", "R"),
+        (RESULT.replace("STATUS", "oom"), "oom", "R"),
+        ("", "failed", "without a result"),
+        ("raise TypeError('planted')", "failed", "TypeError: planted"),
+        (RESULT.replace("STATUS", "ok") + "sys.exit(3)", "failed", "exit status 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crashed", "SIGKILL"),
+        ("ctypes.string_at(0)", "crashed", "SIGSEGV"),
+        ("os.abort()", "crashed", "SIGABRT"),
+        ("time.sleep(60)", "stalled", "after step 2"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", "stalled", "after step 2"),
+        ("ctypes.PyDLL(None).sleep(60)", "stalled", "after step 2"),  # C code that holds the GIL
+    ],
+    ids=["ok", "oom", "nothing", "exception", "bad-exit", "kill", "segv", "abort", "hang", "hang-term", "hang-gil"],
+)
+def test_every_end_is_named(tmp_path, monkeypatch, code, status, word):
+    result = run_planted(tmp_path, monkeypatch, code)
+    assert result["status"] == status
+    assert word in result["reason"]
+    assert result["steps_done"] == 2
+    if status == "stalled":
+        assert "planted.py" in result["stderr_tail"], "the stacks of a hang are kept"
+
+
+def test_slow_but_beating_is_not_stalled(tmp_path, monkeypatch):
+    code = "for n in range(3, 8): time.sleep(0.5); step(n, 0.5)\n" + RESULT.replace("STATUS", "ok")
+    assert run_planted(tmp_path, monkeypatch, code)["status"] == "ok"
+
+
+def test_beating_beyond_the_total_limit_is_a_timeout(tmp_path, monkeypatch):
+    code = "for n in range(3, 200): time.sleep(0.1); step(n)"
+    limits = replace(LIMITS, total_s=1.5)
+    assert run_planted(tmp_path, monkeypatch, code, limits)["status"] == "timeout"
+
+
+def test_a_kill_by_the_kernel_for_memory_is_oom(tmp_path, monkeypatch):
+    counts = iter([0, 1])
+    monkeypatch.setattr(environment, "oom_kills", lambda: next(counts))
+    result = run_planted(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert result["status"] == "oom"
+
+
+def test_children_of_a_case_are_swept(tmp_path, monkeypatch):
+    code = "child = subprocess.Popen(['sleep', '60']); (folder / 'child').write_text(str(child.pid))\n"
+    run_planted(tmp_path, monkeypatch, code + RESULT.replace("STATUS", "ok"))
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def test_the_stop_button_ends_the_case_and_keeps_what_was_recorded(tmp_path, monkeypatch):
+    code = "(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)"
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    result = run_planted(tmp_path, monkeypatch, code, replace(LIMITS, step_floor_s=30))
+    assert (result["status"], result["reason"]) == ("interrupted", "stopped by the user")
+    assert result["steps_done"] == 2
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch):
+    """The plan of a smoke of three cases."""
+    monkeypatch.setattr(environment, "torch_facts", lambda: CPU)
+    planned = plan("smoke", {"profile": "laptop", "out_dir": str(tmp_path / "out")})
+    return replace(planned, cases=(*planned.cases, replace(planned.cases[0], case_id="third")))
+
+
+NOT_STARTED = ("interrupted", "not started")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "training"),
+    [
+        (runner, "make_run_folder", NOT_STARTED),
+        (runner.subprocess, "Popen", ("interrupted", "stopped by the user")),
+        (runner, "end_group", ("ok", "R")),
+        (runner.Progress, "end", ("ok", "R")),
+    ],
+    ids=["run-folder", "spawn", "sweep", "progress"],
+)
+def test_the_stop_button_may_be_pressed_at_any_point(tmp_path, monkeypatch, smoke, owner, name, training):
+    press_after(monkeypatch, owner, name)
+    ending = "time.sleep(60)" if training[0] == "interrupted" else RESULT.replace("STATUS", "ok")
+    plant(tmp_path, monkeypatch, ending)
+    folder = execute(smoke)
+    results = [json.loads((folder / f"cases/{case.case_id}/result.json").read_text()) for case in smoke.cases]
+    assert [(result["status"], result["reason"]) for result in results] == [training, NOT_STARTED, NOT_STARTED]
+    assert processes(str(tmp_path / "planted.py")) == []
+    with pytest.raises(KeyboardInterrupt):  # given back to Python
+        signal.raise_signal(signal.SIGINT)
+
+
+def press_after(monkeypatch, owner, name):
+    """Press the stop button as soon as a function returns."""
+    function = getattr(owner, name)
+
+    def pressed(*args, **kwargs):
+        result = function(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, pressed)
+
+
+def processes(word):
+    """Return the processes that have a word on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        if word in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_the_next_worker_is_started_ahead_and_begins_when_its_turn_comes(tmp_path, monkeypatch, smoke):
+    plant(tmp_path, monkeypatch, "time.sleep(0.5)" + RESULT.replace("STATUS", "ok"))
+    folder = execute(smoke)
+    cases = [folder / "cases" / case.case_id for case in smoke.cases]
+    began = [json.loads((case / "heartbeat.jsonl").read_text().splitlines()[0])["ts"] for case in cases]
+    ended = [(case / "result.json").stat().st_mtime for case in cases]
+    ready = [(case / "ready").stat().st_mtime for case in cases]
+    for before, after in ((0, 1), (1, 2)):
+        assert ready[after] < ended[before] < began[after]
+
+
+def test_a_worker_that_dies_before_its_turn_fails_its_own_case_alone(tmp_path, monkeypatch, smoke):
+    plant(tmp_path, monkeypatch, RESULT.replace("STATUS", "ok"))
+    script = tmp_path / "planted.py"
+    death = "import sys\nif 'third' in sys.argv[1]: raise ImportError('planted')\n"
+    script.write_text(death + script.read_text())
+    folder = execute(smoke)
+    results = [json.loads((folder / f"cases/{case.case_id}/result.json").read_text()) for case in smoke.cases]
+    assert [result["status"] for result in results] == ["ok", "ok", "failed"]
+    assert results[2]["reason"] == "ImportError: planted"
+
+
+def test_a_worker_that_is_not_let_go_ends_with_the_pipe_that_it_waits_at(tmp_path):
+    (tmp_path / "case.json").write_text(CASE.to_json())
+    process = start_worker(CASE, tmp_path)
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"case.json", "stderr.log"}
+
+
+def test_no_worker_outlives_a_supervision_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(Progress, "show", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_planted(tmp_path, monkeypatch, "time.sleep(60)")
+    assert processes(str(tmp_path / "planted.py")) == []
+
+
+def test_runs_that_start_in_the_same_second_share_no_folder(smoke):
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(make_run_folder, [smoke] * 8))
+    assert len(set(folders)) == 8
+    assert {json.loads((folder / "run.json").read_text())["run_id"] for folder in folders} == {f.name for f in folders}
+
+
+def test_a_worker_dies_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "worker.py").write_text(
+        "import os, sys, time\nfrom nsa_lib.worker.process import die_with_parent\n"
+        "die_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import os, subprocess, sys, time\n"
+        f"worker = {str(tmp_path / 'worker.py')!r}\n"
+        "subprocess.Popen([sys.executable, worker, str(os.getpid())], start_new_session=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=environment.PROJECT) as parent:
+        worker = int(parent.stdout.readline())
+        assert not gone(worker, patience_s=0)
+        parent.kill()
+    assert gone(worker)
+
+
+def gone(pid: int, patience_s: float = 5) -> bool:
+    """Return whether a process ends within the patience; a zombie has ended."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
+def test_limits_follow_what_was_measured():
+    limits = Limits()
+    assert limits.silence_s("warmup", []) == limits.warmup_s
+    assert limits.silence_s("step", [0.1] * 20) == limits.step_floor_s
+    assert limits.silence_s("step", [46.0, 94.0, 93.0]) == 930
+    assert Limits(given_s=7).silence_s("step", [46.0]) == 7
+    assert Limits(given_s=7).silence_s("start", []) == limits.start_s

@@ -1,0 +1,578 @@
+"""Every gate passes, fails and does not run; what is missing never passes; the verdict's words come in their order."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.workbook.run import open_run
+from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates
+from tests.made import made, resolved, with_case
+
+NAN, INF = float("nan"), float("inf")
+
+FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
+
+STATE_SHARE = 0.85
+"""Parameters, gradients and optimizer state, as a share of the peak of a healthy run."""
+
+BASE_MIB = {"checklist": 1700.0, "laptop": 34.0}
+
+OPERATORS = {"aten::mm": {"count": 1200}, "aten::add.Tensor": {"count": 300}}
+
+both_profiles = pytest.mark.parametrize("profile", ["checklist", "laptop"])
+
+
+def rows_of(case_id, count, base_mib):
+    """Return heartbeats in which nothing moves but the loss, which falls."""
+    memory = {"alloc_mib": 0.9, "active_mib": 0.9, "reserved_mib": 1.05, "peak_alloc_mib": 1.0}
+    memory |= {"peak_reserved_mib": 1.05, "peak_alloc_forward_mib": 0.9, "peak_alloc_backward_mib": 1.0}
+    memory |= {"peak_alloc_optimizer_mib": 0.95}
+    return [
+        {"case_id": case_id, "step": step, "phase": "warmup" if step <= 10 else "step", "ts": 1.7e9 + step / 7,
+         "loss": 6.2 * 0.99**step, "grad_norm": 1.0, "step_ms": 100.0, "tokens_per_s": 20480.0,
+         **{name: share * base_mib for name, share in memory.items()},
+         "alloc_retries": 0, "ooms": 0, "device_allocs": 12, "ops": 4210}
+        for step in range(1, count + 1)
+    ]  # fmt: skip
+
+
+def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
+    """Return a run that is GO."""
+    values = resolved("smoke", {"steps": steps, **given}, profile=profile)
+    on_gpu, base_mib = values["device"].value == "cuda", base_mib or BASE_MIB[profile]
+    counts = {"training": steps, "anomaly": 10, **({"profiler": 53} if on_gpu else {}), "dense": 30}
+    cases = [
+        {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
+         "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
+         "routes": "[]" if case_id == "dense" else [values["backend"].value], "effective": {},
+         "attention_error": {"output": 1e-6, "gradient": 2e-6} if case_id == "training" else NAN,
+         "operators": {"early": OPERATORS, "late": OPERATORS} if case_id == counted(on_gpu) else NAN,
+         "torn_heartbeat": False}
+        for case_id, count in counts.items()
+    ]  # fmt: skip
+    info = {
+        "schema": 1, "run_id": f"smoke-20250301T101500Z-{profile}", "notebook": "smoke", "profile": profile,
+        "created": "2025-03-01T10:15:00.000000+00:00", "reproduce": "papermill smoke.ipynb out.ipynb",
+        "environment": {"torch": "2.13.0", "packages": {"plotly": "7.1", "pandas": "3.1"}},
+    }  # fmt: skip
+    beats = [row for case_id, count in counts.items() for row in rows_of(case_id, count, base_mib)]
+    return made(info, cases, beats, values)
+
+
+def counted(on_gpu):
+    return "profiler" if on_gpu else "training"
+
+
+# Faults: each returns a run that differs from the given one in one thing
+
+
+def without_case(run, case_id):
+    steps = run.steps[run.steps["case_id"] != case_id]
+    return replace(run, cases=run.cases[run.cases["case_id"] != case_id], steps=steps)
+
+
+def with_steps(run, case_id="training", **columns):
+    """Change columns; each is given as a function of the step and of the value that stands there."""
+    steps = run.steps.copy()
+    rows = steps["case_id"] == case_id
+    for name, change in columns.items():
+        changed = [change(step, value) for step, value in zip(steps["step"][rows], steps[name][rows])]
+        steps[name] = steps[name].astype(float)
+        steps.loc[rows, name] = changed
+    return replace(run, steps=steps)
+
+
+def with_parameter(run, name, value):
+    parameters = [{**p, "value": value} if p["name"] == name else p for p in run.info["parameters"]]
+    return replace(run, info={**run.info, "parameters": parameters})
+
+
+def kept(run, count):
+    """Keep the first steps of the training."""
+    late = (run.steps["case_id"] == "training") & (run.steps["step"] > count)
+    return replace(run, steps=run.steps[~late])
+
+
+def ended(run, status, count, **facts):
+    """End the training after some steps; `facts` are what the worker still recorded."""
+    lost = dict.fromkeys(("state_mib", "device_total_mib", "routes", "attention_error", "operators", "effective"), NAN)
+    return with_case(kept(run, count), "training", status=status, reason="because", **{**lost, **facts})
+
+
+def leaking(run, column, growth):
+    """Let a memory figure rise steadily by a share of its start, over the 50 steps after warm-up."""
+    return with_steps(run, **{column: lambda step, mib: mib * (1 + growth * min(max(step - 10, 0), 50) / 50)})
+
+
+def with_operators(run, late):
+    counts = {"early": OPERATORS, "late": {name: {"count": count} for name, count in late.items()}}
+    return with_case(run, counted(run.parameter("device") == "cuda"), operators=counts)
+
+
+def missing(run, *columns):
+    return with_steps(run, **dict.fromkeys(columns, lambda step, value: NAN))
+
+
+def judged(run, name):
+    return {gate.name: gate for gate in smoke_gates(run)}[name]
+
+
+def outcomes(run):
+    return {gate.name: gate.outcome for gate in smoke_gates(run)}
+
+
+def word(run):
+    return verdict(smoke_gates(run))[0]
+
+
+# Each gate by itself
+
+FAULTS = {
+    "steps": lambda run: kept(run, 99),
+    "finite": lambda run: with_steps(run, grad_norm=lambda step, norm: NAN if step == 50 else norm),
+    "anomaly": lambda run: with_case(run, "anomaly", status="nan", reason="MulBackward0 returned nan values"),
+    "loss_falls": lambda run: with_steps(run, loss=lambda step, loss: 6.2),
+    "route": lambda run: with_case(run, "training", routes='["gather"]'),
+    "attention": lambda run: with_case(run, "training", attention_error='{"output": 0.01, "gradient": 0.3}'),
+    "grad_checkpointing": lambda run: with_parameter(run, "grad_checkpointing", False),
+    "peak_reserved": lambda run: with_steps(run, peak_reserved_mib=lambda step, mib: 75_001.0 if step == 60 else mib),
+    "peak_reserved_gpu": lambda run: with_steps(
+        with_parameter(run, "reserved_limit_mib", 80_000.0), peak_reserved_mib=lambda step, mib: 75_001.0
+    ),
+    "memory_order": lambda run: with_case(run, "training", state_mib=1e6),
+    "trend_peak_alloc": lambda run: leaking(run, "peak_alloc_mib", 0.15),
+    "trend_reserved": lambda run: leaking(run, "peak_reserved_mib", 0.8),
+    "operator_growth": lambda run: with_operators(run, {"aten::mm": 1200, "aten::add.Tensor": 420}),
+}
+
+GAPS = {
+    "steps": lambda run: without_case(run, "training"),
+    "finite": lambda run: ended(run, "crashed", 0),
+    "anomaly": lambda run: without_case(run, "anomaly"),
+    "loss_falls": lambda run: kept(run, 19),
+    "route": lambda run: with_case(run, "training", routes=NAN),
+    "attention": lambda run: with_case(run, "training", attention_error=NAN),
+    "grad_checkpointing": lambda run: ended(run, "unavailable", 0),
+    "peak_reserved": lambda run: missing(run, "peak_reserved_mib"),
+    "peak_reserved_gpu": lambda run: missing(with_parameter(run, "reserved_limit_mib", 9e4), "peak_reserved_mib"),
+    "memory_order": lambda run: with_case(run, "training", state_mib=NAN),
+    "trend_peak_alloc": lambda run: kept(run, 59),
+    "trend_reserved": lambda run: kept(run, 59),
+    "operator_growth": lambda run: with_parameter(run, "profiler", False),
+}
+
+
+def test_every_gate_has_a_fault_and_a_gap():
+    run = healthy()
+    names = set(outcomes(run)) | set(outcomes(with_parameter(run, "reserved_limit_mib", 80_000.0)))
+    assert set(FAULTS) == set(GAPS) == names
+
+
+@pytest.mark.parametrize("run", [healthy("checklist"), healthy("laptop"), healthy("laptop", steps=1000)])
+def test_a_healthy_run_passes_every_gate_that_is_required(run):
+    assert {gate.outcome for gate in smoke_gates(run) if gate.required} == {PASS}
+    assert verdict(smoke_gates(run)) == ("GO", [])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_gate_fails_and_makes_a_no_go(name):
+    run = FAULTS[name](healthy())
+    assert judged(run, name).outcome == FAIL
+    assert judged(run, name).required
+    found, reasons = verdict(smoke_gates(run))
+    assert found == "NO-GO"
+    assert any(reason.startswith(f"{name} failed") for reason in reasons)
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_every_gate_that_cannot_be_judged_says_so_and_why(name):
+    run = GAPS[name](healthy())
+    assert (judged(run, name).outcome, judged(run, name).required) == (NOT_RUN, True)
+    assert judged(run, name).detail
+    assert word(run) in ("INCOMPLETE", "NO-GO")
+
+
+@pytest.mark.parametrize(
+    "name", ["anomaly", "route", "peak_reserved", "peak_reserved_gpu", "memory_order", "operator_growth"]
+)
+def test_a_single_gap_is_incomplete(name):
+    assert word(GAPS[name](healthy())) == "INCOMPLETE"
+
+
+# The ends of a case
+
+
+@both_profiles
+@pytest.mark.parametrize("status", [*FAILED_STATUSES, "unavailable", "interrupted"])
+def test_the_end_of_the_training_decides_the_steps(profile, status):
+    run = ended(healthy(profile), status, 40)
+    failed = status not in ("unavailable", "interrupted")
+    assert judged(run, "steps").outcome == (FAIL if failed else NOT_RUN)
+    assert "because" in judged(run, "steps").detail
+    assert word(run) == ("NO-GO" if failed else "INCOMPLETE")
+    assert (judged(run, "finite").outcome == FAIL) == (status == "nan")
+
+
+@both_profiles
+@pytest.mark.parametrize("case_id", ["anomaly", "profiler"])
+@pytest.mark.parametrize("status", [*FAILED_STATUSES, "unavailable", "interrupted"])
+def test_the_end_of_another_case_decides_its_own_gate_alone(profile, case_id, status):
+    if case_id == "profiler" and profile == "laptop":
+        case_id = "dense"  # a yardstick serves no gate
+    run = with_case(healthy(profile), case_id, status=status, reason="because")
+    name = {"anomaly": "anomaly", "profiler": "operator_growth", "dense": None}[case_id]
+    expected = outcomes(healthy(profile))
+    if name:
+        expected[name] = NOT_RUN if status in ("unavailable", "interrupted") else FAIL
+    assert outcomes(run) == expected
+
+
+@both_profiles
+@pytest.mark.parametrize("status", [*FAILED_STATUSES, "unavailable", "interrupted"])
+@pytest.mark.parametrize("count", [0, 40, 100])
+def test_a_training_that_was_cut_short_passes_and_warns_of_nothing(profile, status, count):
+    others = {"anomaly", "operator_growth"} if profile == "checklist" else {"anomaly"}
+    whole = healthy(profile)
+    facts = whole.case("training")
+    recorded = {
+        name: facts[name] for name in ("state_mib", "device_total_mib", "routes", "attention_error", "operators")
+    }
+    warned = with_steps(whole, peak_reserved_mib=lambda step, mib: 70_001.0, ooms=lambda step, ooms: step)
+    for run in (ended(whole, status, count), *(ended(run, status, count, **recorded) for run in (whole, warned))):
+        found = outcomes(run)
+        assert {found[name] for name in set(found) - others} <= {FAIL, NOT_RUN}
+
+
+def test_what_was_seen_before_the_training_was_cut_short_still_fails():
+    run = ended(healthy(), "interrupted", 90, routes='["gather"]')
+    run = leaking(with_steps(run, peak_reserved_mib=lambda step, mib: 80_000.0), "peak_alloc_mib", 0.2)
+    assert [judged(run, name).outcome for name in ("route", "peak_reserved", "trend_peak_alloc")] == [FAIL] * 3
+
+
+def test_a_run_of_which_nothing_was_recorded_is_incomplete():
+    run = healthy()
+    run = replace(run, cases=run.cases[:0], steps=pd.DataFrame(columns=STEP_COLUMNS))
+    assert set(outcomes(run).values()) == {NOT_RUN}
+    assert word(run) == "INCOMPLETE"
+
+
+def test_a_worker_that_ended_well_unseen_by_its_runner_is_judged_by_its_steps():
+    run = with_case(healthy(), "anomaly", steps_done=NAN, seconds=NAN)
+    assert judged(run, "anomaly").detail == "10 steps without a finding"
+
+
+# Figures
+
+
+@pytest.mark.parametrize("figure", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_one_value_that_is_not_finite_fails(figure, value):
+    run = with_steps(healthy(), **{figure: lambda step, now: value if step == 100 else now})
+    assert (judged(run, "finite").outcome, judged(run, "finite").measured) == (FAIL, 1)
+
+
+@pytest.mark.parametrize(("fall", "expected"), [(0.0, FAIL), (0.009, FAIL), (0.011, PASS), (-0.5, FAIL), (1.0, PASS)])
+def test_the_loss_must_fall_by_a_percent(fall, expected):
+    run = with_steps(healthy(), loss=lambda step, loss: 6.0 * (1 - fall * (step > 50)))
+    gate = judged(run, "loss_falls")
+    assert gate.outcome == expected
+    assert gate.measured == pytest.approx(100 * fall)
+
+
+def test_a_loss_that_fell_and_came_back_has_not_fallen():
+    run = with_steps(healthy(), loss=lambda step, loss: 3.0 if 10 < step <= 90 else 6.0)
+    assert judged(run, "loss_falls").outcome == FAIL
+
+
+def test_a_loss_that_is_zero_from_the_start_does_not_fall():
+    assert judged(with_steps(healthy(), loss=lambda step, loss: 0.0), "loss_falls").outcome == FAIL
+
+
+@pytest.mark.parametrize("ran", [["gather"], ["gather", "packed"], ["masked"], []])
+def test_another_route_than_the_one_asked_for_fails(ran):
+    run = with_case(healthy(backend="packed"), "training", routes=ran)
+    assert judged(run, "route").outcome == FAIL
+    assert judged(healthy(backend="packed"), "route").outcome == PASS
+
+
+def test_checkpointing_is_required_by_the_checklist_only():
+    run = with_parameter(healthy("laptop"), "grad_checkpointing", False)
+    assert (judged(run, "grad_checkpointing").outcome, judged(run, "grad_checkpointing").required) == (FAIL, False)
+    assert word(run) == "GO"
+
+
+@pytest.mark.parametrize(
+    ("peak_mib", "expected"),
+    [(1_790.0, PASS), (70_000.0, PASS), (70_000.01, WARN), (75_000.0, WARN), (75_000.01, FAIL)],
+)
+def test_the_checklists_limit_of_reserved_memory(peak_mib, expected):
+    run = with_steps(healthy(), peak_reserved_mib=lambda step, mib: peak_mib if step == 30 else mib)
+    gate = judged(run, "peak_reserved")
+    assert (gate.outcome, gate.limit, gate.unit) == (expected, 70_000, "MiB")
+    assert gate.margin == pytest.approx(70_000 - peak_mib, abs=0.05)
+    assert word(run) == {PASS: "GO", WARN: "REVIEW", FAIL: "NO-GO"}[expected]
+
+
+@pytest.mark.parametrize(("peak_mib", "expected"), [(42.0, PASS), (42.1, WARN), (45.0, WARN), (45.1, FAIL)])
+def test_a_limit_that_was_given_warns_in_the_checklists_proportion(peak_mib, expected):
+    run = with_steps(healthy("laptop", reserved_limit_mib=42), peak_reserved_mib=lambda step, mib: peak_mib)
+    gate = judged(run, "peak_reserved")
+    assert (gate.outcome, gate.limit, gate.detail) == (expected, 42, "simulated")
+
+
+def test_no_given_limit_lifts_the_checklists_on_a_gpu():
+    run = with_steps(healthy(reserved_limit_mib=90_000), peak_reserved_mib=lambda step, mib: 76_000.0)
+    assert judged(run, "peak_reserved").outcome == PASS
+    assert (judged(run, "peak_reserved_gpu").outcome, judged(run, "peak_reserved_gpu").required) == (FAIL, True)
+    assert word(run) == "NO-GO"
+
+
+def test_on_a_cpu_the_checklists_limit_is_not_run_and_not_required():
+    run = healthy("laptop")
+    assert judged(run, "peak_reserved").outcome == PASS
+    gate = judged(run, "peak_reserved_gpu")
+    assert (gate.outcome, gate.required, gate.limit, gate.measured) == (NOT_RUN, False, 70_000, None)
+    assert word(run) == "GO"
+
+
+def test_without_a_known_peak_the_run_has_no_limit_of_its_own():
+    run = healthy("laptop", layers=5)
+    assert (judged(run, "peak_reserved").outcome, judged(run, "peak_reserved").required) == (NOT_RUN, False)
+    assert word(run) == "GO"
+
+
+@both_profiles
+@pytest.mark.parametrize("name", ["peak_reserved", "trend_reserved", "trend_peak_alloc"])
+def test_steps_without_a_figure_do_not_pass(profile, name):
+    column = "peak_alloc_mib" if name == "trend_peak_alloc" else "peak_reserved_mib"
+    run = with_steps(healthy(profile), **{column: lambda step, mib: mib if step < 40 else NAN})
+    assert judged(run, name).outcome == NOT_RUN
+    assert word(run) == "INCOMPLETE"
+
+
+@pytest.mark.parametrize(
+    ("profile", "factor"),
+    [("checklist", 2**-10), ("laptop", 2**-10), ("checklist", 2**20), ("checklist", 2**10)],
+    ids=["GiB", "GiB-cpu", "bytes", "KiB"],
+)
+def test_memory_in_another_unit_breaks_the_order(profile, factor):
+    scale = dict.fromkeys(("peak_alloc_mib", "peak_reserved_mib"), lambda step, mib: mib * factor)
+    assert judged(with_steps(healthy(profile), **scale), "memory_order").outcome == FAIL
+
+
+def test_each_link_of_the_memory_order_is_judged():
+    run = healthy()
+    for broken in (
+        with_case(run, "training", state_mib=1701.0),
+        with_steps(run, peak_reserved_mib=lambda step, mib: 1699.0),
+        with_case(run, "training", device_total_mib=1700.0),
+    ):
+        assert judged(broken, "memory_order").outcome == FAIL
+    for gap in (with_case(run, "training", device_total_mib=NAN), missing(run, "peak_alloc_mib")):
+        assert judged(gap, "memory_order").outcome == NOT_RUN
+
+
+# Trends
+
+at_every_base = pytest.mark.parametrize("base_mib", [34.0, 1762.0, 20000.0])
+
+
+@at_every_base
+@pytest.mark.parametrize(("growth", "expected"), [(0.0, PASS), (0.05, WARN), (0.15, FAIL), (2.75, FAIL)])
+def test_a_leak_is_seen_at_every_size(base_mib, growth, expected):
+    run = leaking(healthy(base_mib=base_mib), "peak_alloc_mib", growth)
+    found = {gate.name: gate for gate in smoke_gates(run)}
+    gate = found["trend_peak_alloc"]
+    assert (gate.outcome, gate.limit, gate.unit) == (expected, 10, "%")
+    assert gate.measured == pytest.approx(100 * growth, rel=0.2)
+    assert gate.margin == pytest.approx(10 - gate.measured)
+    assert found["trend_reserved"].outcome == PASS
+
+
+@at_every_base
+def test_growth_of_reserved_memory_counts_from_a_segment_on(base_mib):
+    def reserving(extra_mib):
+        return leaking(healthy(base_mib=base_mib), "peak_reserved_mib", extra_mib / (1.05 * base_mib))
+
+    assert judged(reserving(18), "trend_reserved").outcome == PASS
+    assert judged(reserving(max(30, 0.15 * base_mib)), "trend_reserved").outcome == FAIL
+
+
+@pytest.mark.parametrize(("counter", "words"), [("alloc_retries", "1 retries"), ("ooms", "1 OOMs")])
+@pytest.mark.parametrize("at", [11, 60, 100])
+def test_a_retry_or_oom_of_the_allocator_after_warmup_never_passes(counter, words, at):
+    run = with_steps(healthy(), **{counter: lambda step, count: 3 + (step >= at)})
+    for name in ("trend_peak_alloc", "trend_reserved"):
+        gate = judged(run, name)
+        assert gate.outcome == WARN
+        assert words in gate.detail
+    assert word(run) == "REVIEW"
+
+
+@pytest.mark.parametrize("counter", ["alloc_retries", "ooms"])
+def test_retries_of_the_warmup_are_forgiven(counter):
+    run = with_steps(healthy(), **{counter: lambda step, count: min(step, 10)})
+    assert word(run) == "GO"
+
+
+def test_a_retry_does_not_soften_a_leak():
+    run = leaking(with_steps(healthy(), alloc_retries=lambda step, count: step), "peak_alloc_mib", 0.2)
+    assert judged(run, "trend_peak_alloc").outcome == FAIL
+
+
+def test_a_run_that_does_not_count_retries_does_not_pass():
+    assert judged(missing(healthy(), "alloc_retries"), "trend_reserved").outcome == NOT_RUN
+
+
+# Operators
+
+
+@both_profiles
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [
+        ({"aten::mm": 1200, "aten::add.Tensor": 300}, PASS),
+        ({"aten::mm": 1100, "aten::add.Tensor": 300}, PASS),
+        ({"aten::mm": 1200, "aten::add.Tensor": 316}, FAIL),
+        ({"aten::mm": 1200, "aten::add.Tensor": 300, "aten::roll": 12}, FAIL),
+        ({"aten::mm": 1230, "aten::add.Tensor": 300}, FAIL),  # no operator by 5 %, all together by 2 %
+    ],
+)
+def test_operators_that_are_called_more_often_late_than_early_fail(profile, late, expected):
+    assert judged(with_operators(healthy(profile), late), "operator_growth").outcome == expected
+
+
+def test_the_operator_that_grew_is_named():
+    gate = judged(FAULTS["operator_growth"](healthy()), "operator_growth")
+    assert gate.measured == 1
+    assert "aten::add.Tensor" in gate.detail
+
+
+@both_profiles
+def test_operators_that_were_not_counted_are_not_judged(profile):
+    run = healthy(profile)
+    uncounted = with_case(run, counted(profile == "checklist"), operators=NAN)
+    for gap in (uncounted, with_parameter(run, "profiler", False)):
+        assert judged(gap, "operator_growth").outcome == NOT_RUN
+        assert word(gap) == "INCOMPLETE"
+    assert judged(without_case(healthy(), "profiler"), "operator_growth").outcome == NOT_RUN
+
+
+# The verdict
+
+
+def gate(outcome, *, required=True):
+    return GateResult(f"gate_{outcome}", required, outcome, detail="so")
+
+
+@pytest.mark.parametrize(
+    ("decisive", "found"),
+    [(FAIL, "NO-GO"), (NOT_RUN, "INCOMPLETE"), (WARN, "REVIEW"), (PASS, "GO")],
+)
+def test_the_words_come_in_their_order(decisive, found):
+    order = [FAIL, NOT_RUN, WARN, PASS]
+    gates = [gate(outcome) for outcome in order[order.index(decisive) :]]
+    for arranged in (gates, gates[::-1]):
+        word, reasons = verdict(arranged)
+        assert word == found
+        said = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}
+        assert reasons == ([] if found == "GO" else [f"gate_{decisive} {said[decisive]}: so"])
+
+
+def test_what_is_not_required_neither_fails_nor_completes_a_run():
+    optional = [gate(FAIL, required=False), gate(NOT_RUN, required=False), gate(PASS, required=False)]
+    assert verdict([gate(PASS), *optional]) == ("GO", [])
+    assert verdict(optional)[0] == "INCOMPLETE"
+
+
+def test_any_warning_is_for_a_person_to_see():
+    assert verdict([gate(PASS), gate(WARN, required=False)])[0] == "REVIEW"
+
+
+def test_no_gate_is_no_go_ahead():
+    assert verdict([])[0] == "INCOMPLETE"
+
+
+def test_the_attention_gate_says_what_it_cannot_see_under_compile():
+    run = healthy(compile=True)
+    assert judged(run, "attention").detail.endswith("compared before it was compiled")
+    assert "compiled" not in judged(healthy(), "attention").detail
+
+
+def test_a_reason_names_the_figure_its_limit_and_its_unit():
+    _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
+    assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"
+
+
+# Advice
+
+
+def advised(run, words):
+    return any(words in line for line in smoke_advice(run))
+
+
+def test_advice_is_given_where_it_helps_and_changes_no_gate():
+    plain = healthy(alloc_conf="expandable_segments:True")
+    quiet = without_case(plain, "dense")
+    assert smoke_advice(quiet) == []
+    cases = {
+        "max_split_size_mb": without_case(healthy(), "dense"),
+        "slack is 36 %": with_steps(quiet, active_mib=lambda step, mib: 0.75 * mib),
+        "restart before": leaking(quiet, "peak_reserved_mib", 0.05),
+        "dense attention, in this run": with_steps(plain, "dense", tokens_per_s=lambda step, rate: 2 * rate),
+    }
+    for words, run in cases.items():
+        assert [words in line for line in smoke_advice(run)] == [True], words
+        unadvised = quiet if words != "restart before" else run
+        assert outcomes(run) == outcomes(unadvised)
+
+
+def test_slack_up_to_30_percent_is_not_mentioned():
+    run = with_steps(healthy(), active_mib=lambda step, mib: 0.71 * 1.05 * 1700)
+    assert not advised(run, "slack")
+
+
+def test_the_steps_that_are_left_follow_the_slope():
+    run = with_steps(healthy(), peak_reserved_mib=lambda step, mib: 40_000.0 + 100 * step)
+    (line,) = [line for line in smoke_advice(run) if "restart before" in line]
+    assert "75,000 MiB are reached in 250 steps" in line
+
+
+def test_the_pace_of_the_yardstick_leaves_out_the_warmup():
+    run = with_steps(healthy(), tokens_per_s=lambda step, rate: 100.0 * step)
+    run = with_steps(run, "dense", tokens_per_s=lambda step, rate: 1000.0 * step)
+    assert advised(run, "5,550 tokens/s; the same model with dense attention, in this run: 20,500 tokens/s.")
+    assert advised(run, "The speed is 0.27x that of dense.")
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 11])
+def test_a_short_run_can_be_advised(count):
+    assert not advised(kept(healthy(), count), "restart before")
+
+
+# From disk
+
+DAMAGES = {
+    "healthy": lambda run: run,
+    **{f"fault in {name}": fault for name, fault in FAULTS.items()},
+    **{f"gap in {name}": gap for name, gap in GAPS.items()},
+    **{f"training {s}": lambda run, s=s: ended(run, s, 40) for s in (*FAILED_STATUSES, "interrupted", "unavailable")},
+    **{f"anomaly {s}": lambda run, s=s: with_case(run, "anomaly", status=s, reason="137") for s in FAILED_STATUSES},
+    "inf": lambda run: with_steps(run, loss=lambda step, loss: INF if step == 90 else loss),
+    "leak of 5 %": lambda run: leaking(run, "peak_alloc_mib", 0.05),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_is_judged_from_its_csv_files_as_from_memory(tmp_path, damage):
+    run = DAMAGES[damage](healthy())
+    (tmp_path / "run.json").write_text(json.dumps(run.info))
+    run.cases.to_csv(tmp_path / "cases.csv", index=False)
+    run.steps.to_csv(tmp_path / "steps.csv", index=False)
+    read = open_run(tmp_path)
+    assert smoke_gates(read) == smoke_gates(run)
+    assert smoke_advice(read) == smoke_advice(run)

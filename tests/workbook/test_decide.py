@@ -1,0 +1,488 @@
+"""Readiness over made-up runs whose verdict is known: which count, what does not, and the one verdict over them."""
+
+import json
+import shlex
+import shutil
+import zipfile
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
+from nsa_lib.judgement.identity import FACTS, PARAMETERS, disagreements
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.decide import NEWEST, choose, decide, source_of
+from nsa_lib.workbook.questions import counted
+from nsa_lib.workbook.readiness.gates import (
+    readiness_advice,
+    readiness_gates,
+    readiness_headline,
+)
+from nsa_lib.workbook.run import judged_run, open_run
+from tests.made_runs import Templates, cut_smoke, day, edit, noisy_smoke, set_fact, set_parameter, untaught_smoke
+
+QUICK = ("preflight", "backward_scaling", "smoke")
+"""The contrast takes longest to judge; most tests do without."""
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory):
+    return Templates(tmp_path_factory.mktemp("templates"))
+
+
+@pytest.fixture
+def put(templates, tmp_path):
+    """Leave a made-up run in the folder of the test."""
+    return lambda notebook, name=None, **changes: templates.put(tmp_path, notebook, name, **changes)
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Decide over the runs in the folder of the test."""
+    return lambda **given: decide({"out_dir": str(tmp_path), **given})
+
+
+@pytest.fixture(scope="module")
+def whole(templates, tmp_path_factory):
+    """A readiness run over one GO run of each notebook."""
+    out_dir = tmp_path_factory.mktemp("whole")
+    for notebook in counted():
+        templates.put(out_dir, notebook)
+    return decide({"out_dir": str(out_dir), "tag": "box"})
+
+
+def gates_of(run):
+    return {gate.name: gate for gate in run.gates}
+
+
+def with_info(run, **changes):
+    return replace(run, info={**run.info, **changes})
+
+
+def with_source(run, notebook, **changes):
+    """Return the evidence of a readiness run that found something else in one of its runs."""
+    sources = [{**source, **changes} if source["notebook"] == notebook else source for source in run.info["sources"]]
+    return with_info(run, sources=sources)
+
+
+def judged(evidence):
+    return {gate.name: gate for gate in readiness_gates(evidence)}
+
+
+# The verdict
+
+
+def test_four_runs_that_are_go_and_of_one_configuration_are_go(whole):
+    assert (whole.verdict, whole.summary["reasons"]) == ("GO", [])
+    assert {gate.name: gate.outcome for gate in whole.gates} == dict.fromkeys([*counted(), "same_configuration"], PASS)
+    assert all(gate.required for gate in whole.gates)
+    assert [source["notebook"] for source in whole.info["sources"]] == list(counted())
+    assert whole.info["profile"] == "laptop"
+    assert whole.summary["headline"] == (
+        "5 of 5 required gates passed; preflight GO, backward_scaling GO, smoke GO, backend_contrast GO"
+    )
+
+
+def test_a_readiness_run_is_a_run_like_any_other(whole):
+    assert whole.folder.name.startswith("readiness-")
+    assert whole.folder.name.endswith("-box")
+    assert {path.name for path in whole.folder.iterdir()} == {"run.json", "summary.json", "junit.xml", "review.zip"}
+    read = open_run(whole.folder)
+    assert (read.verdict, read.summary) == ("GO", whole.summary)
+    assert (len(read.cases), len(read.steps), read.figures) == (0, 0, {})
+    kept = json.loads((whole.folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert {name: kept[name] for name in read.summary} == json.loads(read.summary)
+    assert [source["run_id"] for source in kept["sources"]] == [f"{notebook}-1" for notebook in counted()]
+    assert kept["left_out"] == []
+    assert [gate["name"] for gate in kept["sources"][2]["gates"]][:1] == ["steps"]
+    assert datetime.fromisoformat(whole.info["created"]).utcoffset().total_seconds() == 0
+
+
+def test_the_archive_holds_every_run_and_what_was_decided(whole):
+    with zipfile.ZipFile(whole.folder / "review.zip") as archive:
+        names = archive.namelist()
+        assert json.loads(archive.read("summary.json"))["verdict"] == "GO"
+    assert {"run.json", "summary.json", "junit.xml"} <= set(names)
+    for notebook in counted():
+        assert f"runs/{notebook}-1/run.json" in names
+
+
+def test_the_command_decides_over_the_same_runs_again(whole):
+    words = shlex.split(whole.info["reproduce"])
+    given = dict(zip(words[6::3], words[7::3]))
+    counted, left_out = choose(whole.folder.parent.parent, given["runs"])
+    assert [run.folder for run in counted] == [whole.folder.parent / f"{notebook}-1" for notebook in counted()]
+    assert (left_out, given["out_dir"]) == ([], str(whole.folder.parent.parent))
+
+
+@pytest.mark.parametrize(
+    ("make", "word"), [(untaught_smoke, "NO-GO"), (noisy_smoke, "REVIEW"), (cut_smoke, "INCOMPLETE")]
+)
+def test_one_run_that_is_not_go_decides(put, ask, make, word):
+    for notebook in counted():
+        put(notebook, make=make if notebook == "smoke" else None)
+    run = ask()
+    assert run.verdict == word
+    assert [gate.name for gate in run.gates if gate.outcome != PASS] == ["smoke"]
+    assert run.summary["reasons"][0].startswith("smoke ")
+    assert f"smoke {word}" in run.summary["headline"]
+
+
+def test_a_no_go_outranks_a_missing_notebook_and_a_review_does_not(put, ask):
+    put("smoke", make=untaught_smoke)
+    assert ask().verdict == "NO-GO"
+    put("smoke", "smoke-2", make=noisy_smoke, created=day(2))
+    assert ask().verdict == "INCOMPLETE"
+
+
+def test_a_missing_notebook_is_incomplete_and_named(put, ask):
+    for notebook in QUICK:
+        put(notebook)
+    run = ask()
+    assert run.verdict == "INCOMPLETE"
+    assert run.summary["reasons"] == ["backend_contrast did not run: no run of backend_contrast"]
+    assert run.summary["headline"].endswith("backend_contrast –")
+
+
+def test_without_any_run_nothing_is_decided(ask, tmp_path):
+    run = ask()
+    assert (run.verdict, run.info["profile"], run.info["sources"]) == ("INCOMPLETE", "", [])
+    assert set(gates_of(run)) == {*counted(), "same_configuration"}
+    assert {gate.outcome for gate in run.gates} == {NOT_RUN}
+    assert ask(runs="").verdict == "INCOMPLETE"
+
+
+# The gates, each of them in every way
+
+
+@pytest.mark.parametrize("notebook", counted())
+@pytest.mark.parametrize(
+    ("said", "outcome", "word"),
+    [("GO", PASS, "GO"), ("REVIEW", WARN, "REVIEW"), ("NO-GO", FAIL, "NO-GO"), ("INCOMPLETE", NOT_RUN, "INCOMPLETE")],
+)
+def test_a_notebook_is_judged_by_the_verdict_of_its_run(whole, notebook, said, outcome, word):
+    gates = judged(with_source(whole, notebook, verdict=said, headline="planted"))
+    assert (gates[notebook].outcome, gates[notebook].measured) == (outcome, said)
+    assert gates[notebook].detail == f"{notebook}-1: planted"
+    assert verdict(list(gates.values()))[0] == word
+    assert {name for name, gate in gates.items() if gate.outcome != PASS} == ({notebook} if said != "GO" else set())
+
+
+@pytest.mark.parametrize("notebook", counted())
+def test_a_notebook_without_a_run_did_not_run(whole, notebook):
+    left = with_info(whole, sources=[one for one in whole.info["sources"] if one["notebook"] != notebook])
+    gates = judged(left)
+    assert (gates[notebook].outcome, gates[notebook].measured) == (NOT_RUN, None)
+    assert verdict(list(gates.values()))[0] == "INCOMPLETE"
+    assert f"{notebook} –" in readiness_headline(left)
+
+
+@pytest.mark.parametrize("name", ["profile", *PARAMETERS, *FACTS])
+@pytest.mark.parametrize("notebook", ["preflight", "backend_contrast"])
+def test_runs_that_differ_do_not_belong_together(whole, name, notebook):
+    source = next(one for one in whole.info["sources"] if one["notebook"] == notebook)
+    gates = judged(with_source(whole, notebook, configuration={**source["configuration"], name: "other"}))
+    gate = gates["same_configuration"]
+    assert (gate.outcome, gate.measured, gate.required) == (NOT_RUN, 1, True)
+    assert gate.detail.startswith(f"{name}: ")
+    assert f"{notebook} other" in gate.detail
+    assert verdict(list(gates.values()))[0] == "INCOMPLETE"
+
+
+def test_one_run_alone_is_held_against_nothing(whole):
+    gate = judged(with_info(whole, sources=whole.info["sources"][:1]))["same_configuration"]
+    assert (gate.outcome, gate.required) == (NOT_RUN, True)
+
+
+def test_every_difference_is_named_and_a_hash_is_shortened(whole):
+    source = next(one for one in whole.info["sources"] if one["notebook"] == "smoke")
+    other = {**source["configuration"], "dim": 64, "source_sha256": "b" * 64}
+    gate = judged(with_source(whole, "smoke", configuration=other))["same_configuration"]
+    assert gate.measured == 2
+    dim, source = gate.detail.split("; ")
+    assert dim == "dim: preflight 128, backward_scaling 128, smoke 64, backend_contrast 128"
+    assert f"smoke {'b' * 12}," in source
+    assert "b" * 13 not in source
+
+
+def test_a_number_is_no_text_and_a_missing_fact_is_a_difference():
+    found = {"preflight": {"dim": 1, "gpu": "x"}, "smoke": {"dim": "1", "gpu": None}, "backend_contrast": {"gpu": "x"}}
+    differences = {
+        "dim": {"preflight": 1, "smoke": "1"},
+        "gpu": {"preflight": "x", "smoke": None, "backend_contrast": "x"},
+    }
+    assert disagreements(found) == differences
+
+
+# Runs that do not belong together
+
+
+OTHER = {"dtype": "float64", "device": "cuda", "torch": "2.4.0", "gpu": "NVIDIA H200", "source_sha256": "c" * 64}
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, *FACTS])
+def test_a_difference_is_read_from_the_runs_themselves(put, whole, name):
+    put("preflight")
+    folder, other = put("smoke"), OTHER.get(name, 7)
+    (set_fact if name in FACTS else set_parameter)(folder, name, other)
+    runs = [judged_run(folder.parent / name) for name in ("preflight-1", "smoke-1")]
+    evidence = with_info(whole, sources=[source_of(run) for run in runs])
+    gate = judged(evidence)["same_configuration"]
+    assert (gate.outcome, gate.measured) == (NOT_RUN, 1)
+    assert gate.detail.startswith(f"{name}: preflight ")
+    assert gate.detail.endswith(f"smoke {str(other)[:12]}")
+
+
+def test_what_is_asked_to_be_the_same_is_what_the_design_names():
+    asked = (
+        "profile dim heads groups d_k d_v l d l_sel n_sel w phi vocab batch dtype device backend "
+        "torch gpu source_sha256"
+    )
+    assert [*PARAMETERS, *FACTS] == asked.split()
+
+
+def test_runs_of_two_models_are_incomplete_though_each_is_go(put, ask):
+    for notebook in counted():
+        folder = put(notebook)
+    set_parameter(folder, "vocab", 513)
+    run = ask()
+    assert run.verdict == "INCOMPLETE"
+    assert [source["verdict"] for source in run.info["sources"]] == ["GO"] * 4
+    (reason,) = run.summary["reasons"]
+    assert reason.startswith("same_configuration did not run at 1 differences (limit 0): vocab: preflight 512")
+    assert reason.endswith("backend_contrast 513")
+
+
+def test_runs_of_two_profiles_give_no_profile(put, ask):
+    put("preflight")
+    put("smoke", profile="checklist")
+    assert ask().info["profile"] == ""
+
+
+# Which runs count
+
+
+def test_the_newest_run_of_a_notebook_counts(put, ask):
+    put("smoke", "z", make=untaught_smoke, created=day(1))
+    put("smoke", "a", created=day(3))
+    put("smoke", "m", make=untaught_smoke, created="2025-03-03T11:00:00+02:00")  # 75 minutes before that, in UTC
+    run = ask()
+    assert [source["run_id"] for source in run.info["sources"]] == ["a"]
+    assert (gates_of(run)["smoke"].outcome, run.info["left_out"]) == (PASS, [])
+
+
+@pytest.mark.parametrize("custom", ["steps=59 (laptop: 100)", "fault=leak: a seeded fault"])
+def test_a_custom_run_and_one_with_a_seeded_fault_are_left_out_and_an_older_one_counts(put, ask, custom):
+    put("smoke", "old", created=day(1))
+    put("smoke", "new", make=untaught_smoke, created=day(2), custom=[custom])
+    run = ask()
+    assert [source["run_id"] for source in run.info["sources"]] == ["old"]
+    (left_out,) = run.info["left_out"]
+    assert left_out == {"run_id": "new", "notebook": "smoke", "kind": "custom", "reason": f"custom: {custom}"}
+
+
+def test_a_custom_run_does_not_count_either_where_it_is_named_or_alone(put, ask):
+    put("smoke", custom=["dim=64 (laptop: 128)"])
+    for asked in (NEWEST, "smoke-1"):
+        run = ask(runs=asked)
+        gate = gates_of(run)["smoke"]
+        assert (gate.outcome, run.info["sources"]) == (NOT_RUN, [])
+        assert gate.detail == "no run of smoke that counts; smoke-1: custom: dim=64 (laptop: 128)"
+
+
+def test_other_notebooks_are_nobodys_concern_unless_named(put, ask, tmp_path):
+    edit(put("smoke", "r") / "run.json", notebook="readiness")
+    put("smoke", "s")
+    assert ask().info["left_out"] == []
+    (left_out,) = ask(runs="r,s").info["left_out"]
+    assert (left_out["run_id"], left_out["kind"]) == ("r", "other")
+
+
+def test_an_earlier_readiness_run_does_not_count_in_the_next(put, ask):
+    put("smoke")
+    first = ask()
+    second = ask()
+    assert first.folder != second.folder
+    assert [source["run_id"] for source in second.info["sources"]] == ["smoke-1"]
+
+
+# Runs that are named
+
+
+def test_runs_are_named_by_name_path_glob_and_list(put, tmp_path, monkeypatch):
+    for notebook in QUICK:
+        put(notebook)
+    put("smoke", "smoke-2", created=day(2))
+
+    def ids(asked):
+        return [run.folder.name for run in choose(tmp_path, asked)[0]]
+
+    assert ids("smoke-1") == ["smoke-1"]
+    assert ids("smoke-1, preflight-1,") == ["preflight-1", "smoke-1"]
+    assert ids("smoke-*") == ["smoke-2"]
+    assert ids("*-1") == ["preflight-1", "backward_scaling-1", "smoke-1"]
+    assert ids(str(tmp_path / "runs" / "smoke-1")) == ["smoke-1"]
+    assert ids(str(tmp_path / "r*" / "smoke-?")) == ["smoke-2"]
+    monkeypatch.chdir(tmp_path / "runs" / "smoke-1")
+    assert ids("../smoke-2") == ["smoke-2"]
+    assert ids("smoke-1,smoke-1") == ["smoke-1"]
+
+
+def test_of_several_named_the_newest_counts_and_the_others_are_told(put, ask):
+    put("smoke", "smoke-2", created=day(2))
+    put("smoke", "smoke-1", created=day(1))
+    run = ask(runs="smoke-1,smoke-2")
+    assert [source["run_id"] for source in run.info["sources"]] == ["smoke-2"]
+    (left_out,) = run.info["left_out"]
+    assert (left_out["kind"], left_out["reason"]) == ("older", "older than smoke-2")
+
+
+@pytest.mark.parametrize("name", ["smoke-9", "smoke-[9]*", "smoke-1,no", "/no/such", "/no/*", "a**b", "a\0b"])
+def test_a_name_that_no_run_has_is_refused_in_one_line_and_leaves_nothing(put, ask, tmp_path, name):
+    put("smoke")
+    with pytest.raises(ConfigError) as refusal:
+        ask(runs=name)
+    assert str(refusal.value).startswith(f"runs={name.split(',')[-1]!r}: no such run in {tmp_path / 'runs'}")
+    assert "\n" not in str(refusal.value)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke-1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [({"runs": 3}, "runs=3: accepts text"), ({"tag": "a/b"}, "tag='a/b'"), ({"out_dir": "/proc/x"}, "out_dir=/proc/x")],
+)
+def test_a_parameter_that_is_not_accepted_is_refused(ask, given, line):
+    with pytest.raises(ConfigError, match=f"^{line}"):
+        ask(**given)
+
+
+# Runs that cannot be read
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def without_frames(folder):
+    """Leave of a run what its worker and runner had written before it was recorded."""
+    for name in ("cases.csv", "steps.csv", "summary.json"):
+        (folder / name).unlink()
+
+
+def newer_result(folder):
+    without_frames(folder)
+    edit(folder / "cases" / "anomaly" / "result.json", schema=2)
+
+
+def torn_result(folder):
+    without_frames(folder)
+    (folder / "cases" / "anomaly" / "result.json").write_text('{"schema": 1, "sta')
+
+
+def broken_heartbeat(folder):
+    without_frames(folder)
+    (folder / "cases" / "training" / "heartbeat.jsonl").write_text("half a li\nne\n")
+
+
+BROKEN = {
+    "torn": write("run.json", '{"schema": 1, "run_'),
+    "empty": write("run.json", ""),
+    "a list": write("run.json", "[]"),
+    "bytes": lambda folder: (folder / "run.json").write_bytes(b"\xff\xfe\x00"),
+    "newer": lambda folder: edit(folder / "run.json", schema=2),
+    "no run.json": lambda folder: (folder / "run.json").unlink(),
+    "no date": lambda folder: edit(folder / "run.json", created="yesterday"),
+    "no cases": lambda folder: edit(folder / "run.json", case_ids=None) or without_frames(folder),
+    "no parameters": lambda folder: edit(folder / "run.json", parameters=[]),
+    "half a parameter": lambda folder: edit(
+        folder / "run.json", parameters=[*open_run(folder).info["parameters"], {"name": "x"}]
+    ),
+    "no environment": lambda folder: edit(folder / "run.json", environment=[]),
+    "result newer": newer_result,
+    "result torn": torn_result,
+    "heartbeat broken": broken_heartbeat,
+    "frame of bytes": lambda folder: (folder / "steps.csv").write_bytes(b"\x00\xff,\n\xfe"),
+    "frame empty": write("cases.csv", ""),
+    "frame torn": write("steps.csv", 'case_id,step\n"trai'),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_newest_run_that_cannot_be_read_is_told_and_no_older_one_counts(put, ask, how):
+    put("smoke", "smoke-1", created=day(1))
+    broken = put("smoke", "smoke-2", created=day(2))
+    BROKEN[how](broken)
+    run = ask()
+    assert run.verdict == "INCOMPLETE"
+    assert run.info["sources"] == []
+    (left_out,) = run.info["left_out"]
+    assert (left_out["run_id"], left_out["notebook"], left_out["kind"]) == ("smoke-2", "smoke", "unreadable")
+    assert str(broken) in left_out["reason"]
+    assert "\n" not in left_out["reason"]
+    gate = gates_of(run)["smoke"]
+    assert (gate.outcome, gate.detail) == (NOT_RUN, f"no run of smoke that counts; smoke-2: {left_out['reason']}")
+
+
+def test_an_older_run_that_cannot_be_read_is_in_nobodys_way(put, ask):
+    newer = put("smoke", "smoke-1", created=day(1))
+    edit(newer / "run.json", schema=2, created=day(1))
+    put("smoke", "smoke-2", created="2099-03-01T00:00:00+00:00")
+    run = ask()
+    assert (gates_of(run)["smoke"].outcome, run.info["left_out"]) == (PASS, [])
+
+
+def test_a_broken_folder_of_no_known_notebook_is_told(put, ask, tmp_path):
+    put("smoke")
+    (tmp_path / "runs" / "just-made").mkdir()
+    (tmp_path / "runs" / "a-file").write_text("no folder")
+    run = ask()
+    (left_out,) = run.info["left_out"]
+    assert (left_out["run_id"], left_out["notebook"], left_out["kind"]) == ("just-made", "unknown", "unreadable")
+    assert gates_of(run)["smoke"].outcome == PASS
+
+
+def test_a_torn_last_heartbeat_is_read_and_judged_by_what_is_whole(put, ask):
+    folder = put("smoke")
+    without_frames(folder)
+    heartbeat = folder / "cases" / "training" / "heartbeat.jsonl"
+    heartbeat.write_text(heartbeat.read_text()[:-40])
+    run = ask()
+    (source,) = run.info["sources"]
+    assert (source["verdict"], run.verdict, run.info["left_out"]) == ("NO-GO", "NO-GO", [])
+    assert "99" in source["reasons"][0]
+
+
+def test_a_run_killed_at_once_is_incomplete_without_a_traceback(put, ask):
+    folder = put("smoke")
+    without_frames(folder)
+    shutil.rmtree(folder / "cases")
+    (source,) = ask().info["sources"]
+    assert source["verdict"] == "INCOMPLETE"
+
+
+def test_an_edited_summary_changes_nothing(put, ask):
+    folder = put("smoke", make=untaught_smoke)
+    edit(folder / "summary.json", verdict="GO", reasons=[], gates=[], headline="all is well")
+    run = ask()
+    assert run.verdict == "NO-GO"
+    assert "all is well" not in run.info
+    edit(run.folder / "summary.json", verdict="GO")
+    assert open_run(run.folder).verdict == "NO-GO"
+
+
+@pytest.mark.parametrize("report", [7, "/etc/hostname", "gone.html", None])
+def test_only_a_report_goes_into_the_archive(put, ask, report):
+    put("smoke", report=report)
+    with zipfile.ZipFile(ask().folder / "review.zip") as archive:
+        assert not [name for name in archive.namelist() if name.startswith("reports/")]
+
+
+# Advice
+
+
+def test_it_is_told_when_the_source_has_changed_since(whole):
+    (advice,) = readiness_advice(whole)
+    assert "have changed since" in advice
+    assert readiness_advice(with_info(whole, environment={"source_sha256": "a" * 64})) == []
+    assert readiness_advice(with_info(whole, sources=[])) == []

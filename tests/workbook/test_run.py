@@ -1,0 +1,344 @@
+"""A run folder, as the worker and the runner leave it, becomes frames, a summary and figures, here and elsewhere."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.runs.recorded import CASE_COLUMNS, machine_name
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.run import compare, judged_run, key_figures, open_run, record
+from nsa_lib.workbook.smoke.gates import smoke_gates
+from tests.workbook.smoke.test_gates import ended, healthy, kept, with_case, with_steps, without_case
+
+SUMMARY_KEYS = [
+    "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "gates", "advice",
+    "parameters", "environment", "cases",
+]  # fmt: skip
+
+GATE_KEYS = ["name", "required", "outcome", "measured", "limit", "margin", "unit", "detail"]
+
+
+def save(run, folder, **info):
+    """Write a run as its runner and workers would have left it."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({**run.info, **info}))
+    for case_id in run.info["case_ids"]:
+        (folder / "cases" / case_id).mkdir(parents=True)
+        case, place = run.case(case_id), folder / "cases" / case_id
+        if case is None:
+            continue
+        (place / "case.json").write_text(json.dumps(case["asked"]))
+        kept = {name: value for name, value in case.items() if value is not None and value == value}
+        fields = {name: value for name, value in kept.items() if name not in ("asked", "torn_heartbeat")}
+        (place / "result.json").write_text(json.dumps({"schema": 1, **fields}))
+        beats = [{"schema": 1, "ts": 1.7e9, "step": None, "phase": phase} for phase in ("build", "warmup")]
+        beats += run.of(case_id).drop(columns="case_id").to_dict("records")
+        (place / "heartbeat.jsonl").write_text("".join(json.dumps(beat) + "\n" for beat in beats))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(healthy("laptop"), tmp_path / "runs" / "smoke-1")
+
+
+def test_a_run_folder_becomes_two_frames(folder):
+    run, left = open_run(folder), healthy("laptop")
+    assert list(run.cases) == list(CASE_COLUMNS)
+    assert list(run.steps) == list(STEP_COLUMNS)
+    assert list(run.cases["case_id"]) == ["training", "anomaly", "dense"]
+    assert dict(run.steps.groupby("case_id").size()) == {"training": 100, "anomaly": 10, "dense": 30}
+    assert run.steps["loss"].tolist() == left.steps["loss"].tolist()
+    assert smoke_gates(run) == smoke_gates(left)
+    assert run.verdict == "GO"
+
+
+def test_a_recorded_run_reads_the_same_from_its_csv_files(folder):
+    recorded = record(folder)
+    read = open_run(folder)
+    assert {path.name for path in folder.iterdir()} == {"run.json", "cases", "cases.csv", "steps.csv", "summary.json"}
+    for name in ("cases", "steps"):
+        pd.testing.assert_frame_equal(getattr(read, name), getattr(recorded, name), check_dtype=False)
+    assert read.gates == recorded.gates
+    assert read.summary == recorded.summary
+
+
+def test_a_run_is_read_from_its_frames_once_they_are_written(folder):
+    record(folder)
+    steps = pd.read_csv(folder / "steps.csv")
+    steps[steps["step"] < 100].to_csv(folder / "steps.csv", index=False)
+    assert open_run(folder).verdict == "NO-GO"
+
+
+def test_the_summary_holds_what_the_design_says(folder):
+    record(folder)
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert list(summary) == SUMMARY_KEYS
+    assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
+    assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
+    assert summary["headline"] == "11 of 11 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["parameters"] == healthy("laptop").info["parameters"]
+    assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly", "dense"]
+    assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
+
+
+def test_a_folder_copied_from_another_machine_needs_no_case_folders(folder, tmp_path):
+    record(folder)
+    copy = tmp_path / "from-the-gpu-box"
+    copy.mkdir()
+    for name in ("run.json", "cases.csv", "steps.csv"):
+        shutil.copy(folder / name, copy)
+    there, here = open_run(folder), open_run(str(copy))
+    assert here.summary == there.summary
+    assert here.figures["memory"] == there.figures["memory"]
+
+
+def test_figures_and_verdict_need_no_torch(folder):
+    record(folder)
+    code = f"""import sys
+from nsa_lib.workbook.run import open_run
+run = open_run({str(folder)!r})
+assert set(run.figures) == {{"memory", "phases", "prediction", "loss", "step_time"}}
+assert len(run.figures["memory"].data) == 3
+assert run.verdict == "GO"
+assert "torch" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Runs that did not go well
+
+
+def test_a_line_that_was_being_written_when_its_writer_died_is_left_out_and_told(folder):
+    heartbeat = folder / "cases" / "training" / "heartbeat.jsonl"
+    heartbeat.write_text(heartbeat.read_text()[:-40])
+    run = record(folder)
+    assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"])) == {
+        "training": True, "anomaly": False, "dense": False,
+    }  # fmt: skip
+    assert len(run.of("training")) == 99
+    assert (run.verdict, open_run(folder).verdict) == ("NO-GO", "NO-GO")
+
+
+@pytest.mark.parametrize("case_id", ["training", "anomaly"])
+def test_a_case_that_left_no_result_was_interrupted(folder, case_id):
+    (folder / "cases" / case_id / "result.json").unlink()
+    for run in (open_run(folder), record(folder), open_run(folder)):
+        assert run.case(case_id)["status"] == "interrupted"
+        assert run.case(case_id)["reason"] == "no result was written"
+        assert run.verdict == "INCOMPLETE"
+
+
+def test_a_runner_killed_at_once_leaves_a_run_that_can_be_opened(folder):
+    shutil.rmtree(folder / "cases")
+    for run in (open_run(folder), record(folder), open_run(folder)):
+        assert list(run.cases["status"]) == ["interrupted"] * 3
+        assert run.steps.empty
+        assert run.verdict == "INCOMPLETE"
+        assert "no steps recorded" in run.figures["memory"].layout.meta["description"]
+        assert len(run.figures) == 5
+
+
+STDERR = 'Traceback, "quoted":\r\n  50%|#####     |\r100%|##########|\n\x00NUL, None\nValueError: 7, né\n'
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "nan", "stalled", "timeout", "crashed"])
+def test_a_failed_case_is_the_same_from_csv(tmp_path, status):
+    run = ended(healthy("laptop"), status, 70, stderr_tail=STDERR)
+    run = with_case(run, "anomaly", status="failed", reason="7", stderr_tail="None")
+    recorded = record(save(run, tmp_path / "run"))
+    read = open_run(tmp_path / "run")
+    assert read.case("training")["status"] == status
+    assert read.cases["reason"].tolist() == recorded.cases["reason"].tolist() == ["because", "7", ""]
+    assert read.cases["stderr_tail"].tolist() == [STDERR, "None", ""]
+    assert read.summary == recorded.summary
+    assert read.verdict == "NO-GO"
+
+
+# What cannot be read
+
+
+def with_schema(path, schema):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
+
+
+@pytest.mark.parametrize("name", ["run.json", "cases/training/result.json"])
+@pytest.mark.parametrize("content", [None, '{"schema": 1, "run_'])
+def test_a_newer_or_broken_file_is_refused_in_one_line(folder, name, content):
+    if content is None:
+        with_schema(folder / name, 2)
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(ConfigError) as refusal:
+        _ = open_run(folder).verdict
+    line = str(refusal.value)
+    assert line.startswith(str(folder / name))
+    assert ("schema 2 is newer than this library reads (1)" if content is None else "not JSON") in line
+    assert "\n" not in line
+
+
+def test_no_run_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        open_run("newest", out_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"not a run folder, it has no run\.json"):
+        open_run(tmp_path)
+
+
+# The newest run
+
+
+def day(number):
+    return f"2025-03-{number:02}T10:15:00.000000+00:00"
+
+
+def test_the_newest_run_is_the_one_made_last(tmp_path):
+    for name, number in (("z", 1), ("b", 3), ("a", 2)):
+        save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
+    (tmp_path / "runs" / "just-made").mkdir()
+    assert open_run(out_dir=tmp_path).info["run_id"] == "b"
+    assert open_run("newest", out_dir=str(tmp_path)).folder == tmp_path / "runs" / "b"
+
+
+def test_an_old_run_that_is_broken_is_in_nobodys_way(tmp_path):
+    for name, number in (("newer-library", 1), ("torn", 2), ("good", 3)):
+        save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
+    with_schema(tmp_path / "runs" / "newer-library" / "run.json", 2)
+    torn = tmp_path / "runs" / "torn" / "run.json"
+    torn.write_text('{"schema": 1, "run_')
+    os.utime(torn, (1.7e9, 1.7e9))
+    assert open_run(out_dir=tmp_path).info["run_id"] == "good"
+
+
+@pytest.mark.parametrize("broken", ["newer", "torn"])
+def test_a_newest_run_that_is_broken_is_an_error_and_no_older_run(tmp_path, broken):
+    for name, number in (("good", 2), ("last", 3)):
+        save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
+    last = tmp_path / "runs" / "last" / "run.json"
+    if broken == "newer":
+        with_schema(last, 2)
+    else:
+        last.write_text("")
+    with pytest.raises(ConfigError, match=r"last/run\.json"):
+        open_run(out_dir=tmp_path)
+
+
+# Comparison
+
+
+def test_runs_are_compared_by_what_differs_and_nothing_else(tmp_path):
+    environment = {"torch": "2.5.1", "packages": {"plotly": "7.1", "pandas": "3.2"}}
+    later = without_case(with_steps(healthy("laptop", lr=1e-3), loss=lambda step, loss: 6.0), "anomaly")
+    run_a = open_run(save(healthy("laptop"), tmp_path / "a", run_id="a"))
+    run_b = open_run(save(later, tmp_path / "b", run_id="b", environment=environment))
+    changed = compare(run_a, run_b)
+    assert list(changed) == ["kind", "name", "a", "b"]
+    found = {(row.kind, row.name): (row.a, row.b) for row in changed.itertuples(index=False)}
+    assert found == {
+        ("parameter", "lr"): (3e-4, 1e-3),
+        ("environment", "torch"): ("2.13.0", "2.5.1"),
+        ("environment", "packages.pandas"): ("3.1", "3.2"),
+        ("gate", "anomaly"): ("PASS", "NOT_RUN"),
+        ("gate", "loss_falls"): ("PASS 59.53 %", "FAIL 0.0 %"),
+        ("figure", "loss"): (run_a.steps.query("case_id == 'training'")["loss"].iloc[-1], 6.0),
+        ("figure", "verdict"): ("GO", "NO-GO"),
+    }
+
+
+def test_a_run_does_not_differ_from_its_copy(folder, tmp_path):
+    record(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "cases")
+    assert compare(open_run(folder), open_run(tmp_path / "copy")).empty
+
+
+def test_gates_and_figures_that_differ_are_named_once_each(tmp_path):
+    run = healthy("laptop")
+    slower = with_steps(run, tokens_per_s=lambda step, pace: pace / 2, step_ms=lambda step, ms: 2 * ms)
+    changed = compare(open_run(save(run, tmp_path / "a")), open_run(save(slower, tmp_path / "b")))
+    assert list(changed["kind"]) == ["figure", "figure"]
+    assert [tuple(row)[1:] for row in changed.to_numpy()] == [("step_ms", 100.0, 200.0), ("tokens_per_s", 20480, 10240)]
+
+
+def test_runs_of_two_notebooks_and_of_one_name_are_compared(tmp_path):
+    run = healthy("laptop")
+    other = save(run, tmp_path / "b", notebook="preflight", environment={"torch": "2.13.0"})
+    changed = compare(open_run(save(run, tmp_path / "a")), open_run(other))
+    assert list(changed)[2:] == [run.info["run_id"], f"{run.info['run_id']} (again)"]
+    assert ("gate", "loss_falls") in set(zip(changed["kind"], changed["name"]))
+
+
+# Key figures
+
+
+def test_key_figures_are_highest_peaks_and_medians_after_the_warm_up(folder):
+    run = with_steps(
+        healthy("laptop"),
+        peak_alloc_mib=lambda step, mib: 90.0 if step == 3 else mib,
+        step_ms=lambda step, ms: 9e9 if step <= 10 else step,
+        tokens_per_s=lambda step, pace: 1.0 if step <= 10 else 7.0,
+    )
+    found = key_figures(open_run(save(run, folder.with_name("smoke-2"))))
+    assert found["peak_alloc_mib"] == 90.0
+    assert found["peak_reserved_mib"] == pytest.approx(1.05 * 34)
+    assert (found["step_ms"], found["tokens_per_s"]) == (55.5, 7.0)
+    assert found["loss"] == pytest.approx(6.2 * 0.99**100)
+    assert all(type(value) is float for value in found.values())
+
+
+def test_a_figure_that_is_not_known_is_none_and_never_nan(folder):
+    run = healthy("laptop")
+    short = open_run(save(kept(run, 5), folder.with_name("short")))
+    assert (key_figures(short)["step_ms"], key_figures(short)["tokens_per_s"]) == (None, None)
+    untrained = key_figures(open_run(save(without_case(run, "training"), folder.with_name("untrained"))))
+    assert untrained["peak_alloc_mib"] == pytest.approx(34.0)
+    assert (untrained["loss"], untrained["step_ms"]) == (None, None)
+    lost = with_steps(run, loss=lambda step, loss: float("nan"), peak_alloc_mib=lambda step, mib: float("inf"))
+    found = key_figures(open_run(save(lost, folder.with_name("lost"))))
+    assert (found["loss"], found["peak_alloc_mib"]) == (None, None)
+    shutil.rmtree(folder / "cases")
+    assert set(key_figures(open_run(folder)).values()) == {None}
+
+
+def test_a_machine_is_named_by_its_gpu_or_else_its_processor():
+    assert machine_name({"environment": {"gpu": "NVIDIA H200", "cpu": "x"}}) == "NVIDIA H200"
+    assert machine_name({"environment": {"gpu": None, "cpu": "x"}}) == "x"
+    assert machine_name({"environment": {}}) is None
+
+
+# A run that was read to its end
+
+
+def test_a_judged_run_is_whole(folder):
+    assert judged_run(folder).verdict == judged_run(str(record(folder).folder)).verdict == "GO"
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda folder: (folder / "run.json").unlink(), "not a run folder"),
+        (lambda folder: with_schema(folder / "cases" / "dense" / "result.json", 2), "schema 2 is newer"),
+        (lambda folder: (folder / "run.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "steps.csv").write_text(""), "cannot be read (EmptyDataError: "),
+        (lambda folder: (folder / "cases.csv").write_bytes(b"\xff\n"), "cannot be read (UnicodeDecodeError: "),
+        (lambda folder: with_info(folder, notebook="cooking"), "a run of cooking, which this library does not judge"),
+        (lambda folder: with_info(folder, parameters=[{"name": "x"}]), "cannot be read ("),
+        (lambda folder: with_info(folder, environment=[{}]), "cannot be read (AttributeError: "),
+    ],
+)
+def test_a_run_that_cannot_be_judged_is_refused_in_one_line(folder, damage, line):
+    damage(folder)
+    with pytest.raises(ConfigError) as refusal:
+        judged_run(folder)
+    assert line in str(refusal.value)
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def with_info(folder, **changes):
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,0 +1,181 @@
+"""Predicted memory against two judges: the tracker of a real run on the CPU, and figures measured on a GPU."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
+from nsa_lib.contract.heartbeat import Heartbeat
+from nsa_lib.subject import training
+from nsa_lib.subject.attention import BACKENDS, NSAttention
+from nsa_lib.subject.config import PLAIN_BACKENDS, ConfigError
+from nsa_lib.workbook.backward_scaling.cases import scaling_cases
+from nsa_lib.workbook.backward_scaling.gates import KNOWN_PEAK_ALLOC_MIB
+from nsa_lib.worker.loop import run_case
+from nsa_lib.worker.prediction.predict import predict, predict_to_file
+from nsa_lib.worker.prediction.record import PredictionError, record
+from nsa_lib.worker.prediction.replay import TERMS, replay
+from tests.made import resolved
+from tests.subject.test_config import CASE
+
+SMALL = replace(CASE, seq_len=256, steps=3, model=replace(CASE.model, layers=2))
+
+TOLERANCE_MIB = 0.1
+
+
+def measured(case, folder):
+    """Run a case for real, on the CPU, and return its highest figures."""
+    facts = {}
+    run_case(case, Heartbeat(folder / "heartbeat.jsonl"), facts)
+    beats = [json.loads(line) for line in (folder / "heartbeat.jsonl").read_text().splitlines()]
+    steps = [beat for beat in beats if beat["step"]]
+    figures = {name: max(step[name] for step in steps) for name in steps[0] if name.endswith("_mib")}
+    return {**figures, "alloc_mib": steps[-1]["alloc_mib"], "state_mib": facts["state_mib"]}
+
+
+@pytest.mark.parametrize("work", ["train", "backward"])
+@pytest.mark.parametrize("grad_checkpointing", [True, False])
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
+def test_the_tracker_of_a_real_run_equals_the_prediction(tmp_path, backend, grad_checkpointing, work):
+    model = replace(SMALL.model, backend=backend)
+    case = replace(SMALL, model=model, grad_checkpointing=grad_checkpointing, work=work)
+    found, expected = predict(case), measured(case, tmp_path)
+    figures = [name for name in found if name.endswith("_mib")]
+    assert len(figures) == (7 if work == "train" else 6)
+    for name in figures:
+        assert found[name] == pytest.approx(expected[name], abs=TOLERANCE_MIB), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bfloat16"},
+        {"batch": 3},
+        {"loss_chunk": 100},
+        {"check_attention": True},
+        {"alloc_conf": "max_split_size_mb:256"},
+        {"model": replace(SMALL.model, attention="dense")},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_it_does_so_for_other_cases_too(tmp_path, changes):
+    case = replace(SMALL, **changes)
+    found, expected = predict(case), measured(case, tmp_path)
+    for name in ("peak_alloc_mib", "peak_reserved_mib", "alloc_mib", "state_mib"):
+        assert found[name] == pytest.approx(expected[name], abs=TOLERANCE_MIB), name
+
+
+@pytest.mark.parametrize("length", [128, 512, 1024])
+def test_a_gpu_measured_what_is_predicted_without_one(length):
+    values = resolved("backward_scaling", {}, profile="checklist")
+    (case,) = [case for case in scaling_cases(values) if case.case_id == f"s{length}"]
+    known = KNOWN_PEAK_ALLOC_MIB["checklist", "masked"][length]
+    assert predict(case)["peak_alloc_mib"] == pytest.approx(known, rel=0.01)
+
+
+def test_the_terms_of_each_phase_add_up_to_its_peak_and_say_what_is_held():
+    found = predict(replace(SMALL, device="cuda"))
+    for phase, terms in found["terms"].items():
+        assert tuple(terms) == TERMS
+        assert sum(terms.values()) == pytest.approx(found[f"peak_alloc_{phase}_mib"])
+    forward, backward, optimizer = (found["terms"][phase] for phase in training.PHASES)
+    assert forward["gradients"] == 0 < forward["activations"]
+    assert optimizer["gradients"] == pytest.approx(optimizer["parameters"], rel=0.02)  # and the rows that align them
+    assert optimizer["optimizer"] == pytest.approx(2 * optimizer["parameters"], rel=0.1)
+    assert {terms["workspace"] for terms in (forward, backward, optimizer)} == {64.0}
+
+
+def test_checkpointing_keeps_fewer_activations_and_an_older_gpu_a_smaller_workspace():
+    case = replace(SMALL, device="cuda")
+    kept = predict(replace(case, grad_checkpointing=False))["terms"]["forward"]["activations"]
+    assert predict(case)["terms"]["forward"]["activations"] < 0.2 * kept
+    assert predict(case, compute_capability="8.0")["terms"]["forward"]["workspace"] == 2 * 8.125
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checks_before_training_move_workspaces_and_leave_nothing_else(backend):
+    case = replace(SMALL, device="cuda", dtype="bfloat16", model=replace(SMALL.model, backend=backend))
+    plain, checked = predict(case), predict(replace(case, check_attention=True, compare_selected=True))
+    assert checked["alloc_mib"] == plain["alloc_mib"]
+    assert plain["terms"]["forward"]["workspace"] == checked["terms"]["forward"]["workspace"] == 64.0
+    trace = record(replace(case, check_attention=True), compute_capability="9.0")
+    start = trace.events.index(("empty", "", 0))
+    dead = {what for kind, what, _ in trace.events[:start] if kind == "-"}
+    held = {trace.terms[what] for kind, what, _ in trace.events[:start] if kind == "+" and what not in dead}
+    assert held == {"parameters", "workspace"}
+
+
+def test_each_setting_is_what_a_case_under_it_is_predicted_at():
+    found = predict(SMALL)["settings"]
+    for name, alloc_conf in ALLOCATOR_SETTINGS.items():
+        assert found[name]["peak_reserved_mib"] == predict(replace(SMALL, alloc_conf=alloc_conf))["peak_reserved_mib"]
+
+
+def test_tables_pass_neither_into_a_prediction_nor_out_of_it():
+    attention = NSAttention(SMALL.model.nsa)
+    x = torch.randn(1, SMALL.seq_len, SMALL.model.nsa.dim)
+    before = attention(x)
+    record(SMALL, compute_capability="9.0")
+    assert torch.equal(attention(x), before)
+    longer = torch.randn(1, SMALL.seq_len + 64, SMALL.model.nsa.dim)
+    record(replace(SMALL, seq_len=SMALL.seq_len + 64), compute_capability="9.0")
+    assert torch.isfinite(attention(longer)).all(), "its tables are first built after the fake ones"
+
+
+def test_an_operator_of_ones_own_is_predicted_by_its_registered_fake(monkeypatch):
+    @torch.library.custom_op("nsa_test::attended", mutates_args=())
+    def attended(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a prediction runs no kernel")
+
+    @attended.register_fake
+    def _(q, k):
+        return q.new_empty(q.shape)
+
+    attended.register_autograd(lambda ctx, gradient: (gradient.clone(), None))
+    monkeypatch.setitem(BACKENDS, "masked", lambda q, k, v, blocks, *, l_sel, scale: attended(q, k))
+    found = predict(replace(SMALL, device="cuda", seed=11, seq_len=192))
+    assert found["peak_alloc_mib"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compile": True, "device": "cuda"}, "compile=True"),
+        ({"work": "timing"}, "work=timing"),
+        ({"device_budget_gib": 0.002}, "out of memory on 0.002 GiB"),
+    ],
+)
+def test_a_case_that_cannot_be_predicted_says_why(changes, said):
+    with pytest.raises(PredictionError, match=said):
+        predict(replace(SMALL, **changes))
+
+
+def test_a_torch_without_fake_tensors_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._subclasses.fake_tensor", None)
+    with pytest.raises(PredictionError, match=r"has no torch\._subclasses\.fake_tensor"):
+        record(SMALL, compute_capability="9.0")
+
+
+def test_a_file_holds_the_prediction_or_the_reason(tmp_path, monkeypatch):
+    def written(case):
+        (tmp_path / "case.json").write_text(case.to_json())
+        predict_to_file(tmp_path / "case.json", "9.0")
+        return json.loads((tmp_path / "prediction.json").read_text())
+
+    assert written(SMALL) == predict(SMALL)
+    assert "cannot be simulated" in written(replace(SMALL, device="cuda", alloc_conf="a:1"))["reason"]
+    monkeypatch.setattr(training, "train_step", lambda *arguments, **more: torch.zeros(3).nonzero())
+    assert "nonzero" in written(replace(SMALL, seq_len=320))["reason"]
+
+
+def test_a_replay_on_a_device_that_is_too_small_runs_out_of_memory():
+    trace = record(SMALL, compute_capability="9.0")
+    needed = replay(trace, "").peak_reserved_mib
+    assert replay(trace, "", capacity_mib=needed).peak_reserved_mib == needed
+    with pytest.raises(MemoryError):
+        replay(trace, "", capacity_mib=replay(trace, "").peak.alloc_mib - 1)
+    with pytest.raises(ConfigError):
+        replay(trace, "a:1")
