@@ -24,6 +24,7 @@ from nsa_lib.runs import environment
 from nsa_lib.runs.training_case import training_case
 from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.worker import data, memory
 from nsa_lib.worker.allocator import AllocatorSimulation
 from tests.made import resolved
@@ -45,7 +46,7 @@ def main() -> None:
         **bench_meter(case),
         **bench_heartbeat(case),
         **bench_allocator(),
-        "environment": {**facts, **environment.machine_facts(), **environment.provenance()},
+        "environment": {**facts, **environment.machine_facts(), **environment.provenance(QUESTIONS)},
     }
     for name, value in figures.items():
         if not isinstance(value, dict):

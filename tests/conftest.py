@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+from tests.stand_in import plain_fused  # noqa: F401
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels then run on the CPU
 

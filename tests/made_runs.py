@@ -72,8 +72,8 @@ def contrast():
         counts, error = {"aten::mm": {"count": 30 + 3 * number}}, {"output": 1e-6, "gradient": 1e-6}
         cases.append(
             {"case_id": f"model_{backend}", "status": "ok", "reason": "",
-             "routes": json.dumps([] if backend == DENSE else [backend]), "attention_error": json.dumps(error),
-             "selected_error": json.dumps(error), "operators": json.dumps({"early": counts, "late": counts})}
+             "routes": [] if backend == DENSE else [backend], "attention_error": error,
+             "selected_error": error, "operators": {"early": counts, "late": counts}}
         )  # fmt: skip
         beat = {"case_id": f"model_{backend}", "phase": "step", "peak_alloc_mib": 30.0 + number / 10, "loss": 6.0}
         rows += [{**beat, "step": step} for step in range(1, values["steps"].value + 1)]

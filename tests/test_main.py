@@ -134,15 +134,16 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
 
     def papermill(command, check):
         commands.append(command)
-        nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[7])
+        nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[4])
         return SimpleNamespace(returncode=status)
 
     monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
     monkeypatch.setattr(worker_main.subprocess, "run", papermill)
     ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
     (command,) = commands
-    source, output = command[6:8]
-    assert command[:6] == [sys.executable, "-m", "papermill", "--engine", "nsa", "--log-output"]
+    source, output = command[3:5]
+    assert command[:3] == [sys.executable, "-m", "papermill"]
+    assert command[5:8] == ["--engine", "nsa", "--log-output"]
     assert source == str(tmp_path / "notebooks" / "smoke.ipynb")
     assert command[8:] == ["-f", "p.yaml", "-r", "tag", "007", "-r", "steps", "60"]
     assert ended == status

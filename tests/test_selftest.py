@@ -55,7 +55,7 @@ def test_a_trial_names_a_notebook_its_parameters_a_fault_and_a_gate(planned, tri
     assert trial.fault in FAULTS
     found = planned(trial)
     assert {case.fault for case in found.cases} == {trial.fault}
-    gates = {gate.name: gate for gate in Run(make_run_folder(found)).gates}
+    gates = {gate.name: gate for gate in Run.read(make_run_folder(found)).gates}
     assert (trial.verdict, trial.gate) == ("GO", "") or (trial.verdict in selftest.RED and gates[trial.gate].required)
 
 

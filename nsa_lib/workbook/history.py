@@ -19,7 +19,7 @@ from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.tables import Cell, Table, format_value, linked, verdict_cell
 from nsa_lib.report.verdict import STYLES
-from nsa_lib.runs.recorded import MALFORMED, machine_name
+from nsa_lib.runs.recorded import MALFORMED, machine_name, read_info
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.run import Run, key_figures
 
@@ -156,7 +156,7 @@ def _without_a_line(runs: Path, known: set[object]) -> tuple[list[dict[str, obje
     lines, problems = [], []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in known):
         try:
-            line = _unrecorded(Run(folder).info)
+            line = _unrecorded(read_info(folder))
         except ConfigError as error:
             problems.append(str(error))
         except MALFORMED as error:

@@ -18,6 +18,7 @@ import torch
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment
 from nsa_lib.subject.config import NSAConfig
+from nsa_lib.workbook.questions import QUESTIONS
 from tests.bench_gpu import model
 from tests.bench_gpu.chart import over_dense_chart, write_chart
 from tests.bench_gpu.measure import Heat
@@ -79,7 +80,7 @@ class Run:
         self.environment = {
             **environment.torch_facts(),
             **environment.machine_facts(),
-            **environment.provenance(),
+            **environment.provenance(QUESTIONS),
             "fla_core": _fla_core(),
         }
         self.rows: list[Row] = []

@@ -48,9 +48,9 @@ def write_notebook(project, cells, name="smoke"):
 
 def changes(project, change):
     """Return whether a change makes other source of the project."""
-    before = environment.source_sha256()
+    before = environment.source_sha256(["smoke"])
     change(project)
-    return environment.source_sha256() != before
+    return environment.source_sha256(["smoke"]) != before
 
 
 SOURCE_CHANGES = {
@@ -88,18 +88,21 @@ def test_the_hash_keeps_still_for_what_is_no_source(project, change):
 
 
 def test_the_hash_does_not_depend_on_where_the_project_is(project, tmp_path_factory, monkeypatch):
-    before = environment.source_sha256()
+    before = environment.source_sha256(["smoke"])
     moved = project.rename(tmp_path_factory.mktemp("elsewhere") / "project")
     monkeypatch.setattr(environment, "PROJECT", moved)
     monkeypatch.setattr(environment, "PACKAGE", moved / "nsa_lib")
-    assert environment.source_sha256() == before
+    assert environment.source_sha256(["smoke"]) == before
 
 
 def test_without_git_there_is_no_commit(project, monkeypatch):
-    assert environment.provenance()["git_commit"] is None  # a folder that is no repository
+    assert environment.provenance(["smoke"])["git_commit"] is None  # a folder that is no repository
     (project / ".git").mkdir()
     monkeypatch.setenv("PATH", str(project))
-    assert environment.provenance() == {"git_commit": None, "source_sha256": environment.source_sha256()}
+    assert environment.provenance(["smoke"]) == {
+        "git_commit": None,
+        "source_sha256": environment.source_sha256(["smoke"]),
+    }
 
 
 def test_the_commit_is_gits_own(project, monkeypatch):
@@ -109,9 +112,9 @@ def test_the_commit_is_gits_own(project, monkeypatch):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
     monkeypatch.setenv("PROJECT", str(project))
-    assert environment.provenance()["git_commit"] == "0123abc"
+    assert environment.provenance(["smoke"])["git_commit"] == "0123abc"
     fake.write_text("#!/bin/sh\necho 'fatal: ambiguous argument HEAD' >&2; exit 128\n")
-    assert environment.provenance()["git_commit"] is None  # a repository without a commit
+    assert environment.provenance(["smoke"])["git_commit"] is None  # a repository without a commit
 
 
 # The environment of a case

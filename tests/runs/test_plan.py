@@ -107,7 +107,7 @@ def test_auto_is_fused_where_it_can_run_and_says_so_before_the_run(ask, tmp_path
     assert "backend=auto: this run takes fused (fused can run here)." in found.notices
     assert found.custom == ()
     assert found.reproduce == (
-        "papermill notebooks/smoke.ipynb out.ipynb --engine nsa -p profile checklist "
+        "papermill notebooks/smoke.ipynb out.ipynb --engine nsa -r profile checklist "
         f"-r backend fused -r out_dir {tmp_path}"
     )
 
@@ -194,6 +194,6 @@ def test_a_run_too_short_to_be_judged_is_told_before_it_starts(ask):
 def test_the_reproduce_command_names_what_was_given(ask, tmp_path):
     command = ask(steps=80, tag="007").reproduce
     assert command == (
-        "papermill notebooks/smoke.ipynb out.ipynb --engine nsa -p profile laptop -p steps 80 "
+        "papermill notebooks/smoke.ipynb out.ipynb --engine nsa -r profile laptop -p steps 80 "
         f"-r out_dir {tmp_path} -r tag 007"
     )

@@ -6,7 +6,15 @@ import pytest
 
 from nsa_lib.report.charts import chart
 from nsa_lib.report.charts.chart import CONFIG
-from nsa_lib.report.charts.steps import loss, memory_range, memory_trend, memory_trend_svg, phase_peaks, step_time
+from nsa_lib.report.charts.steps import (
+    _thinned,
+    loss,
+    memory_range,
+    memory_trend,
+    memory_trend_svg,
+    phase_peaks,
+    step_time,
+)
 from tests.samples import sample_steps
 
 FIGURES = [memory_trend, loss, step_time, phase_peaks]
@@ -182,7 +190,7 @@ def test_svg_keeps_a_single_spike():
     steps = sample_steps(20_000)
     steps.loc[12_345, "peak_alloc_mib"] = 9_000.0
     assert "highest 9,000 MiB" in memory_trend_svg(steps)
-    points = steps._thinned(steps, "peak_alloc_mib")
+    points = _thinned(steps, "peak_alloc_mib")
     assert len(points) <= 100
     assert (12_346, 9_000.0) in points
 

@@ -18,7 +18,7 @@ from nsa_lib.workbook.backward_scaling.gates import (
     scaling_headline,
 )
 from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
-from tests.made import made, resolved
+from tests.made import made, resolved, with_case
 
 LENGTHS = (128, 512, 1024, 2048)
 
@@ -196,13 +196,8 @@ def test_the_train_steps_fail_with_one_that_fails_and_do_not_run_without_one():
 def test_another_route_in_one_case_fails_and_an_unseen_one_did_not_run():
     run = healthy(backend="packed")
     assert gate(run, "route").outcome == PASS
-    wrong = run.cases.copy()
-    wrong.loc[wrong["case_id"] == "s512", "routes"] = '["gather"]'
-    assert gate(replace(run, cases=wrong), "route").outcome == FAIL
-    wrong.loc[wrong["case_id"] == "s512", "routes"] = "[]"
-    assert gate(replace(run, cases=wrong), "route").outcome == FAIL
-    wrong.loc[wrong["case_id"] == "s512", "routes"] = float("nan")
-    assert gate(replace(run, cases=wrong), "route").outcome == NOT_RUN
+    for routes, outcome in ((["gather"], FAIL), ([], FAIL), (None, NOT_RUN)):
+        assert gate(with_case(run, "s512", routes=routes), "route").outcome == outcome
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def put_case(folder, case=CASE):
 def folder(tmp_path):
     """A recorded smoke whose training can be run again."""
     made = save(smoke(), tmp_path / "runs" / "smoke-1", run_id="smoke-1")
-    put_case(made)
     record(made)
+    put_case(made)
     return made
 
 
@@ -118,14 +118,14 @@ def test_the_newest_run_is_one_with_cases_and_no_rerun_and_a_broken_one_is_in_no
         ({"run": 7}, "run=7: accepts text"),
         ({"run": "torn"}, "torn/run.json: not JSON"),
         ({"run": "newer"}, "newer/run.json: schema 99 is newer than this library reads"),
-        ({"run": "foreign"}, "a run of tomorrow, which this library does not know"),
+        ({"run": "foreign"}, "a run of tomorrow, which this library does not judge"),
         ({"run": "odd"}, "odd: cannot be read (KeyError"),
     ],
 )
 def test_a_run_that_cannot_be_opened_is_refused_in_one_line(folder, tmp_path, parameters, line):
     broken = {
         "torn": "{", "newer": '{"schema": 99}', "odd": '{"schema": 1, "notebook": "smoke"}',
-        "foreign": {**smoke().info, "notebook": "tomorrow"},
+        "foreign": json.dumps({**smoke().info, "notebook": "tomorrow"}),
     }  # fmt: skip
     for name, text in broken.items():
         (folder.parent / name).mkdir()
@@ -307,7 +307,7 @@ def test_the_gate_map_has_a_panel_for_each_branch(run):
     assert "selected 0.375" in figure.layout.title.subtitle.text
 
 
-@pytest.mark.parametrize("kept", [None, "null", {**MAP, "selected": []}])
+@pytest.mark.parametrize("kept", [None, {**MAP, "selected": []}])
 def test_a_run_that_kept_no_map_says_so(kept):
     evidence = with_case(healthy("laptop"), "training", attention_map=kept)
     assert NOT_KEPT in selection_map(evidence, layer=0).layout.title.subtitle.text

@@ -8,6 +8,7 @@ import pytest
 
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.runs.recorded import to_csv
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates
 from tests.made import made, resolved, with_case
@@ -48,7 +49,7 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
     cases = [
         {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
          "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
-         "routes": "[]" if case_id == "dense" else [values["backend"].value], "effective": {},
+         "routes": [] if case_id == "dense" else [values["backend"].value], "effective": {},
          "attention_error": {"output": 1e-6, "gradient": 2e-6} if case_id == "training" else NAN,
          "operators": {"early": OPERATORS, "late": OPERATORS} if case_id == counted(on_gpu) else NAN,
          "torn_heartbeat": False}
@@ -136,8 +137,8 @@ FAULTS = {
     "finite": lambda run: with_steps(run, grad_norm=lambda step, norm: NAN if step == 50 else norm),
     "anomaly": lambda run: with_case(run, "anomaly", status="nan", reason="MulBackward0 returned nan values"),
     "loss_falls": lambda run: with_steps(run, loss=lambda step, loss: 6.2),
-    "route": lambda run: with_case(run, "training", routes='["gather"]'),
-    "attention": lambda run: with_case(run, "training", attention_error='{"output": 0.01, "gradient": 0.3}'),
+    "route": lambda run: with_case(run, "training", routes=["gather"]),
+    "attention": lambda run: with_case(run, "training", attention_error={"output": 0.01, "gradient": 0.3}),
     "grad_checkpointing": lambda run: with_parameter(run, "grad_checkpointing", False),
     "peak_reserved": lambda run: with_steps(run, peak_reserved_mib=lambda step, mib: 75_001.0 if step == 60 else mib),
     "peak_reserved_gpu": lambda run: with_steps(
@@ -248,7 +249,7 @@ def test_a_training_that_was_cut_short_passes_and_warns_of_nothing(profile, stat
 
 
 def test_what_was_seen_before_the_training_was_cut_short_still_fails():
-    run = ended(healthy(), "interrupted", 90, routes='["gather"]')
+    run = ended(healthy(), "interrupted", 90, routes=["gather"])
     run = leaking(with_steps(run, peak_reserved_mib=lambda step, mib: 80_000.0), "peak_alloc_mib", 0.2)
     assert [judged(run, name).outcome for name in ("route", "peak_reserved", "trend_peak_alloc")] == [FAIL] * 3
 
@@ -571,7 +572,7 @@ DAMAGES = {
 def test_a_run_is_judged_from_its_csv_files_as_from_memory(tmp_path, damage):
     run = DAMAGES[damage](healthy())
     (tmp_path / "run.json").write_text(json.dumps(run.info))
-    run.cases.to_csv(tmp_path / "cases.csv", index=False)
+    (tmp_path / "cases.csv").write_text(to_csv(run.cases))
     run.steps.to_csv(tmp_path / "steps.csv", index=False)
     read = open_run(tmp_path)
     assert smoke_gates(read) == smoke_gates(run)
