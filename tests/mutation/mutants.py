@@ -1,0 +1,140 @@
+"""Small wrong changes of the code on trial and of the instrument, each with the gates that must notice it.
+
+A mutant is wrong in a way that a real mistake is: beyond a length, in one layer, for later batch entries, in the
+backward alone, in one dtype. It is planted in a copy of the source, by the name of a function, and run through a real
+notebook (`trial`). `make selftest` runs them beside the seeded faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SMOKE = {"profile": "laptop", "layers": 2, "seq_len": 512, "vocab": 64, "steps": 60}
+"""A smoke long enough that blocks are chosen by score and the window ends before the sequence does."""
+
+SUBJECT = "nsa_lib/subject"
+ATTENTION = f"{SUBJECT}/attention"
+WORKER = "nsa_lib/worker"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong change."""
+
+    name: str
+    file: str
+    function: str
+    """Qualified name of the function that is changed."""
+    old: str
+    """Text that stands once in it."""
+    new: str
+    gates: tuple[str, ...]
+    """Gates of which one must fail, or must not have run."""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """What the smoke is given besides SMOKE."""
+
+
+ROWS = ("attention", "gradients")
+"""Gates that hold sampled rows of the measured steps against the reference."""
+
+
+def sliding(name: str, old: str, new: str, **parameters: object) -> Mutant:
+    """Return a mutant of the sliding branch."""
+    return Mutant(name, f"{ATTENTION}/sliding.py", "sliding_attention", old, new, ROWS, parameters)
+
+
+def selection(name: str, old: str, new: str, **parameters: object) -> Mutant:
+    """Return a mutant of the choice of blocks."""
+    return Mutant(name, f"{ATTENTION}/selection.py", "choose_blocks", old, new, ROWS, parameters)
+
+
+def masked(name: str, old: str, new: str, **parameters: object) -> Mutant:
+    """Return a mutant of the backend `masked`."""
+    return Mutant(name, f"{ATTENTION}/backends/masked.py", "masked", old, new, ROWS, parameters)
+
+
+def gather(name: str, function: str, old: str, new: str) -> Mutant:
+    """Return a mutant of the backend `gather`."""
+    return Mutant(name, f"{ATTENTION}/backends/gather.py", function, old, new, ROWS, {"backend": "gather"})
+
+
+def training(name: str, function: str, old: str, new: str, *gates: str, **parameters: object) -> Mutant:
+    """Return a mutant of the train step."""
+    return Mutant(name, f"{SUBJECT}/training.py", function, old, new, gates, parameters)
+
+
+def model(name: str, function: str, old: str, new: str, *gates: str, **parameters: object) -> Mutant:
+    """Return a mutant of the model."""
+    return Mutant(name, f"{SUBJECT}/model.py", function, old, new, gates, parameters)
+
+
+LAST_ROW_DOUBLED = "torch.cat([out[:, :, :-1], 2 * out[:, :, -1:]], dim=2)"
+BATCH_OF_TWO = {"batch": 2}
+
+OF_THE_ATTENTION = (
+    sliding("window a quarter as wide beyond 400 tokens", "if length <= w:", "w = w // 4 if length > 400 else w\n    if length <= w:"),
+    sliding("window one token wider", "(batch, heads, length, _), share =", "w = w + 1\n    (batch, heads, length, _), share ="),
+    sliding("window one token narrower", "(batch, heads, length, _), share =", "w = w - 1\n    (batch, heads, length, _), share ="),
+    sliding("last rows of the window twice as large", "return out[:, :, :length] if rest else out",
+            "out = out[:, :, :length]\n    return torch.cat([out[:, :, :-3], 2 * out[:, :, -3:]], dim=2)"),
+    sliding("later batch entries read the first one's keys", "if length <= w:", "k = k[:1].expand_as(k)\n    if length <= w:", **BATCH_OF_TWO),
+    sliding("values of the window detached", "if length <= w:", "v = v.detach() + 0 * v\n    if length <= w:"),
+    sliding("keys' gradient of the window doubled", "if length <= w:", "k = 2 * k - k.detach()\n    if length <= w:"),
+    selection("choice reversed beyond 400 tokens", "ranked = scores.detach()", "scores = -scores if scores.shape[2] > 400 else scores\n    ranked = scores.detach()"),
+    selection("choice by the scores of the next query", "ranked = scores.detach()", "scores = scores.roll(-1, dims=2)\n    ranked = scores.detach()"),
+    selection("one block fewer", "return F.pad(chosen", "chosen = chosen.masked_fill(torch.arange(chosen.shape[-1], device=chosen.device) == 1, 0).sort(dim=-1).values\n    return F.pad(chosen"),
+    selection("ties to the higher block, scores rounded", "ranked = scores.detach()", "scores = (8 * scores).round() / 8\n    ranked = scores.detach()"),
+    selection("all groups choose as the first", "ranked = scores.detach()", "scores = scores[:, :1].expand_as(scores)\n    ranked = scores.detach()"),
+    Mutant("scores of one head of each batch only", f"{ATTENTION}/selection.py", "block_scores", "return per_group @", "per_group = per_group[:1].expand_as(per_group)\n    return per_group @", ROWS, BATCH_OF_TWO),
+    masked("selected branch scaled by 1.1", "scale=scale)\n", "scale=1.1 * scale)\n"),
+    masked("selected branch zero in the last row", "return out.view(batch, heads, length, -1)",
+           "out = out.view(batch, heads, length, -1)\n        return torch.cat([out[:, :, :-1], 0 * out[:, :, -1:]], dim=2)"),
+    masked("heads of a group swapped", "return out.view(batch, heads, length, -1)", "return out.view(batch, heads, length, -1).flip(1)"),
+    masked("wrong in bfloat16 alone", "scale=scale)\n", "scale=(1.2 if q.dtype == torch.bfloat16 else 1.0) * scale)\n", dtype="bfloat16"),
+    masked("zeros for the second batch entry", "return out.view(batch, heads, length, -1)",
+           "out = out.view(batch, heads, length, -1)\n        return torch.cat([out[:1], 0 * out[1:]])", **BATCH_OF_TWO),
+    Mutant("masked reads one token of the future", f"{ATTENTION}/backends/masked.py", "selection_bias", "token > token[:, None]", "token > token[:, None] + 1", ROWS),
+    gather("backward of gather without the softmax's sum", "_Gather.backward", "(d_p - (p * d_p).sum(dim=-1, keepdim=True))", "d_p"),
+    gather("values' gradient of gather halved in the last chunk", "_Gather.backward", "_scatter_add(d_v, source_rows, p.mT @ d_rows)", "_scatter_add(d_v, source_rows, p.mT @ d_rows * (0.5 if rows.start else 1.0))"),
+    gather("gather forgets the scale", "_probabilities", "(q @ k.mT * scale)", "(q @ k.mT)"),
+    Mutant("packed calls masked", f"{ATTENTION}/backends/packed.py", "packed", 'with record_function("nsa::selected::packed"):',
+           'from nsa_lib.subject.attention.backends.masked import masked\n\n    if q.shape[2] > 64:\n        return masked(q, k, v, block_indices, l_sel=l_sel, scale=scale)\n    with record_function("nsa::selected::packed"):',
+           ("route",), {"backend": "packed"}),
+    Mutant("compressed blocks seen one token early", f"{ATTENTION}/compression.py", "visibility_bias", "ends > queries[:, None]", "ends > queries[:, None] + 1", ROWS),
+    Mutant("compressed branch without its scale", f"{ATTENTION}/compression.py", "compressed_probabilities", "alpha=width**-0.5 if scale is None else scale", "alpha=1.0", ROWS),
+    Mutant("compressed values reversed", f"{ATTENTION}/compression.py", "mix_compressed", "return (p @ v_cmp)", "return (p @ v_cmp.flip(2))", ROWS),
+    Mutant("rotation by half the position beyond 300", f"{ATTENTION}/rope.py", "rotation", "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset",
+           "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset\n    positions = torch.where(positions > 300, positions / 2, positions)", ROWS),
+    Mutant("branch gates of the first branch for all", f"{ATTENTION}/module.py", "NSAttention._mixed", 'gates = parts["branch_gates"].unbind(dim=-1)', 'gates = parts["branch_gates"][..., :1].expand_as(parts["branch_gates"]).unbind(dim=-1)', ROWS),
+)  # fmt: skip
+
+OF_THE_MODEL = (
+    model("checkpointing forgotten", "TinyLM.hidden", "self.run_block(block, x, self.grad_checkpointing)", "self.run_block(block, x, False)", "grad_checkpointing"),
+    model("the last layer in place of the second", "TinyLM.hidden", "self.run_block(block, x, self.grad_checkpointing)", "self.run_block(self.blocks[-1], x, self.grad_checkpointing)", "steps", "update"),
+    model("one layer never learns", "TinyLM.hidden", "x = self.run_block(block, x, self.grad_checkpointing)", "x = self.run_block(block, x, self.grad_checkpointing) if block is not self.blocks[1] else self.run_block(block, x, self.grad_checkpointing).detach() + x - x.detach()", "steps", "update", "train_step"),
+    model("a token sees the one after it", "TinyLM.hidden", "x = self.embedding(tokens)", "x = self.embedding(tokens)\n        x = x + 0.5 * x.roll(-1, dims=1)", "future", "fresh_tokens"),
+    model("sequences of a batch are mixed", "TinyLM.hidden", "return self.norm(x)", "return self.norm(x + 0.2 * x.flip(0))", "others", "train_step", "future", **BATCH_OF_TWO),
+)  # fmt: skip
+
+OF_THE_TRAINING = (
+    training("half the tokens in the loss", "backward_step", "model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:], loss_chunk", "model.hidden(tokens[:, :-1])[:, ::2], model.head.weight, tokens[:, 1::2], loss_chunk", "train_step"),
+    training("loss of the first chunk alone", "_ChunkedCrossEntropy.forward", "range(0, len(labels), chunk)", "range(0, min(len(labels), chunk // 2), chunk // 2)", "train_step"),
+    training("labels not shifted", "backward_step", "tokens[:, 1:], loss_chunk", "tokens[:, :-1], loss_chunk", "train_step", "fresh_tokens"),
+    training("gradient of the loss halved", "_ChunkedCrossEntropy.backward", "scale = d_loss / ctx.count", "scale = 0.5 * d_loss / ctx.count", "train_step"),
+    training("the head gets no gradient of the last chunk", "_ChunkedCrossEntropy.forward", "d_head.addmm_(d_logits.mT, rows)", "d_head.addmm_(d_logits.mT, rows * (start + chunk < len(labels) or start == 0))", "train_step", seq_len=1024),
+    training("one layer never updated", "make_optimizer", "model.parameters(), lr=lr", '[p for n, p in model.named_parameters() if not n.startswith("blocks.1.attention")], lr=lr', "update", "train_step"),
+    training("learning rate ten times as large", "make_optimizer", "lr=lr, fused=True", "lr=10 * lr, fused=True", "update", "train_step"),
+    training("SGD in the place of AdamW", "make_optimizer", "torch.optim.AdamW(model.parameters(), lr=lr, fused=True)", "torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)", "update", "train_step"),
+    training("every second update left out", "train_step", "optimizer.step()", "optimizer.calls = getattr(optimizer, 'calls', 0) + 1\n    if optimizer.calls % 2:\n        optimizer.step()", "update", "train_step"),
+    training("gradients of two steps together", "backward_step", "model.zero_grad(set_to_none=True)", "pass", "update", "train_step"),
+)  # fmt: skip
+
+OF_THE_INSTRUMENT = (
+    Mutant("the meter halves what is allocated", f"{WORKER}/memory.py", "CpuMeter._note", "self._peak_bytes / MIB", "self._peak_bytes / MIB / 2", ("memory_order", "peak_alloc")),
+    Mutant("the last steps are not recorded", f"{WORKER}/loop.py", "*", "for step in range(1, case.steps + 1):", "for step in range(1, case.steps - 1):", ("steps",)),
+    Mutant("losses are recorded as they were at first", f"{WORKER}/loop.py", "*", "loss=loss,", "loss=5.0,", ("loss_falls",)),
+    Mutant("anomaly detection never on", f"{WORKER}/loop.py", "*", "set_detect_anomaly(case.detect_anomaly)", "set_detect_anomaly(False)", ("anomaly",)),
+)  # fmt: skip
+
+MUTANTS = (*OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT)
