@@ -9,9 +9,9 @@ from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import record
 from tests.made import made, resolved
+from tests.saved import save
 from tests.workbook.backward_scaling import test_gates as scaling_gates
 from tests.workbook.smoke import test_gates as smoke_gates
-from tests.workbook.test_run import save
 
 MACHINE = {
     "torch": "2.13.0", "cpu": "a processor", "gpu": None, "disk_free_mib": 50_000, "source_sha256": "a" * 64,

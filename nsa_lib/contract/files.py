@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file, whole."""
-    write_text(path, json.dumps(content, indent=1))
+    """Write a JSON file, whole. JSON has no NaN and no infinity: they become null."""
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False))
+
+
+def finite(value: object) -> object:
+    """Return a value of mappings and lists with None in the place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

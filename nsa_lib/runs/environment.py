@@ -28,6 +28,9 @@ PACKAGES = ("papermill", "nbclient", "nbconvert", "ipykernel", "jupyterlab", "pl
 FACTS_LIMIT_S = 180
 """A cold import of torch from a network disk can take a minute."""
 
+ANSWER_LIMIT_S = 5
+"""How long a tool of the machine may take to answer; one that takes longer tells nothing."""
+
 ROOM_MIB = 64
 """Free space that a run needs; a hundred steps leave about 1 MiB."""
 
@@ -70,11 +73,17 @@ def _cpu_name() -> str:
 
 
 def _nvidia_driver() -> str | None:
-    if not shutil.which("nvidia-smi"):
+    lines = _answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return lines[0].strip() if lines else None
+
+
+def _answer(*command: str) -> list[str] | None:
+    """Return the lines that a tool prints; None if it is missing, fails, hangs or prints no text."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, check=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else None
+    return answer.stdout.splitlines()
 
 
 def _package_version(name: str) -> str | None:
@@ -90,11 +99,13 @@ def provenance(notebooks: Iterable[str]) -> dict[str, str | None]:
 
 
 def _git_commit() -> str | None:
-    if not shutil.which("git") or not (PROJECT / ".git").exists():
+    if not (PROJECT / ".git").exists():
         return None
-    command = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    head = _answer("git", "-C", str(PROJECT), "rev-parse", "HEAD")
+    if not head:
+        return None
+    changed = _answer("git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no")
+    return head[0].strip() + ("" if changed == [] else "-dirty" if changed else "-unknown")
 
 
 def source_sha256(notebooks: Iterable[str]) -> str:
@@ -156,11 +167,8 @@ def room(out_dir: Path, facts: Mapping[str, object]) -> dict[str, object]:
 
 def _gpu_processes(uuid: str) -> list[str]:
     """Return the processes on a GPU, in words; none that the driver shows in this container is none."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    apps = [line.split(", ", 3) for line in answer.stdout.splitlines() if answer.returncode == 0]
+    query = ("--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name", "--format=csv,noheader")
+    apps = [line.split(", ", 3) for line in _answer("nvidia-smi", *query) or ()]
     # nvidia-smi says GPU-<uuid>, torch the uuid alone.
     return [f"{app[3]} (pid {app[1]}, {app[2]})" for app in apps if len(app) == 4 and app[0].endswith(uuid)]
 

@@ -70,6 +70,8 @@ SIZES = {
 }
 """Parameters that make another model, another shape or another memory use."""
 
+WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
+
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}|")
 
 
@@ -90,9 +92,18 @@ def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> R
     return read
 
 
+LARGEST_INT = 2**63 - 1
+"""What torch takes as a size or a seed."""
+
+
 def _read_int(value: object) -> int | None:
+    """Return a whole number exactly: a float holds none beyond 2^53."""
+    if isinstance(value, str) and WHOLE.fullmatch(value.strip()):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) <= LARGEST_INT else None
     number = _read_float(value)
-    return int(number) if number is not None and number.is_integer() else None
+    return int(number) if number is not None and number.is_integer() and abs(number) <= 2**53 else None
 
 
 def _read_float(value: object) -> float | None:

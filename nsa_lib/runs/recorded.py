@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from nsa_lib.contract.heartbeat import STEP_COLUMNS, STEP_TEXT_COLUMNS, HeartbeatReader
+from nsa_lib.contract.heartbeat import STEP_COLUMNS, HeartbeatReader
 from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.subject.config import ConfigError
 
@@ -38,7 +39,7 @@ R = TypeVar("R", bound="Recorded")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run folder, read."""
+    """A run folder, read: always from what the workers wrote, never from a file that was made of it."""
 
     folder: Path
     info: Mapping[str, object]
@@ -129,17 +130,10 @@ def _read_json(path: Path) -> dict[str, object]:
     return content
 
 
-def _cases(folder: Path, case_ids: list[str]) -> pd.DataFrame:
-    path = folder / "cases.csv"
-    frame = _read_csv(path) if path.exists() else _cases_frame(folder, case_ids)
-    return cases_frame(frame.to_dict("records"))
-
-
 def cases_frame(rows: list[Mapping[str, object]]) -> pd.DataFrame:
     """Return cases as a frame with all columns of one; what a row lacks is None in JSON_COLUMNS and in texts empty."""
-    frame = pd.DataFrame(rows).reindex(columns=CASE_COLUMNS)  # an older library kept fewer of them
+    frame = pd.DataFrame(rows).reindex(columns=CASE_COLUMNS)
     objects = {name: frame[name].astype(object) for name in (*JSON_COLUMNS, *TEXT_COLUMNS)}
-    # CSV does not tell an empty text from a missing one.
     texts = {name: objects[name].fillna("") for name in TEXT_COLUMNS}
     decoded = {name: pd.Series(map(_or_none, objects[name]), frame.index, dtype=object) for name in JSON_COLUMNS}
     return frame.assign(**texts, **decoded)
@@ -150,27 +144,13 @@ def _or_none(value: object) -> object:
     return value if isinstance(value, list | dict) else None
 
 
-def to_csv(cases: pd.DataFrame) -> str:
-    """Return cases as CSV, from which they can be read again."""
-    encoded = {name: cases[name].map(json.dumps, na_action="ignore") for name in JSON_COLUMNS}
-    return cases.assign(**encoded).to_csv(index=False)
+def to_csv(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV for other programs; it is never read again. Everything is quoted, lists are JSON."""
+    encoded = {name: frame[name].map(json.dumps, na_action="ignore") for name in JSON_COLUMNS if name in frame}
+    return frame.assign(**encoded).to_csv(index=False, quoting=csv.QUOTE_ALL)
 
 
-def _steps(folder: Path, case_ids: list[str]) -> pd.DataFrame:
-    path = folder / "steps.csv"
-    frame = _read_csv(path) if path.exists() else _steps_frame(folder, case_ids)
-    return frame.reindex(columns=STEP_COLUMNS)
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Return a frame as it was written: the status `nan` is a text and no missing value, a reason `137` no number."""
-    texts = dict.fromkeys((*TEXT_COLUMNS, *JSON_COLUMNS, *STEP_TEXT_COLUMNS), str)
-    frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-    encoded = [name for name in JSON_COLUMNS if name in frame]
-    return frame.assign(**{name: frame[name].map(json.loads, na_action="ignore") for name in encoded})
-
-
-def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+def _cases(folder: Path, case_ids: list[str]) -> pd.DataFrame:
     rows = []
     for case_id in case_ids:
         path = folder / "cases" / case_id / "result.json"
@@ -184,10 +164,10 @@ def _cases_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
         if prediction.exists():
             row["prediction"] = _read_json(prediction)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return cases_frame(rows)
 
 
-def _steps_frame(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+def _steps(folder: Path, case_ids: list[str]) -> pd.DataFrame:
     rows = []
     for case_id in case_ids:
         beats = HeartbeatReader(folder / "cases" / case_id / "heartbeat.jsonl").read()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -18,10 +19,12 @@ from statistics import median
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.contract.heartbeat import HeartbeatReader
+from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
+from nsa_lib.runs.processes import adopt_orphans, children, end_tree
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.runs.watch import Limits, Watch
@@ -48,6 +51,8 @@ def execute(plan: Plan) -> Path:
         print(notice, flush=True)
     progress = Progress({case.case_id: case.steps for case in plan.cases})
     limits = Limits(given_s=plan["stall_timeout_s"])
+    adopt_orphans()
+    others = children(os.getpid())
     with StopButton() as stop:
         folder = make_run_folder(plan)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
@@ -64,7 +69,10 @@ def execute(plan: Plan) -> Path:
                     process = ahead or start_worker(case, case_folder)
                     ahead = start_worker(following, folders[following.case_id]) if following else None
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
-                    result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
+                    spare = {*others, *predictor.pids, *([ahead.pid] if ahead else [])}
+                    result = run_case(
+                        case, case_folder, process, limits=limits, progress=progress, stop=stop, spare=spare
+                    )
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
                 predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
@@ -73,7 +81,7 @@ def execute(plan: Plan) -> Path:
                 predictor.end()
             if ahead:
                 ahead.stdin.close()
-                end_group(ahead)
+                end_tree(ahead, spare=others)
     return folder
 
 
@@ -101,19 +109,29 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
 
 
 def run_case(
-    case: CaseConfig, folder: Path, process: subprocess.Popen, *, limits: Limits, progress: Progress, stop: StopButton
+    case: CaseConfig,
+    folder: Path,
+    process: subprocess.Popen,
+    *,
+    limits: Limits,
+    progress: Progress,
+    stop: StopButton,
+    spare: Collection[int] = (),
 ) -> dict[str, object]:
-    """Run one case in the process that waits for it, and return its result, which is written to its folder too."""
+    """Run one case in the process that waits for it, and return its result, which is written to its folder too.
+
+    `spare` are children of this process that are not the case's (see `processes.end_tree`).
+    """
     kills = environment.oom_kills()
     _release(process)
-    watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"))
+    watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
     ending = None
     try:
         ending = _supervise(process, watch, limits, case, progress, stop)
     finally:  # also if the supervision itself fails: a worker that nobody watches must not live on
-        end_group(process, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
+        end_tree(process, spare=spare, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
-    stderr_tail = (folder / "stderr.log").read_text(errors="replace")[-STDERR_TAIL:]
+    stderr_tail = _tail(folder / "stderr.log")
     if ending is None and process.returncode == 0 and (folder / "result.json").exists():
         result = json.loads((folder / "result.json").read_text())
     else:
@@ -127,6 +145,13 @@ def run_case(
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def _tail(path: Path) -> str:
+    """Return the last characters of a file, which may be of any size."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * STDERR_TAIL))
+        return file.read().decode(errors="replace")[-STDERR_TAIL:]
 
 
 def _release(process: subprocess.Popen) -> None:
@@ -151,27 +176,6 @@ def _supervise(
             return overdue
         time.sleep(POLL_S)
     return None
-
-
-def end_group(process: subprocess.Popen, *, dump_stacks: bool = False) -> None:
-    """End a case and every process of its group, with a dump of its stacks to stderr first if asked for.
-
-    Also after a case that ended by itself: it may have left children. A process in the kernel's uninterruptible sleep
-    survives even SIGKILL, so the last wait is bounded.
-    """
-    if dump_stacks and process.poll() is None:
-        process.send_signal(signal.SIGUSR1)  # faulthandler writes the stacks, also from C code that holds the GIL
-        time.sleep(1)
-    for how, patience_s in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(process.pid, how)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            continue
-    process.poll()
 
 
 def _diagnose(exit_code: int | None, stderr: str, killed_for_memory: bool) -> tuple[str, str]:

@@ -6,6 +6,7 @@ Slow is not hung: a case may take as long as it likes for a step, as long as tha
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -26,15 +27,24 @@ class Limits:
     """Later steps: this many times the median of those measured, and never less than the floor."""
     total_s: float = 24 * 3600.0
     given_s: float | None = None
-    """The user's `stall_timeout_s`, which replaces the limits on steps."""
+    """The user's `stall_timeout_s`, which replaces the limits on building and on steps."""
 
-    def silence_s(self, phase: str, steps_s: list[float]) -> float:
-        """Return how long the case may be silent after a beat of a phase, given the steps measured so far."""
-        if phase in ("start", "build"):
-            return self.start_s if phase == "start" else self.build_s
+    def silence_s(self, phase: str, alike_s: list[float]) -> float:
+        """Return how long the case may be silent after a beat of a phase.
+
+        `alike_s` are the steps measured so far that did the same work as the next one; others say nothing of it.
+        """
+        if phase == "start":
+            return self.start_s
         if self.given_s is not None:
             return self.given_s
-        return max(self.step_floor_s, self.step_factor * median(steps_s)) if steps_s else self.warmup_s
+        if phase == "build":
+            return self.build_s
+        return max(self.step_floor_s, self.step_factor * median(alike_s)) if alike_s else self.warmup_s
+
+
+ABSENT_S = 2.0
+"""A gap between two looks from which on the watcher itself was absent: its container was paused, its machine slept."""
 
 
 @dataclass
@@ -42,16 +52,23 @@ class Watch:
     """What has been seen of a running case."""
 
     reader: HeartbeatReader
+    kinds: Sequence[Hashable]
+    """What work each step does, in order; steps of one kind take about the same time."""
     began: float = field(default_factory=time.monotonic)
     phase: str = "start"
     beat_at: float = field(default_factory=time.monotonic)
+    looked_at: float = field(default_factory=time.monotonic)
     steps_s: list[float] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
 
     def look(self) -> None:
-        """Read the beats that came."""
+        """Read the beats that came. Time in which nobody watched is not silence of the case."""
+        now = time.monotonic()
+        if (absent_s := now - self.looked_at) > ABSENT_S:
+            self.beat_at, self.began = self.beat_at + absent_s, self.began + absent_s
+        self.looked_at = now
         for beat in self.reader.read():
-            self.phase, self.beat_at = beat["phase"], time.monotonic()
+            self.phase, self.beat_at = beat["phase"], now
             if beat["step"] is not None:
                 self.steps_s.append(beat["step_ms"] / 1000)
                 if "peak_alloc_mib" in beat:  # a timing measures no memory
@@ -60,10 +77,17 @@ class Watch:
     def overdue(self, limits: Limits) -> tuple[str, str] | None:
         """Return the status and reason with which the case must be ended, or None."""
         now = time.monotonic()
-        silence, allowed = now - self.beat_at, limits.silence_s(self.phase, self.steps_s)
+        silence, allowed = now - self.beat_at, limits.silence_s(self.phase, self._alike_s())
         if silence > allowed:
             where = f"in phase {self.phase} after step {len(self.steps_s)}"
             return "stalled", f"no heartbeat for {silence:.0f} s {where} (limit {allowed:.0f} s)"
         if now - self.began > limits.total_s:
             return "timeout", f"still beating after {now - self.began:.0f} s (limit {limits.total_s:.0f} s)"
         return None
+
+    def _alike_s(self) -> list[float]:
+        """Return the times of the steps that did the work of the next one; of all steps once none is left."""
+        done = len(self.steps_s)
+        if done >= len(self.kinds):
+            return self.steps_s
+        return [s for s, kind in zip(self.steps_s, self.kinds, strict=False) if kind == self.kinds[done]]

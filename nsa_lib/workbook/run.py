@@ -162,7 +162,7 @@ def record(folder: Path) -> Run:
     run = Run.read(folder)
     with StopButton():  # a second press on the heels of the first must not stop what saves the run
         write_text(folder / "cases.csv", to_csv(run.cases))
-        write_text(folder / "steps.csv", run.steps.to_csv(index=False))
+        write_text(folder / "steps.csv", to_csv(run.steps))
         write_json(folder / "summary.json", run.summary)
     return run
 

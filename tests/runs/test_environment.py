@@ -108,11 +108,13 @@ def test_without_git_there_is_no_commit(project, monkeypatch):
 def test_the_commit_is_gits_own(project, monkeypatch):
     (project / ".git").mkdir()
     fake = project / "git"
-    fake.write_text('#!/bin/sh\n[ "$1 $2 $3 $4" = "-C $PROJECT rev-parse HEAD" ] && echo 0123abc\n')
+    fake.write_text('#!/bin/sh\n[ "$1 $2 $3 $4" = "-C $PROJECT rev-parse HEAD" ] && echo 0123abc; true\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
     monkeypatch.setenv("PROJECT", str(project))
     assert environment.provenance(["smoke"])["git_commit"] == "0123abc"
+    fake.write_text("#!/bin/sh\n[ $3 = rev-parse ] && echo 0123abc || echo ' M nsa_lib/x.py'\n")
+    assert environment.provenance(["smoke"])["git_commit"] == "0123abc-dirty"
     fake.write_text("#!/bin/sh\necho 'fatal: ambiguous argument HEAD' >&2; exit 128\n")
     assert environment.provenance(["smoke"])["git_commit"] is None  # a repository without a commit
 
@@ -329,3 +331,21 @@ def test_a_parent_that_is_gone_names_nothing(monkeypatch):
 def test_the_report_command_can_be_pasted(monkeypatch, notebook, command):
     monkeypatch.setattr(environment, "executed_notebook", lambda: notebook)
     assert environment.report_command() == command
+
+
+@pytest.mark.parametrize("said", ["exec sleep 60", r"printf '\377\376'", "exit 3"])
+def test_a_tool_that_hangs_prints_bytes_or_fails_tells_nothing(tmp_path, monkeypatch, said):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{said}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(environment, "ANSWER_LIMIT_S", 0.5)
+    assert environment.machine_facts()["driver"] is None
+    assert environment.room(tmp_path, {"gpu_uuid": "x"})["gpu_processes"] == []
+
+
+def test_a_tool_that_cannot_be_executed_tells_nothing(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("no program")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.machine_facts()["driver"] is None

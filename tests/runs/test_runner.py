@@ -135,7 +135,7 @@ NOT_STARTED = ("interrupted", "not started")
     [
         (runner, "make_run_folder", NOT_STARTED),
         (runner.subprocess, "Popen", ("interrupted", "stopped by the user")),
-        (runner, "end_group", ("ok", "R")),
+        (runner, "end_tree", ("ok", "R")),
         (runner.Progress, "end", ("ok", "R")),
     ],
     ids=["run-folder", "spawn", "sweep", "progress"],

@@ -364,24 +364,15 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
-def without_frames(folder):
-    """Leave of a run what its worker and runner had written before it was recorded."""
-    for name in ("cases.csv", "steps.csv", "summary.json"):
-        (folder / name).unlink()
-
-
 def newer_result(folder):
-    without_frames(folder)
     edit(folder / "cases" / "anomaly" / "result.json", schema=2)
 
 
 def torn_result(folder):
-    without_frames(folder)
     (folder / "cases" / "anomaly" / "result.json").write_text('{"schema": 1, "sta')
 
 
 def broken_heartbeat(folder):
-    without_frames(folder)
     (folder / "cases" / "training" / "heartbeat.jsonl").write_text("half a li\nne\n")
 
 
@@ -393,7 +384,7 @@ BROKEN = {
     "newer": lambda folder: edit(folder / "run.json", schema=2),
     "no run.json": lambda folder: (folder / "run.json").unlink(),
     "no date": lambda folder: edit(folder / "run.json", created="yesterday"),
-    "no cases": lambda folder: edit(folder / "run.json", case_ids=None) or without_frames(folder),
+    "no cases": lambda folder: edit(folder / "run.json", case_ids=None),
     "no parameters": lambda folder: edit(folder / "run.json", parameters=[]),
     "half a parameter": lambda folder: edit(
         folder / "run.json", parameters=[*open_run(folder).info["parameters"], {"name": "x"}]
@@ -402,9 +393,7 @@ BROKEN = {
     "result newer": newer_result,
     "result torn": torn_result,
     "heartbeat broken": broken_heartbeat,
-    "frame of bytes": lambda folder: (folder / "steps.csv").write_bytes(b"\x00\xff,\n\xfe"),
-    "frame empty": write("cases.csv", ""),
-    "frame torn": write("steps.csv", 'case_id,step\n"trai'),
+    "result of bytes": lambda folder: (folder / "cases" / "anomaly" / "result.json").write_bytes(b"\x00\xff,\n\xfe"),
 }
 
 
@@ -444,7 +433,6 @@ def test_a_broken_folder_of_no_known_notebook_is_told(put, ask, tmp_path):
 
 def test_a_torn_last_heartbeat_is_read_and_judged_by_what_is_whole(put, ask):
     folder = put("smoke")
-    without_frames(folder)
     heartbeat = folder / "cases" / "training" / "heartbeat.jsonl"
     heartbeat.write_text(heartbeat.read_text()[:-40])
     run = ask()
@@ -455,7 +443,6 @@ def test_a_torn_last_heartbeat_is_read_and_judged_by_what_is_whole(put, ask):
 
 def test_a_run_killed_at_once_is_incomplete_without_a_traceback(put, ask):
     folder = put("smoke")
-    without_frames(folder)
     shutil.rmtree(folder / "cases")
     (source,) = ask().info["sources"]
     assert source["verdict"] == "INCOMPLETE"

@@ -1,7 +1,6 @@
 """The gates of the preflight: each passes, fails or warns, and does not run, for the reason that it says."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -198,10 +197,7 @@ def smi(monkeypatch):
     """Let nvidia-smi answer."""
 
     def answer(text, status=0):
-        monkeypatch.setattr(environment.shutil, "which", lambda name: name)
-        monkeypatch.setattr(
-            environment.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=text, returncode=status)
-        )
+        monkeypatch.setattr(environment, "_answer", lambda *command: None if status else text.splitlines())
 
     return answer
 
@@ -213,8 +209,6 @@ def test_processes_on_this_gpu_are_named_and_others_are_not(smi, tmp_path):
     assert room["disk_free_mib"] > 0
 
 
-def test_a_tool_that_fails_or_is_not_there_names_no_process(smi, monkeypatch, tmp_path):
+def test_a_tool_that_fails_names_no_process(smi, tmp_path):
     smi("GPU-4f2a, 7, 512 MiB, python\n", status=9)
-    assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []
-    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []

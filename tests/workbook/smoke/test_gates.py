@@ -1,6 +1,5 @@
 """Every gate passes, fails and does not run; what is missing never passes; the verdict's words come in their order."""
 
-import json
 from dataclasses import replace
 
 import pandas as pd
@@ -8,10 +7,10 @@ import pytest
 
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
-from nsa_lib.runs.recorded import to_csv
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates
 from tests.made import made, resolved, with_case
+from tests.saved import save
 
 NAN, INF = float("nan"), float("inf")
 
@@ -73,7 +72,8 @@ def counted(on_gpu):
 
 def without_case(run, case_id):
     steps = run.steps[run.steps["case_id"] != case_id]
-    return replace(run, cases=run.cases[run.cases["case_id"] != case_id], steps=steps)
+    info = {**run.info, "case_ids": [other for other in run.info["case_ids"] if other != case_id]}
+    return replace(run, info=info, cases=run.cases[run.cases["case_id"] != case_id], steps=steps)
 
 
 def with_steps(run, case_id="training", **columns):
@@ -569,11 +569,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_is_judged_from_its_csv_files_as_from_memory(tmp_path, damage):
+def test_a_run_is_judged_from_its_files_as_from_memory(tmp_path, damage):
     run = DAMAGES[damage](healthy())
-    (tmp_path / "run.json").write_text(json.dumps(run.info))
-    (tmp_path / "cases.csv").write_text(to_csv(run.cases))
-    run.steps.to_csv(tmp_path / "steps.csv", index=False)
-    read = open_run(tmp_path)
+    folder = save(run, tmp_path / "run")
+    read = open_run(folder)
     assert smoke_gates(read) == smoke_gates(run)
     assert smoke_advice(read) == smoke_advice(run)
