@@ -1,6 +1,6 @@
 """The one train step that every case runs: the loss in chunks, backward, AdamW.
 
-It knows nothing of meters; who wants to know where memory peaks passes `mark`, called at the end of each phase.
+It knows nothing of meters. A caller that measures passes `mark`, which is called at the end of each phase.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Both meters report the same fields, in MiB (2**20 bytes). On the CPU, allocated 
 in units of 512 B as on CUDA, and reserved is what the CUDA caching allocator would have reserved for the same
 allocations: it is simulated, and the same in two runs.
 
-Not covered: memory that torch's allocator does not hand out (context, libraries, NumPy). On the CPU also scratch inside
-one operator, sparse tensors, and storages that are resized after an operator returned them: they count at their first
-size. Compiled code is not seen.
+Not covered: memory that torch's allocator does not hand out (context, libraries, NumPy). On the CPU also: compiled
+code, scratch inside one operator, sparse tensors, and the new size of a storage that is resized after an operator
+returned it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lib.contract.allocator import MIB
 from nsa_lib.worker.allocator import ROUNDING, AllocatorSimulation, Block
-
-
-def meter(device: str, alloc_conf: str, *, budget_mib: float | None = None) -> CudaMeter | CpuMeter:
-    """Return the meter for `device`, "cuda" or "cpu"; on the CPU, `budget_mib` caps the simulated device.
-
-    Raises ConfigError if, on the CPU, the setting `alloc_conf` cannot be simulated.
-    """
-    return CudaMeter() if device == "cuda" else CpuMeter(alloc_conf, capacity_mib=budget_mib)
-
-
-def cap_device(budget_mib: float) -> None:
-    """Let torch's CUDA allocator reserve no more than `budget_mib`, as on a device of that size.
-
-    What is outside the allocator (context, libraries, other processes) does not count, and speed stays the device's.
-    Raises ValueError if the device is smaller.
-    """
-    torch.cuda.set_per_process_memory_fraction(budget_mib * MIB / torch.cuda.get_device_properties(0).total_memory)
 
 
 class _StepPeaks:
@@ -117,7 +100,8 @@ class StorageTracker(TorchDispatchMode):
     """Follow the storages on one device that operators return, until they die.
 
     A storage made before the mode was entered is followed from `track` on, or from when an operator first returns it.
-    Who inherits says what a birth and a death mean.
+
+    Subclasses decide what to do when a storage appears (`born`) or disappears (`died`).
     """
 
     def __init__(self, device: str):
@@ -135,7 +119,7 @@ class StorageTracker(TorchDispatchMode):
         raise NotImplementedError
 
     def died(self, kept: object) -> None:
-        """Take a storage off the books."""
+        """Note that a storage has disappeared; `kept` is what `born` returned for it."""
         raise NotImplementedError
 
     def kept_for(self, tensor: torch.Tensor) -> object | None:
@@ -156,7 +140,7 @@ class StorageTracker(TorchDispatchMode):
         if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
-        # A live storage keeps its Python object, so the object's id names it until the weak reference has fired.
+        # A live storage keeps its Python object, so the object's id names it until the weak reference fires.
         # The device is the storage's own: a fake tensor claims the CPU, but its storage is on "meta".
         if id(storage) in self._live or storage.device.type != self._device:
             return
@@ -235,7 +219,7 @@ class CpuMeter(StorageTracker):
 
 
 class _LiveStorage(weakref.ref):
-    """A weak reference to a storage, with what is needed to take it off the books."""
+    """A weak reference to a storage, with what `died` is told about it."""
 
     __slots__ = ("kept", "key")
 

@@ -1,8 +1,8 @@
 """A copy task for each branch alone: a small model must learn to name a token that only that branch can show it.
 
-A sequence is filler with a token to copy, and ends with a question; the token that follows the question is the one to
-copy. Where the branch has a limit, another such token lies beyond it: a branch that sees too much is wrong half of the
-time. In float32, so that bfloat16's rounding of small updates decides nothing.
+A sequence is filler with a wanted token in it, and ends with a question. The answer, the token after the question, is
+the wanted token. Where the branch has a limit, another token of that kind, the decoy, lies beyond it: a branch that
+sees too much is wrong half of the time. In float32, so that bfloat16's rounding of small updates decides nothing.
 """
 
 from __future__ import annotations
@@ -45,15 +45,13 @@ STEPS = 200
 LR = 3e-3
 
 ASKED = 256
-"""Sequences, none of them trained on, that are asked after the training."""
+"""New sequences that are asked after the training."""
 
 ACCURACY_PERCENT = 90.0
-"""A guess is right in one of COPIED cases; whoever cannot tell the token from the one beyond the limit, in half."""
+"""Guessing scores 1/COPIED; a model that cannot tell the wanted token from the decoy scores one half."""
 
 
-def copying_checks(
-    case: CaseConfig, facts: dict[str, object], alive: Callable[[], None]
-) -> Mapping[str, Callable[[], Finding]]:
+def copying_checks(case: CaseConfig, alive: Callable[[], None]) -> Mapping[str, Callable[[], Finding]]:
     """Return the checks by name."""
     return {f"copy_{branch}": partial(learns_to_copy, case, branch, alive) for branch in SEQUENCES}
 
@@ -84,10 +82,10 @@ def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = la
 
 
 def from_selected(count: int, generator: torch.Generator, *, block: int = BLOCK) -> torch.Tensor:
-    """Return sequences of four blocks whose token lies in block 0 or the one before the last; another between.
+    """Return sequences of four blocks whose wanted token lies in block 0 or the one before the last; the decoy between.
 
-    With three blocks a query, those two and its own are all that it selects. Each fills half a block: a single one is
-    hard to find among a whole selection.
+    With three blocks a query, those two and its own are all that it selects. Each token fills half a block: a single
+    one is hard to find among a whole selection.
     """
     last, half = LENGTH // BLOCK - 1, block // 2
     tokens, wanted, other = _blank(count, generator, (last + 1) * block)
@@ -101,7 +99,7 @@ def from_selected(count: int, generator: torch.Generator, *, block: int = BLOCK)
 
 
 def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return sequences, [count, LENGTH + 1], whose token is repeated over a whole compression block, not the first."""
+    """Return sequences, [count, LENGTH + 1], whose wanted token fills a whole compression block, not the first."""
     tokens, wanted, _ = _blank(count, generator)
     start = torch.randint(1, LENGTH // BLOCK, (count,), generator=generator) * BLOCK
     rows = start[:, None] + torch.arange(BLOCK)
@@ -110,7 +108,7 @@ def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def from_window(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return sequences, [count, LENGTH + 1], whose token lies within the window of the question; another before it."""
+    """Return sequences, [count, LENGTH + 1], whose wanted token lies in the question's window; the decoy before it."""
     tokens, wanted, other = _blank(count, generator)
     inside = torch.randint(LENGTH - WINDOW, LENGTH - 1, (count,), generator=generator)
     before = torch.randint(1, LENGTH - LAYERS * WINDOW, (count,), generator=generator)

@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+
 CHUNK_BYTES = 64 * 2**20
 """Most bytes of the keys that a chunk gathers; the values take as much, and in backward one of the two gradients."""
 
@@ -24,7 +26,7 @@ def gather(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_indices: torch.Tensor, *, l_sel: int, scale: float
 ) -> torch.Tensor:
     """Attend to the selected blocks by gathering them (see `backends` for arguments and shapes)."""
-    with record_function("nsa::selected::gather"):
+    with record_function(f"{ROUTE_PREFIX}gather"):
         q_grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)
         out = _Gather.apply(q_grouped, k, v, block_indices, l_sel, scale)
         return out.transpose(2, 3).flatten(1, 2)
