@@ -24,8 +24,8 @@ SAMPLED_QUERIES = 256
 def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
     """Return how far an attention layer is from itself in float64 on the CPU, in its output and in the gradient of x.
 
-    Each is a relative error in the 2-norm, on random rows of `length` tokens or LONGEST. The twin selects its own
-    blocks, so the error holds the few rows in which rounding selects others.
+    Each is a relative error in the 2-norm, on random rows of `length` tokens, at most LONGEST. The twin selects its own
+    blocks, so the error includes the few rows for which rounding selects others.
     """
     weight = attention.query.weight
     generator = torch.Generator().manual_seed(0)
@@ -44,9 +44,8 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
 
     Each is a relative error in the 2-norm. Backend and reference get the same two heads of the layer's own tensors on
     random rows, with their groups, and the blocks that the run itself selects. The reference is slow, so it computes
-    SAMPLED_QUERIES of the queries, spread over the sequence with both ends; the gradient that enters is zero at all
-    others. That leaves exact what is compared: the output at those queries, and every gradient in full, that of the
-    other queries being zero.
+    SAMPLED_QUERIES of the queries, spread over the sequence with both ends. The gradient that enters is zero at all
+    other queries. So what is compared is exact: the output at the sampled queries, and every gradient in full.
     """
     weight, c = attention.query.weight, attention.config
     generator = torch.Generator().manual_seed(1)
@@ -86,7 +85,7 @@ def selected_branch(
 def with_gradients(
     function: Callable[..., torch.Tensor], tensors: Iterable[torch.Tensor], cotangent: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Return what a function makes of tensors, and its gradient with respect to each."""
+    """Return the output of a function of tensors, and its gradient with respect to each."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     output = function(*leaves)
     return output.detach(), *torch.autograd.grad(output, leaves, cotangent)

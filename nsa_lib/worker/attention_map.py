@@ -1,7 +1,8 @@
 """What the attention of a model reads: which blocks its queries select, and how open its branch gates are.
 
-Both come from the hidden states that each layer really reads, averaged until they are small enough to keep. Letters:
-B batch, T queries, H heads, G groups, N selection blocks.
+Both come from the hidden states that each layer really reads, averaged until they are small enough to keep.
+
+Letters: B batch, T queries, H heads, G groups, N selection blocks.
 """
 
 from __future__ import annotations

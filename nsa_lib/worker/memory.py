@@ -49,9 +49,8 @@ class CudaMeter:
     It owns the allocator's peak counters: nothing else may reset them while a step is measured.
     """
 
-    simulated = False
     operator_counts = None
-    """Operators are not counted on CUDA: the profiler does that, in a case of its own."""
+    """None: on CUDA the profiler counts operators, in a case of its own."""
 
     def __init__(self):
         self._peaks = _StepPeaks()
@@ -90,7 +89,7 @@ class CudaMeter:
         }
 
     def _note(self, phase: str | None) -> Mapping:
-        # The nested form: flattening the whole table costs more than reading it.
+        # The nested form: flattening the whole table takes longer than reading it.
         stats = torch.cuda.memory_stats_as_nested_dict()
         self._peaks.note(_mib(stats, "allocated_bytes", "peak"), _mib(stats, "reserved_bytes", "peak"), phase)
         return stats
@@ -158,8 +157,6 @@ class StorageTracker(TorchDispatchMode):
 
 class CpuMeter(StorageTracker):
     """Measure the live storages of the CPU, and count the operators."""
-
-    simulated = True
 
     def __init__(self, alloc_conf: str, *, capacity_mib: float | None = None):
         super().__init__("cpu")

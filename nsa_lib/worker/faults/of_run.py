@@ -21,16 +21,16 @@ from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.faults.replacing import after_beats, replaced
 
 FULL_BYTES = 8192
-"""Size at which a file cannot grow any more, some fifteen heartbeats."""
+"""Size beyond which a file cannot grow, some fifteen heartbeats."""
 
 BEYOND_BYTES = 2**60
 """More than any device has, and than any address space."""
 
 SCRATCH_BYTES = 10 * MIB
-"""From this size on CUDA's allocator gives a request a segment of its own."""
+"""CUDA's allocator gives a request of this size or more a segment of its own."""
 
 SCRATCH_GROWTH_BYTES = 2 * MIB
-"""What the size of a segment is rounded to: a buffer that grows by it does not fit into any before."""
+"""Sizes of segments are multiples of this: a buffer that grows by it fits into no earlier one."""
 
 SCRATCH_PERIOD = 2
 """Steps from one buffer to the next."""
@@ -52,7 +52,7 @@ def leak(case: CaseConfig, *, share: float) -> AbstractContextManager[None]:
 
 
 def pool_creep(case: CaseConfig) -> AbstractContextManager[None]:
-    """Use a scratch buffer now and then, each time a larger one: without expandable segments none before it fits."""
+    """Use a scratch buffer now and then, each time a larger one: without expandable segments no earlier one fits."""
     scratch_bytes = SCRATCH_BYTES
 
     def creep(step: int, figures: dict[str, float]) -> None:
@@ -95,7 +95,7 @@ def oom(case: CaseConfig) -> AbstractContextManager[None]:
 
 
 def _struck(strike: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call `strike` in the forward pass of FAULT_STEP, and in each later one that it lives to see."""
+    """Call `strike` in the forward pass of FAULT_STEP and of each later step."""
     hidden, calls = TinyLM.hidden, 0
 
     def forward(model: TinyLM, tokens: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ def predict(case: CaseConfig, *, compute_capability: str = "9.0") -> dict[str, o
 
     Args:
         case: of work `train` or `backward`; its device says which memory is predicted.
-        compute_capability: of the CUDA device that is meant; it decides the size of cuBLAS's workspace.
+        compute_capability: of the CUDA device that is meant. It decides the size of cuBLAS's workspace.
 
     Returns:
         `peak_alloc_mib` and `peak_reserved_mib` under the case's own allocator setting; `peak_alloc_<phase>_mib`;

@@ -56,7 +56,7 @@ def copying_checks(case: CaseConfig, alive: Callable[[], None]) -> Mapping[str, 
     return {f"copy_{branch}": partial(learns_to_copy, case, branch, alive) for branch in SEQUENCES}
 
 
-def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = lambda: None) -> Finding:
+def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None]) -> Finding:
     """Train a small model with one branch on its copy task, and count how often it is right on new sequences."""
     generator = torch.Generator().manual_seed(case.seed)
     torch.manual_seed(case.seed)
@@ -88,13 +88,13 @@ def from_selected(count: int, generator: torch.Generator, *, block: int = BLOCK)
     one is hard to find among a whole selection.
     """
     last, half = LENGTH // BLOCK - 1, block // 2
-    tokens, wanted, other = _blank(count, generator, (last + 1) * block)
+    tokens, wanted, decoy = _blank(count, generator, (last + 1) * block)
     inside = torch.randint(block - half + 1, (2, count), generator=generator)
     # Never token 0: attention that reads the first key only must not find it.
     in_first, in_previous = inside[0].clamp(min=1), (last - 1) * block + inside[0]
     near = torch.where(torch.rand(count, generator=generator) < 0.5, in_first, in_previous)
     between = torch.randint(1, last - 1, (count,), generator=generator) * block + inside[1]
-    ours, others = ([(token, start + i) for i in range(half)] for token, start in ((wanted, near), (other, between)))
+    ours, others = ([(token, start + i) for i in range(half)] for token, start in ((wanted, near), (decoy, between)))
     return _placed(tokens, *ours, *others)
 
 
@@ -109,10 +109,10 @@ def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
 
 def from_window(count: int, generator: torch.Generator) -> torch.Tensor:
     """Return sequences, [count, LENGTH + 1], whose wanted token lies in the question's window; the decoy before it."""
-    tokens, wanted, other = _blank(count, generator)
+    tokens, wanted, decoy = _blank(count, generator)
     inside = torch.randint(LENGTH - WINDOW, LENGTH - 1, (count,), generator=generator)
     before = torch.randint(1, LENGTH - LAYERS * WINDOW, (count,), generator=generator)
-    return _placed(tokens, (wanted, inside), (other, before))
+    return _placed(tokens, (wanted, inside), (decoy, before))
 
 
 SEQUENCES = {"slc": from_selected, "cmp": from_compressed, "win": from_window}
@@ -122,12 +122,12 @@ SEQUENCES = {"slc": from_selected, "cmp": from_compressed, "win": from_window}
 def _blank(
     count: int, generator: torch.Generator, length: int = LENGTH
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return sequences of filler with question and answer, the answers, and as many other tokens of that kind."""
-    wanted, other = torch.randint(1, COPIED + 1, (2, count), generator=generator)
+    """Return sequences of filler with question and answer, the answers (the wanted tokens), and as many decoys."""
+    wanted, decoy = torch.randint(1, COPIED + 1, (2, count), generator=generator)
     tokens = torch.zeros(count, length + 1, dtype=torch.int64)
     tokens[:, length - 1] = QUESTION
     tokens[:, length] = wanted
-    return tokens, wanted, other
+    return tokens, wanted, decoy
 
 
 def _placed(tokens: torch.Tensor, *placed: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

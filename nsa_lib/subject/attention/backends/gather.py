@@ -19,7 +19,7 @@ CHUNK_BYTES = 64 * 2**20
 """Most bytes of the keys that a chunk gathers; the values take as much, and in backward one of the two gradients."""
 
 CHUNK_SHARE = 20
-"""The same, in bytes of all keys: a small layer must not gather more than everything else in its model takes."""
+"""The same, as a multiple of the bytes of all keys: a small layer must not gather more than the rest of its model."""
 
 
 def gather(
