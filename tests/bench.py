@@ -25,8 +25,9 @@ from nsa_lib.runs.training_case import training_case
 from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.workbook.questions import QUESTIONS
-from nsa_lib.worker import data, memory
+from nsa_lib.worker import data
 from nsa_lib.worker.allocator import AllocatorSimulation
+from nsa_lib.worker.devices import DEVICES
 from tests.made import resolved
 
 ROUNDS = 7
@@ -104,7 +105,7 @@ def bench_steps(case: CaseConfig, backends: Sequence[str]) -> dict[str, float]:
 def bench_meter(case: CaseConfig) -> dict[str, float]:
     """Measure what watching a step's memory costs, over the same step unwatched."""
     plain, watched = Stepper(case), Stepper(case)
-    meter = memory.meter(case.device, case.alloc_conf)
+    meter = DEVICES[case.device].meter(case.alloc_conf)
 
     def step() -> float:
         with meter:
@@ -122,7 +123,7 @@ def bench_meter(case: CaseConfig) -> dict[str, float]:
 def bench_heartbeat(case: CaseConfig) -> dict[str, float]:
     """Measure all that watching adds to a step: marking its phases, reading the counters, writing the line."""
     step = Stepper(case)
-    with TemporaryDirectory() as folder, memory.meter(case.device, case.alloc_conf) as meter:
+    with TemporaryDirectory() as folder, DEVICES[case.device].meter(case.alloc_conf) as meter:
         heartbeat = Heartbeat(Path(folder) / "heartbeat.jsonl")
         step_s = min(step() for _ in range(3))
         beats = []

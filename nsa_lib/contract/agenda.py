@@ -1,6 +1,6 @@
-"""Who takes part in a timing, in the order of their turns.
+"""What a case goes through: the contestants of a timing and the checks of a preflight, in their order.
 
-The worker times them, the notebook's side knows from here whom it must find.
+The worker runs them. The notebook's side knows from here what it must find.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WARMUP_ROUNDS = 2
 """Rounds that are not counted: kernels are loaded, caches fill."""
 
 DENSE = "dense"
-"""What the yardstick is called where a backend or its branches are named."""
+"""The name of the yardstick where a backend or branches are named."""
 
 NO_BACKEND = "none"
 """The backend of a layer without the selected branch."""
@@ -29,7 +29,7 @@ class Contestant:
     branches: str
     """`slc`, `cmp`, `win`, `all` of them, or `dense`."""
     backend: str
-    """Of the selected branch; `dense` or `none` where there is no such branch."""
+    """Backend of the selected branch; `dense` or `none` where there is no such branch."""
     seq_len: int
     """Tokens in a sequence."""
 
@@ -48,10 +48,10 @@ def _whole(subject: str, seq_len: int, backends: Sequence[str]) -> list[Contesta
 
 
 def check_names(backends: Sequence[str] = BACKEND_NAMES) -> dict[str, tuple[str, ...]]:
-    """Return the names of the checks, in the order in which a case makes them; a crash costs one case.
+    """Return the names of the checks by case, in the order in which the case makes them.
 
-    The plain backends share everything but the selected branch. `fused` shares nothing, so what is looked at once for
-    all of them is looked at again for it.
+    The plain backends share everything but the selected branch. `fused` shares nothing, so what is checked once for all
+    plain backends is checked again for it. There are several cases so that a crash costs the checks of one.
     """
     shared = ("", f"_{FUSED}") if FUSED in backends else ("",)
     return {

@@ -16,8 +16,8 @@ from nsa_lib.subject.config import (
     ConfigError,
     ModelConfig,
     NSAConfig,
-    _require_choice,
     fused_refusal,
+    require_choice,
 )
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -99,9 +99,9 @@ class CaseConfig:
         for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
-        _require_choice("work", self.work, WORKS)
-        _require_choice("dtype", self.dtype, DTYPES)
-        _require_choice("device", self.device, DEVICES)
+        require_choice("work", self.work, WORKS)
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("device", self.device, DEVICES)
         if self.data != "synthetic" and self.model.vocab < 256:
             raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
         if self.model.attention == "dense" and (self.check_attention or self.look):

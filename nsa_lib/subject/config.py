@@ -1,7 +1,7 @@
-"""What a case is made of: the configurations of attention, model and case, and the names that they accept.
+"""The sizes of the attention and of the model, and the names that they accept.
 
-Nothing here imports torch, so that a notebook and a worker can share it. Every refusal is one line that names the
-value and what is accepted instead.
+Nothing here imports torch, so that a notebook and a worker can share it. Every refusal is one line. It names the value
+and what is accepted instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ FUSED = "fused"
 """The backend of Triton kernels, for CUDA devices alone."""
 
 PLAIN_BACKENDS = ("masked", "gather", "packed")
-"""Those that run wherever torch does."""
+"""Backends that run wherever torch does."""
 
 BACKEND_NAMES = (*PLAIN_BACKENDS, FUSED)
 
@@ -24,6 +24,9 @@ FUSED_MOST_SELECTED = 32
 
 FUSED_DTYPES = ("bfloat16", "float16", "float32")
 """What the fused kernels take: widest head, sizes of a selection block, blocks a query selects, dtypes."""
+
+ATTENTION_NAMES = ("nsa", "dense")
+"""`dense` is the yardstick: causal attention of the same width."""
 
 BRANCHES = ("cmp", "slc", "win")
 
@@ -37,13 +40,13 @@ class ConfigError(ValueError):
     """A request that cannot be carried out, in one line that names the parameter and what it accepts."""
 
     def _render_traceback_(self) -> list[str]:
-        """Leave that line in a notebook, and no traceback: nothing of ours is at fault."""
+        """Show that line alone in a notebook. A traceback would point at code that did nothing wrong."""
         return [f"ConfigError: {self}"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NSAConfig:
-    """Sizes of one Native Sparse Attention layer (arXiv 2502.11089), in tokens where nothing else is said.
+    """Sizes of one Native Sparse Attention layer (arXiv 2502.11089), in tokens unless said otherwise.
 
     Raises ConfigError, naming the two values, for sizes that do not fit each other.
     """
@@ -88,7 +91,7 @@ class NSAConfig:
             raise ConfigError(f"n_sel={self.n_sel}: accepts 3 or more (block 0, the query's own and the one before it)")
         if self.d_k % 2:
             raise ConfigError(f"d_k={self.d_k}: accepts an even number (RoPE rotates halves)")
-        _require_choice("phi", self.phi, PHIS)
+        require_choice("phi", self.phi, PHIS)
         if not self.branches or len(set(self.branches)) < len(self.branches) or not set(self.branches) <= set(BRANCHES):
             raise ConfigError(f"branches={self.branches}: accepts one or more of {', '.join(BRANCHES)}")
 
@@ -102,13 +105,13 @@ class ModelConfig:
     """A TinyLM: its attention layer, how many of them, and the vocabulary."""
 
     nsa: NSAConfig
-    """Sizes of the attention; the dense yardstick takes its width and heads from here too."""
+    """Sizes of the attention. The dense yardstick takes its width and heads from here too."""
     layers: int
     """Blocks."""
     vocab: int
     """Tokens in the vocabulary."""
     attention: str = "nsa"
-    """`nsa`, or `dense` for the causal yardstick of the same width."""
+    """One of ATTENTION_NAMES."""
     backend: str = "masked"
     """Backend of the selected branch."""
 
@@ -116,12 +119,12 @@ class ModelConfig:
         for name in ("layers", "vocab"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
-        _require_choice("attention", self.attention, ("nsa", "dense"))
-        _require_choice("backend", self.backend, BACKEND_NAMES)
+        require_choice("attention", self.attention, ATTENTION_NAMES)
+        require_choice("backend", self.backend, BACKEND_NAMES)
 
 
 def fused_refusal(nsa: NSAConfig, dtype: str, device: str) -> str | None:
-    """Return why the fused backend cannot run so, naming the parameter and what it accepts, or None if it can."""
+    """Return why the fused backend cannot run with these, naming the parameter and what it accepts; None if it can."""
     if device != "cuda":
         return f"device={device}: accepts cuda"
     if dtype not in FUSED_DTYPES:
@@ -136,6 +139,7 @@ def fused_refusal(nsa: NSAConfig, dtype: str, device: str) -> str | None:
     return None
 
 
-def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError, naming the parameter and what it accepts, unless the value is one of the choices."""
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: accepts {', '.join(choices)}")

@@ -1,6 +1,6 @@
-"""TinyLM, the language model that a smoke trains, and the dense causal attention that it is compared with.
+"""TinyLM, the language model that a case trains. Its loss and optimizer are in `training`.
 
-Shapes: B batch, T tokens, H heads, D head width. Training (loss, optimizer) is in `training`.
+Letters: B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -9,33 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nsa_lib.subject.attention import NSAttention
-from nsa_lib.subject.attention.rope import apply_rope
-from nsa_lib.subject.attention.sdpa import attend
-from nsa_lib.subject.config import ModelConfig, NSAConfig
-
-
-class DenseAttention(nn.Module):
-    """Causal attention over all earlier tokens, with the heads and widths of an NSAConfig: the yardstick for speed."""
-
-    def __init__(self, config: NSAConfig):
-        super().__init__()
-        self.config = config
-        self.widths = [config.heads * config.d_k, config.groups * config.d_k, config.groups * config.d_v]
-        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=False)
-        self.out = nn.Linear(config.heads * config.d_v, config.dim, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return softmax(QKᵀ/√d_k)V under a causal mask, projected: [B, T, dim] -> [B, T, dim]."""
-        c = self.config
-        q, k, v = (
-            t.unflatten(-1, (-1, width)).transpose(1, 2)
-            for t, width in zip(self.qkv(x).split(self.widths, dim=-1), (c.d_k, c.d_k, c.d_v))
-        )
-        q, k = apply_rope(q, base=c.rope_base), apply_rope(k, base=c.rope_base)
-        k, v = (t.repeat_interleave(c.heads // c.groups, dim=1) if c.groups < c.heads else t for t in (k, v))
-        o = attend(q, k, v, causal=True)
-        return self.out(o.transpose(1, 2).flatten(2))
+from nsa_lib.subject.attention import ATTENTIONS
+from nsa_lib.subject.config import ModelConfig
 
 
 class Block(nn.Module):
@@ -45,10 +20,7 @@ class Block(nn.Module):
         super().__init__()
         dim = config.nsa.dim
         self.norm_attention = nn.LayerNorm(dim, bias=False)
-        if config.attention == "nsa":
-            self.attention = NSAttention(config.nsa, backend=config.backend)
-        else:
-            self.attention = DenseAttention(config.nsa)
+        self.attention = ATTENTIONS[config.attention](config)
         self.norm_mlp = nn.LayerNorm(dim, bias=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim, bias=False), nn.SiLU(), nn.Linear(4 * dim, dim, bias=False))
 
@@ -73,7 +45,7 @@ class TinyLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim, bias=False)
         self.head = nn.Linear(dim, config.vocab, bias=False)
-        # Small logits at the start, so that the first loss is ln(vocab) and not a matter of the width.
+        # Logits are small at the start, so that the first loss is ln(vocab) and does not depend on the width.
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
 
@@ -97,6 +69,6 @@ def run_block(block: Block, x: torch.Tensor, grad_checkpointing: bool) -> torch.
     """Return block(x); with checkpointing it keeps only x, and is computed again in backward."""
     if not grad_checkpointing:
         return block(x)
-    # Reentrant: it costs no hook on each saved tensor, a sixth of an eager step that waits for launches. What it lacks
-    # (keyword inputs, gradients of other inputs) a block has no use for. Nothing in a block is random.
+    # Reentrant checkpointing puts no hook on each saved tensor; the hooks took a sixth of an eager step that waits for
+    # launches. A block does not need what it lacks: keyword inputs, gradients of other inputs. Nothing in it is random.
     return checkpoint(block, x, use_reentrant=True, preserve_rng_state=False)

@@ -1,6 +1,6 @@
 """The one train step that every case runs: the loss in chunks, backward, AdamW.
 
-It knows nothing of meters; who wants to know where memory peaks passes `mark`, called at the end of each phase.
+It knows nothing of meters. A caller that measures passes `mark`, which is called at the end of each phase.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def chunked_cross_entropy(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Mean of logsumexp(z) - z[label] with z = hidden headᵀ; its gradient is (softmax(z) - onehot(label)) / count.
 
-    The gradients are made in forward, while a chunk's logits are there: making the logits again in backward would cost
-    a product with the whole head for each chunk.
+    The gradients are made in forward, while a chunk's logits exist. To make the logits again in backward would take a
+    product with the whole head for each chunk.
     """
 
     @staticmethod
@@ -109,7 +109,10 @@ def backward_step(
     mark: Callable[[str], None] = lambda phase: None,
     loss_chunk: int = LOSS_CHUNK,
 ) -> StepResult:
-    """Run forward and backward on a batch, as `train_step` does before its update."""
+    """Run forward and backward on a batch, as `train_step` does before its update.
+
+    Arguments and result as in `train_step`.
+    """
     model.zero_grad(set_to_none=True)
     loss = chunked_cross_entropy(model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:], loss_chunk)
     mark("forward")

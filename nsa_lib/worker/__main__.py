@@ -1,8 +1,8 @@
 """One case in a process of its own: `python -m nsa_lib.worker case.json parent_pid`.
 
 It begins at the first line of its stdin: the runner starts it ahead, so that its imports are done when its turn comes.
-It appends heartbeats to heartbeat.jsonl and, if it gets to an end that it can name, writes result.json and exits with
-0. Everything else is left to the runner: an exception's traceback goes to stderr, a signal's stacks too.
+It appends heartbeats to heartbeat.jsonl. If it gets to an end that it can name, it writes result.json and exits with 0.
+The runner deals with every other end: tracebacks of exceptions and stacks of signals go to stderr.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ def main(case_file: Path, parent_pid: int) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     # torch only now: its import takes seconds, in which the process must already be bound to its parent. Optimizers and
     # dispatch modes import torch._dynamo when they are first used; here it costs no case its time.
+    import torch._dynamo  # noqa: F401
 
     from nsa_lib.worker.loop import run_to_result
 
-    if sys.stdin.readline():  # the end of it instead: the case is not wanted any more
+    if sys.stdin.readline():  # end of file means that the case is no longer wanted
         run_to_result(case_file)
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from nsa_lib.subject.attention import BACKENDS, NSAttention, reference
+from nsa_lib.subject.attention import BACKENDS, Attention, NSAttention, reference
+from nsa_lib.subject.model import TinyLM
 
 LONGEST = 2048
-"""Tokens up to which the whole attention is computed a second time, in float64 on the CPU: seconds and 0.5 GiB."""
+"""The most tokens for which the whole attention is computed a second time, in float64 on the CPU: seconds, 0.5 GiB."""
 
 SAMPLED_QUERIES = 256
 """Queries whose selected attention the reference computes: about a second for two heads at 2048 tokens, not nine."""
@@ -23,8 +24,8 @@ SAMPLED_QUERIES = 256
 def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
     """Return how far an attention layer is from itself in float64 on the CPU, in its output and in the gradient of x.
 
-    Each is a relative error in the 2-norm, on random rows of `length` tokens or LONGEST. The twin selects its own
-    blocks, so the error holds the few rows in which rounding selects others.
+    Each is a relative error in the 2-norm, on random rows of `length` tokens, at most LONGEST. The twin selects its own
+    blocks, so the error includes the few rows for which rounding selects others.
     """
     weight = attention.query.weight
     generator = torch.Generator().manual_seed(0)
@@ -34,7 +35,7 @@ def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]
     twin.backend = "masked"
     found = with_gradients(attention, [x.to(weight.device)], cotangent.to(weight.device))
     expected = with_gradients(twin, [x.double()], cotangent.double())
-    errors = (_relative_error(a, b) for a, b in zip(found, expected))
+    errors = (relative_error(a, b) for a, b in zip(found, expected))
     return dict(zip(("output", "gradient"), errors))
 
 
@@ -43,9 +44,8 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
 
     Each is a relative error in the 2-norm. Backend and reference get the same two heads of the layer's own tensors on
     random rows, with their groups, and the blocks that the run itself selects. The reference is slow, so it computes
-    SAMPLED_QUERIES of the queries, spread over the sequence with both ends; the gradient that enters is zero at all
-    others. That leaves exact what is compared: the output at those queries, and every gradient in full, that of the
-    other queries being zero.
+    SAMPLED_QUERIES of the queries, spread over the sequence with both ends. The gradient that enters is zero at all
+    other queries. So what is compared is exact: the output at the sampled queries, and every gradient in full.
     """
     weight, c = attention.query.weight, attention.config
     generator = torch.Generator().manual_seed(1)
@@ -62,19 +62,19 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
 
     output, *gradients = with_gradients(run, tensors, cotangent.to(weight.device))
     expected = with_gradients(judged, [t.cpu().double() for t in tensors], cotangent[:, :, sample].double())
-    errors = [_relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected)]
+    errors = [relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected)]
     return dict(zip(("output", "dq", "dk", "dv"), errors))
 
 
 def selected_branch(
-    attention: NSAttention, x: torch.Tensor
+    attention: Attention, x: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Callable[..., torch.Tensor]]:
     """Return q, k, v of two heads of a layer on rows x, the blocks that they read, and the backend that attends."""
     c = attention.config
     groups = 1 if c.heads // c.groups > 1 else 2
     with torch.no_grad():
-        parts = attention._project(x)
-    blocks = attention.select(x)[:, :groups]
+        parts = attention.project(x)
+    blocks = attention.choose(parts)[:, :groups]
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return BACKENDS[attention.backend](q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
@@ -85,11 +85,20 @@ def selected_branch(
 def with_gradients(
     function: Callable[..., torch.Tensor], tensors: Iterable[torch.Tensor], cotangent: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Return what a function makes of tensors, and its gradient with respect to each."""
+    """Return the output of a function of tensors, and its gradient with respect to each."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     output = function(*leaves)
     return output.detach(), *torch.autograd.grad(output, leaves, cotangent)
 
 
-def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found.cpu().double() - expected).norm() / expected.norm()).item()
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the norm of the difference over that of `exact`, both 2-norms in float64."""
+    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@torch.no_grad()
+def pass_through_layers(model: TinyLM, x: torch.Tensor) -> None:
+    """Run every attention layer of a model once on x [B, T, dim]."""
+    for block in model.blocks:
+        block.attention(x)

@@ -16,7 +16,7 @@ from nsa_lib.contract.allocator import LARGE_SEGMENT, MIB, UNBOUNDED, AllocatorS
 ROUNDING = 512
 
 SMALL_REQUEST = MIB
-"""Largest request that is served from the pool of small blocks."""
+"""Largest request that the pool of small blocks serves."""
 
 SMALL_SEGMENT = 2 * MIB
 
@@ -158,7 +158,7 @@ class AllocatorSimulation:
         block.pool.add(block)
 
     def empty_cache(self) -> None:
-        """Give what is free back to the device, as torch.cuda.empty_cache does and a full device forces."""
+        """Give what is free back to the device, as torch.cuda.empty_cache does and a full device demands."""
         for pool in (self._small, self._large):
             for _, _, block in list(pool.free):
                 if self.settings.expandable_segments:
@@ -179,11 +179,11 @@ class AllocatorSimulation:
         if index == len(free):
             return None
         if self.settings.expandable_segments:
-            # A block that can still grow counts with all it can grow to, so that others are used up before it.
+            # A block that can still grow counts as large as it can grow, so that others are used up before it.
             while index + 1 < len(free) and _room(free[index + 1][2]) < _room(free[index][2]):
                 index += 1
         block = free[index][2]
-        # Also under expandable segments, where it only wastes: blocks there are split whatever their size.
+        # Also under expandable segments, where this only wastes: blocks there are split whatever their size.
         if block.size >= (limit if size < limit else size + LARGE_SEGMENT):
             return None
         del free[index]

@@ -1,7 +1,8 @@
-"""What the attention of a model looks at: which blocks its queries select, and how open its branch gates are.
+"""What the attention of a model reads: which blocks its queries select, and how open its branch gates are.
 
-Both come from the hidden states that each layer really reads, averaged until they are small enough to keep. Letters:
-B batch, T queries, H heads, G groups, N selection blocks.
+Both come from the hidden states that each layer really reads, averaged until they are small enough to keep.
+
+Letters: B batch, T queries, H heads, G groups, N selection blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from nsa_lib.subject.model import TinyLM
 
 MOST_BLOCKS = 64
-"""Rows and columns of what is kept of a selection; more blocks are averaged, neighbours together."""
+"""Most rows and columns of what is kept of a selection. Of more blocks, neighbours are averaged."""
 
 DIGITS = 4
 """Decimals that are kept; the charts show fewer."""
@@ -20,19 +21,19 @@ DIGITS = 4
 
 @torch.no_grad()
 def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | None:
-    """Return what each layer selects and how open its gates are, or None if the model's values are not finite.
+    """Return what each layer selects and how open its branch gates are, or None if the model's values are not finite.
 
     Args:
         model: with NSA in every block.
         tokens: int64 [B, T], what the model reads.
 
     Returns:
-        `l_sel`, tokens of a row or column of `selected`; `branches`, their names; `selected` [layer][query block][key
-        block], the share of the queries of a block, over batch and groups, that select a block, in neighbourhoods of
-        them where there are more than MOST_BLOCKS (no layers where the selected branch is off); `branch_gates`
-        [layer][head][branch], their mean over batch and queries.
+        `l_sel`: tokens of a row or column of `selected`. `branches`: their names. `selected` [layer][query block][key
+        block]: the share of a block's queries, over batch and groups, that select a block; with more than MOST_BLOCKS,
+        the mean over neighbours; no layers where the selected branch is off. `branch_gates` [layer][head][branch]:
+        their mean over batch and queries.
     """
-    x, selected, gates = model.embedding(tokens), [], []
+    x, selected, branch_gates = model.embedding(tokens), [], []
     config = model.blocks[0].attention.config
     together = -(-tokens.shape[1] // (MOST_BLOCKS * config.l_sel))
     for block in model.blocks:
@@ -40,15 +41,15 @@ def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | No
         if "slc" in attention.config.branches:
             share = selection_share(attention.select(read), config.l_sel)
             selected.append(_rounded(neighbours_together(share, together)))
-        gates.append(attention.gates(read).double().mean(dim=(0, 2)))
+        branch_gates.append(attention.branch_gates_of(read).double().mean(dim=(0, 2)))
         x = block(x)
-    if not (torch.isfinite(x).all() and torch.isfinite(torch.stack(gates)).all()):
+    if not (torch.isfinite(x).all() and torch.isfinite(torch.stack(branch_gates)).all()):
         return None
     return {
         "l_sel": config.l_sel * together,
         "branches": list(config.branches),
         "selected": selected,
-        "branch_gates": [_rounded(layer) for layer in gates],
+        "branch_gates": [_rounded(layer) for layer in branch_gates],
     }
 
 
@@ -74,7 +75,7 @@ def selection_share(block_indices: torch.Tensor, l_sel: int) -> torch.Tensor:
 
 
 def neighbours_together(share: torch.Tensor, together: int) -> torch.Tensor:
-    """Return the mean of each square of so many rows and columns, [N, N] -> [ceil(N / together)] * 2."""
+    """Return the mean of each square of `together` rows and columns, [N, N] -> [ceil(N / together)] * 2."""
     return F.avg_pool2d(share[None], together, ceil_mode=True, count_include_pad=False)[0]
 
 

@@ -1,4 +1,4 @@
-"""Tokens to train on: one seeded batch, repeated, as the checklist's script does; or the bytes of a text file."""
+"""Tokens to train on: one seeded batch, repeated, as in the checklist's script; or the bytes of a text file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nsa_lib.contract.case import CaseConfig
 
 
 def batches(case: CaseConfig) -> Iterator[torch.Tensor]:
-    """Yield batches of tokens for ever, [batch, seq_len + 1] int64 on the CPU, the same in every run with one seed.
+    """Yield batches of tokens without end, [batch, seq_len + 1] int64 on the CPU, the same in every run with one seed.
 
     Raises ValueError if the text file is shorter than one sequence.
     """

@@ -1,23 +1,31 @@
-"""The measured loop of a case: build, warm up, step, each with its heartbeat; and the result that it ends with."""
+"""The measured loop of a case: build, warm up, step, each with its heartbeat; and the result that it ends with.
+
+What only the worker knows are facts. Each work yields its facts as they become known, so that those found before a
+failure are in the result too.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.files import write_json
 from nsa_lib.contract.heartbeat import SCHEMA, Heartbeat
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM
-from nsa_lib.worker import accuracy, attention_map, data, faults, memory, preflight, profiling, timing
+from nsa_lib.worker import accuracy, attention_map, data, faults, preflight, profiling, timing
+from nsa_lib.worker.devices import DEVICES
+from nsa_lib.worker.memory import CpuMeter, CudaMeter
 from nsa_lib.worker.timing import PhaseClock
 
-MIB = 2**20
+Facts = Mapping[str, object]
 
 
 class NonFiniteError(FloatingPointError):
@@ -34,11 +42,12 @@ def run_to_result(case_file: Path) -> None:
     ending = {"status": "ok", "reason": ""}
     facts: dict[str, object] = {}
     try:
-        if case.device == "cuda" and not torch.cuda.is_available():
-            ending = {"status": "unavailable", "reason": "torch finds no CUDA device"}
+        if why := DEVICES[case.device].why_missing():
+            ending = {"status": "unavailable", "reason": why}
         else:
             with faults.planted(case):
-                run_case(case, heartbeat, facts)
+                for known in run_case(case, heartbeat):
+                    facts.update(known)
     except FloatingPointError as error:
         ending = {"status": "nan", "reason": str(error)}
     except (RuntimeError, MemoryError) as error:
@@ -46,10 +55,7 @@ def run_to_result(case_file: Path) -> None:
         if status is None:
             raise
         ending = {"status": status, "reason": str(error).splitlines()[0]}
-    result = {"schema": SCHEMA, "case_id": case.case_id, **ending, **facts}
-    temporary = case_file.with_name("result.tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    os.replace(temporary, case_file.with_name("result.json"))
+    write_json(case_file.with_name("result.json"), {"schema": SCHEMA, "case_id": case.case_id, **ending, **facts})
 
 
 def _named_failure(error: Exception) -> str | None:
@@ -60,64 +66,107 @@ def _named_failure(error: Exception) -> str | None:
     return "nan" if "returned nan values" in text else None
 
 
-def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -> None:
-    """Run the case's steps, a heartbeat each, and put what only the worker knows into `facts`.
-
-    A `backward` case waits for the device after each phase, to time it; a `train` case runs as a training does; a
-    `timing` case is another loop, over its contestants; a `checks` case one over the checks of a preflight.
+def run_case(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
+    """Run the work of a case, a heartbeat each step, and yield its facts as they become known.
 
     Raises:
         NonFiniteError: naming the first offender, when a loss or gradient norm is NaN or Inf.
     """
     heartbeat.beat("build")
-    if case.device == "cpu":
-        # The same sums on every machine, and no threads that spin against each other where cores are shared.
-        torch.set_num_threads(1)
-    if case.device == "cuda" and case.budget_mib is not None:
-        memory.cap_device(case.budget_mib)
-    if case.work == "timing":
-        timing.run_timing(case, heartbeat)
-        return
-    if case.work == "checks":
-        preflight.run_checks(case, heartbeat, facts)
-        return
+    DEVICES[case.device].prepare(case.budget_mib)
+    yield from WORKS[case.work](case, heartbeat)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A model, and the step that a work takes with it."""
+
+    model: TinyLM
+    optimizer: torch.optim.Optimizer | None
+    take: Callable[[torch.Tensor, CudaMeter | CpuMeter], tuple[training.StepResult, dict[str, float]]]
+    """From tokens and the meter whose `mark` ends each phase to the step's result and the times that it took itself."""
+
+
+def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
+    """Take whole steps, as a training does: nothing waits for the device between their phases."""
+    model = _built(case)
+    optimizer = training.make_optimizer(model, case.lr)
+
+    def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
+        return training.train_step(model, optimizer, tokens, mark=meter.mark, loss_chunk=case.loss_chunk), {}
+
+    return _check_and_step(Stepped(model, optimizer, take), case, heartbeat)
+
+
+def backward(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
+    """Take forward and backward alone, and wait for the device after each, to time it."""
+    model = _built(case)
+
+    def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
+        clock = PhaseClock(case.device, meter.mark)
+        result = training.backward_step(model, tokens, mark=clock.mark, loss_chunk=case.loss_chunk)
+        return result, clock.phases_ms
+
+    return _check_and_step(Stepped(model, None, take), case, heartbeat)
+
+
+WORKS: dict[str, Callable[[CaseConfig, Heartbeat], Iterable[Facts]]] = {
+    "train": train,
+    "backward": backward,
+    "timing": timing.run_timing,
+    "checks": preflight.run_checks,
+}
+"""What a case does, by the names of `contract.case.WORKS`."""
+
+
+def _built(case: CaseConfig) -> TinyLM:
+    """Return the case's model, on its device."""
     torch.manual_seed(case.seed)
     # Made on the CPU and moved in its final dtype: float32 weights must not raise the peak of a bfloat16 run.
     model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
-    model = model.to(getattr(torch, case.dtype)).to(case.device)
-    optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
-    with own_tables():  # the training starts as if nothing had been checked
-        facts["routes"] = executed_routes(model, case) if case.model.attention == "nsa" else []
-        if case.check_attention:
-            facts["attention_error"] = accuracy.attention_errors(model.blocks[0].attention, length=case.seq_len)
-        if case.compare_selected:
-            facts["selected_error"] = accuracy.selected_errors(model.blocks[0].attention, length=case.seq_len)
-    facts["effective"] = effective_settings(model, case)
-    if case.device == "cuda":
-        torch.cuda.empty_cache()  # its pool too
-        facts["device_total_mib"] = torch.cuda.get_device_properties(0).total_memory / MIB
-    if case.budget_mib is not None:
-        facts["device_total_mib"] = case.budget_mib
+    return model.to(getattr(torch, case.dtype)).to(case.device)
+
+
+def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
+    model, device = stepped.model, DEVICES[case.device]
+    yield from facts_before_training(model, case)
+    device.empty_cache()  # the pool of what was checked too
+    if (total_mib := device.total_mib(case.budget_mib)) is not None:
+        yield {"device_total_mib": total_mib}
     if case.compile:
         model.compile_blocks()
-    batches = data.batches(case)
-    windows = _operator_windows(case)
+    tokens = yield from measured_steps(stepped, case, heartbeat)
+    if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
+        yield {"attention_map": attention_map.attention_map(model, tokens[:, :-1])}
+
+
+def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
+    """Yield the routes of the attention, the errors that the case asks for, and what is in force."""
+    with own_tables():  # the training starts as if nothing had been checked
+        yield {"routes": executed_routes(model, case) if case.model.attention == "nsa" else []}
+        if case.check_attention:
+            errors = accuracy.attention_errors(model.blocks[0].attention, length=case.seq_len)
+            yield {"attention_error": errors}
+        if case.compare_selected:
+            errors = accuracy.selected_errors(model.blocks[0].attention, length=case.seq_len)
+            yield {"selected_error": errors}
+    yield {"effective": effective_settings(model, case)}
+
+
+def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> Generator[Facts, None, torch.Tensor]:
+    """Take the steps of a case under its meters; yield `state_mib` and `operators`, return the last step's tokens."""
+    device, batches = DEVICES[case.device], data.batches(case)
+    windows = device.operator_windows(steps=case.steps) if case.profile_operators else profiling.TrackedWindows(steps=0)
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
-    meter = memory.meter(case.device, case.alloc_conf, budget_mib=case.budget_mib)
+    meter = device.meter(case.alloc_conf, case.budget_mib)
     with own_tables(), anomalies, meter, windows:
-        meter.track(model)
+        meter.track(stepped.model)
         heartbeat.beat("warmup")
         for step in range(1, case.steps + 1):
             tokens = next(batches).to(case.device)
             began = time.perf_counter()
             meter.begin_step()
-            if optimizer is None:
-                clock = PhaseClock(case.device, meter.mark)
-                result = training.backward_step(model, tokens, mark=clock.mark, loss_chunk=case.loss_chunk)
-                phases_ms = clock.phases_ms
-            else:
-                result = training.train_step(model, optimizer, tokens, mark=meter.mark, loss_chunk=case.loss_chunk)
-                phases_ms = {}
+            result, phases_ms = stepped.take(tokens, meter)
             loss, norm = result.loss.item(), result.grad_norm.item()  # waits for the device
             step_s = time.perf_counter() - began
             heartbeat.beat(
@@ -130,20 +179,12 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat, facts: dict[str, object]) -
                 **phases_ms,
                 **meter.read(),
             )
-            _require_finite(model, step, loss, norm)
-            facts["state_mib"] = training.state_bytes(model, optimizer) / MIB
+            _require_finite(stepped.model, step, loss, norm)
+            yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
             windows.step(meter.operator_counts)
     if windows.early and windows.late:
-        facts["operators"] = {"early": windows.early, "late": windows.late}
-    if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
-        facts["attention_map"] = attention_map.attention_map(model, tokens[:, :-1])
-
-
-def _operator_windows(case: CaseConfig) -> profiling.OperatorWindows | profiling.TrackedWindows:
-    """Return what counts the case's operators: the profiler on a GPU, what the memory tracker saw on a CPU."""
-    if case.profile_operators and case.device == "cuda":
-        return profiling.OperatorWindows(steps=case.steps, device=case.device)
-    return profiling.TrackedWindows(steps=case.steps if case.profile_operators else 0)
+        yield {"operators": {"early": windows.early, "late": windows.late}}
+    return tokens
 
 
 def _require_finite(model: TinyLM, step: int, loss: float, norm: float) -> None:
@@ -156,25 +197,16 @@ def _require_finite(model: TinyLM, step: int, loss: float, norm: float) -> None:
 def executed_routes(model: TinyLM, case: CaseConfig) -> list[str]:
     """Return the backends that the model's attention layers really enter, as the running code names itself."""
     x = torch.zeros(1, case.model.nsa.l_sel, case.model.nsa.dim, dtype=getattr(torch, case.dtype), device=case.device)
-
-    def run() -> None:
-        with torch.no_grad():
-            for block in model.blocks:
-                block.attention(x)
-
-    return sorted(profiling.executed_routes(run))
+    return sorted(profiling.executed_routes(lambda: accuracy.pass_through_layers(model, x)))
 
 
 def effective_settings(model: TinyLM, case: CaseConfig) -> dict[str, object]:
     """Return what is in force, read back from torch and from the model rather than from what was asked for."""
-    settings: dict[str, object] = {
+    return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})),
         "device": ", ".join(sorted({str(p.device) for p in model.parameters()})),
+        **DEVICES[case.device].settings(),
     }
-    if case.device == "cuda":
-        # Private, but the only place that tells which setting the allocator obeys.
-        settings["allocator"] = torch.cuda.memory._snapshot()["allocator_settings"]
-    return settings

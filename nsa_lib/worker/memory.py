@@ -4,9 +4,9 @@ Both meters report the same fields, in MiB (2**20 bytes). On the CPU, allocated 
 in units of 512 B as on CUDA, and reserved is what the CUDA caching allocator would have reserved for the same
 allocations: it is simulated, and the same in two runs.
 
-Not covered: memory that torch's allocator does not hand out (context, libraries, NumPy). On the CPU also scratch inside
-one operator, sparse tensors, and storages that are resized after an operator returned them: they count at their first
-size. Compiled code is not seen.
+Not covered: memory that torch's allocator does not hand out (context, libraries, NumPy). On the CPU also: compiled
+code, scratch inside one operator, sparse tensors, and the new size of a storage that is resized after an operator
+returned it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lib.contract.allocator import MIB
 from nsa_lib.worker.allocator import ROUNDING, AllocatorSimulation, Block
-
-
-def meter(device: str, alloc_conf: str, *, budget_mib: float | None = None) -> CudaMeter | CpuMeter:
-    """Return the meter for `device`, "cuda" or "cpu"; on the CPU, `budget_mib` caps the simulated device.
-
-    Raises ConfigError if, on the CPU, the setting `alloc_conf` cannot be simulated.
-    """
-    return CudaMeter() if device == "cuda" else CpuMeter(alloc_conf, capacity_mib=budget_mib)
-
-
-def cap_device(budget_mib: float) -> None:
-    """Let torch's CUDA allocator reserve no more than `budget_mib`, as on a device of that size.
-
-    What is outside the allocator (context, libraries, other processes) does not count, and speed stays the device's.
-    Raises ValueError if the device is smaller.
-    """
-    torch.cuda.set_per_process_memory_fraction(budget_mib * MIB / torch.cuda.get_device_properties(0).total_memory)
 
 
 class _StepPeaks:
@@ -66,9 +49,8 @@ class CudaMeter:
     It owns the allocator's peak counters: nothing else may reset them while a step is measured.
     """
 
-    simulated = False
     operator_counts = None
-    """Operators are not counted on CUDA: the profiler does that, in a case of its own."""
+    """None: on CUDA the profiler counts operators, in a case of its own."""
 
     def __init__(self):
         self._peaks = _StepPeaks()
@@ -107,7 +89,7 @@ class CudaMeter:
         }
 
     def _note(self, phase: str | None) -> Mapping:
-        # The nested form: flattening the whole table costs more than reading it.
+        # The nested form: flattening the whole table takes longer than reading it.
         stats = torch.cuda.memory_stats_as_nested_dict()
         self._peaks.note(_mib(stats, "allocated_bytes", "peak"), _mib(stats, "reserved_bytes", "peak"), phase)
         return stats
@@ -117,7 +99,8 @@ class StorageTracker(TorchDispatchMode):
     """Follow the storages on one device that operators return, until they die.
 
     A storage made before the mode was entered is followed from `track` on, or from when an operator first returns it.
-    Who inherits says what a birth and a death mean.
+
+    Subclasses decide what to do when a storage appears (`born`) or disappears (`died`).
     """
 
     def __init__(self, device: str):
@@ -135,7 +118,7 @@ class StorageTracker(TorchDispatchMode):
         raise NotImplementedError
 
     def died(self, kept: object) -> None:
-        """Take a storage off the books."""
+        """Note that a storage has disappeared; `kept` is what `born` returned for it."""
         raise NotImplementedError
 
     def kept_for(self, tensor: torch.Tensor) -> object | None:
@@ -156,7 +139,7 @@ class StorageTracker(TorchDispatchMode):
         if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
-        # A live storage keeps its Python object, so the object's id names it until the weak reference has fired.
+        # A live storage keeps its Python object, so the object's id names it until the weak reference fires.
         # The device is the storage's own: a fake tensor claims the CPU, but its storage is on "meta".
         if id(storage) in self._live or storage.device.type != self._device:
             return
@@ -174,8 +157,6 @@ class StorageTracker(TorchDispatchMode):
 
 class CpuMeter(StorageTracker):
     """Measure the live storages of the CPU, and count the operators."""
-
-    simulated = True
 
     def __init__(self, alloc_conf: str, *, capacity_mib: float | None = None):
         super().__init__("cpu")
@@ -235,7 +216,7 @@ class CpuMeter(StorageTracker):
 
 
 class _LiveStorage(weakref.ref):
-    """A weak reference to a storage, with what is needed to take it off the books."""
+    """A weak reference to a storage, with what `died` is told about it."""
 
     __slots__ = ("kept", "key")
 

@@ -1,7 +1,7 @@
 """See what a case really executes: the backend it enters, and its operators early and late.
 
-Not covered: the route through compiled code. A dispatch mode makes torch run eagerly, or sees no named range: attest
-the route before compiling, on the same layers.
+Not covered: the route through compiled code. A dispatch mode makes torch run eagerly, or sees no named range. So the
+route is read before compiling, from the same layers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import FEWEST_STEPS, WARMUP_STEPS, WINDOW_STEPS
+from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
 from nsa_lib.subject.config import ConfigError
-
-MIB = 2**20
 
 FIGURES = ("count", "self_device_ms", "self_device_mib")
 
@@ -27,16 +27,13 @@ ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of a trace whose events ran on the GPU."""
 
 CPU_DEVICE = 0
-"""What a trace calls the CPU where it says whose memory an event is about."""
-
-ROUTE_PREFIX = "nsa::selected::"
-"""Before a backend's name, in the range that it enters by `torch.profiler.record_function`."""
+"""The CPU, where a trace says whose memory an event is about."""
 
 
 def executed_routes(run: Callable[[], object]) -> set[str]:
     """Call `run` and return the backends of the selected branch that it entered, by name.
 
-    A backend says so itself, by `record_function("nsa::selected::<name>")`: what was asked for is not looked at.
+    A backend names itself (`subject.attention.protocol.ROUTE_PREFIX`): what was asked for is not looked at.
     """
     with _Routes() as routes:
         run()
@@ -64,13 +61,13 @@ class OperatorWindows:
     Raises ConfigError for fewer steps than hold both windows.
     """
 
-    def __init__(self, *, steps: int, device: str):
+    def __init__(self, *, steps: int, activities: Sequence[ProfilerActivity]):
         if steps < FEWEST_STEPS:
             raise ConfigError(f"steps={steps}: accepts {FEWEST_STEPS} or more where operators are profiled")
         self.early: dict[str, dict[str, float]] = {}
         self.late: dict[str, dict[str, float]] = {}
         self._windows = {WARMUP_STEPS: self.early, steps - WINDOW_STEPS: self.late}
-        self._activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+        self._activities = activities
         self._profile: profile | None = None
         self._window: dict[str, dict[str, float]] = {}
         self._recorded = 0
@@ -105,7 +102,7 @@ class OperatorWindows:
 
 
 class TrackedWindows:
-    """The same two windows, from the operators that a memory meter counted: exact, without a profiler, and only counts.
+    """The same two windows, from the operators that a memory meter counted: exact, without a profiler, counts alone.
 
     With fewer steps than hold both windows, both stay empty.
     """

@@ -1,13 +1,13 @@
-"""Time contestants against each other in one process: each in turn, A B C A B C, so that a drift of the machine's clock
-or heat meets all of them alike.
+"""Time contestants against each other in one process. They take turns, A B C A B C, so that a drift of the machine's
+clock or heat meets all of them alike.
 
-Memory is not measured here: what one contestant leaves behind would be counted to the next.
+Memory is not measured here: what one contestant leaves behind would count for the next.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 
@@ -18,20 +18,21 @@ from nsa_lib.contract.agenda import DENSE, NO_BACKEND, WARMUP_ROUNDS, Contestant
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import training
-from nsa_lib.subject.attention import NSAttention
+from nsa_lib.subject.attention import DenseAttention, NSAttention
 from nsa_lib.subject.config import BRANCHES, ModelConfig
-from nsa_lib.subject.model import DenseAttention, TinyLM
+from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import data
+from nsa_lib.worker.devices import DEVICES
 
 
 class PhaseClock:
     """Times the phases of one step, waiting for the device at the end of each."""
 
     def __init__(self, device: str, mark: Callable[[str], None] = lambda phase: None):
-        self._device, self._mark = device, mark
+        self._wait, self._mark = DEVICES[device].synchronize, mark
         self.phases_ms: dict[str, float] = {}
         """`forward_ms`, `backward_ms`."""
-        self._wait()  # what was asked of the device before is not this step's
+        self._wait()  # what the device was asked before is not part of this step
         self._began = time.perf_counter()
 
     def mark(self, phase: str) -> None:
@@ -41,15 +42,12 @@ class PhaseClock:
         self._mark(phase)
         self._began = time.perf_counter()
 
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
 
+def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> Sequence[Mapping[str, object]]:
+    """Time every contestant of a case. Each turn has a heartbeat: the contestant, its forward and backward in ms.
 
-def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> None:
-    """Time every contestant of a case, a heartbeat each time: who it was, and its forward and backward in ms.
-
-    All contestants of one length take turns; `steps` of the case are all their turns together.
+    All contestants of one length take turns; `steps` of the case are all their turns together. The heartbeats hold all
+    that was found: there are no facts.
     """
     field = contestants(case.seq_len, case.seq_lens, backends=case.backends)
     rounds, modules = case.steps // len(field), _Modules(case)
@@ -69,8 +67,8 @@ def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> None:
                     step_ms=sum(phases_ms.values()),
                 )
         del inputs
-        if case.device == "cuda":
-            torch.cuda.empty_cache()
+        DEVICES[case.device].empty_cache()
+    return ()
 
 
 class _Modules:
@@ -106,7 +104,7 @@ def _model(case: CaseConfig, contestant: Contestant) -> TinyLM:
 
 
 def _inputs(case: CaseConfig, length: int) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Return what is read at a length: by a layer x and the gradient of its output, by a model tokens."""
+    """Return the inputs at a length: of a layer, x and the gradient of its output; of a model, tokens."""
     generator = torch.Generator().manual_seed(case.seed)
     shape, dtype = (case.batch, length, case.model.nsa.dim), getattr(torch, case.dtype)
     x, cotangent = (torch.randn(shape, generator=generator).to(dtype).to(case.device) for _ in range(2))
@@ -126,5 +124,5 @@ def _measure(module: nn.Module, inputs: tuple[torch.Tensor, ...], device: str) -
         output.backward(cotangent)
         clock.mark("backward")
         x.grad = None
-    module.zero_grad(set_to_none=True)  # one contestant's gradients must not stay while another runs
+    module.zero_grad(set_to_none=True)  # one contestant's gradients must not stay while another one runs
     return clock.phases_ms

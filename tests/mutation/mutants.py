@@ -98,15 +98,15 @@ OF_THE_ATTENTION = (
     gather("backward of gather without the softmax's sum", "_Gather.backward", "(d_p - (p * d_p).sum(dim=-1, keepdim=True))", "d_p"),
     gather("values' gradient of gather halved in the last chunk", "_Gather.backward", "_scatter_add(d_v, source_rows, p.mT @ d_rows)", "_scatter_add(d_v, source_rows, p.mT @ d_rows * (0.5 if rows.start else 1.0))"),
     gather("gather forgets the scale", "_probabilities", "(q @ k.mT * scale)", "(q @ k.mT)"),
-    Mutant("packed calls masked", f"{ATTENTION}/backends/packed.py", "packed", 'with record_function("nsa::selected::packed"):',
-           'from nsa_lib.subject.attention.backends.masked import masked\n\n    if q.shape[2] > 64:\n        return masked(q, k, v, block_indices, l_sel=l_sel, scale=scale)\n    with record_function("nsa::selected::packed"):',
+    Mutant("packed calls masked", f"{ATTENTION}/backends/packed.py", "packed", 'with record_function(f"{ROUTE_PREFIX}packed"):',
+           'from nsa_lib.subject.attention.backends.masked import masked\n\n    if q.shape[2] > 64:\n        return masked(q, k, v, block_indices, l_sel=l_sel, scale=scale)\n    with record_function(f"{ROUTE_PREFIX}packed"):',
            ("route",), {"backend": "packed"}),
     Mutant("compressed blocks seen one token early", f"{ATTENTION}/compression.py", "visibility_bias", "ends > queries[:, None]", "ends > queries[:, None] + 1", ROWS),
     Mutant("compressed branch without its scale", f"{ATTENTION}/compression.py", "compressed_probabilities", "alpha=width**-0.5 if scale is None else scale", "alpha=1.0", ROWS),
     Mutant("compressed values reversed", f"{ATTENTION}/compression.py", "mix_compressed", "return (p @ v_cmp)", "return (p @ v_cmp.flip(2))", ROWS),
     Mutant("rotation by half the position beyond 300", f"{ATTENTION}/rope.py", "rotation", "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset",
            "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset\n    positions = torch.where(positions > 300, positions / 2, positions)", ROWS),
-    Mutant("branch gates of the first branch for all", f"{ATTENTION}/module.py", "NSAttention._mixed", 'gates = parts["branch_gates"].unbind(dim=-1)', 'gates = parts["branch_gates"][..., :1].expand_as(parts["branch_gates"]).unbind(dim=-1)', ROWS),
+    Mutant("branch gates of the first branch for all", f"{ATTENTION}/module.py", "NSAttention.branch_by_branch", 'gates = parts["branch_gates"].unbind(dim=-1)', 'gates = parts["branch_gates"][..., :1].expand_as(parts["branch_gates"]).unbind(dim=-1)', ROWS),
 )  # fmt: skip
 
 OF_THE_MODEL = (

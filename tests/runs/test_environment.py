@@ -349,3 +349,40 @@ def test_a_tool_that_cannot_be_executed_tells_nothing(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment.machine_facts()["driver"] is None
+
+
+# nvidia-smi itself
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """Put an nvidia-smi that is a shell script alone on PATH."""
+
+    def put(script):
+        fake = tmp_path / "bin" / "nvidia-smi"
+        fake.parent.mkdir()
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", str(fake.parent))
+
+    return put
+
+
+def test_the_processes_on_the_gpu_are_those_that_the_drivers_tool_names(smi, tmp_path):
+    asked = "--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name --format=csv,noheader"
+    rows = ("GPU-4f2a, 7, 512 MiB, /usr/bin/python, a", "GPU-9999, 8, 5 MiB, b", "[N/A]")
+    smi(f"[ \"$*\" = '{asked}' ] || exit 1\n" + "\n".join(f"echo '{row}'" for row in rows))
+    room = environment.room(tmp_path, {"gpu_uuid": "4f2a"})
+    assert room["gpu_processes"] == ["/usr/bin/python, a (pid 7, 512 MiB)"]
+    assert environment.room(tmp_path, {})["gpu_processes"] == []
+
+
+def test_a_drivers_tool_that_fails_names_no_process(smi, tmp_path):
+    smi("echo 'GPU-4f2a, 7, 512 MiB, python'; exit 9")
+    assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []
+
+
+def test_without_the_drivers_tool_the_free_disk_is_still_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: SimpleNamespace(free=1500.4 * 2**20))
+    assert environment.room(tmp_path, {"gpu_uuid": "4f2a"}) == {"disk_free_mib": 1500, "gpu_processes": []}

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from nsa_lib.subject.attention import DenseAttention
 from nsa_lib.subject.config import ModelConfig, NSAConfig
-from nsa_lib.subject.model import DenseAttention, TinyLM
+from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import chunked_cross_entropy
 from nsa_lib.workbook.questions import QUESTIONS
 

@@ -49,7 +49,7 @@ def test_each_layer_is_read_where_it_stands():
     for layer, (block, x) in enumerate(zip(model.blocks, read)):
         shares = selection_share(block.attention.select(x), 64)
         torch.testing.assert_close(torch.tensor(kept["selected"][layer]), shares.float(), atol=1e-4, rtol=0)
-        gates = block.attention.gates(x).double()
+        gates = block.attention.branch_gates_of(x).double()
         by_hand = [[gates[:, head, :, branch].mean().item() for branch in range(3)] for head in range(4)]
         assert kept["branch_gates"][layer] == [[pytest.approx(mean, abs=1e-4) for mean in row] for row in by_hand]
     assert (kept["l_sel"], kept["branches"]) == (64, ["cmp", "slc", "win"])

@@ -2,16 +2,16 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from nsa_lib.contract.case import WORKS
+from nsa_lib.contract.faults import FAULT_STEP
 from nsa_lib.subject.attention import module as attention_module
 from nsa_lib.subject.attention.backends import gather
 from nsa_lib.subject.config import PLAIN_BACKENDS
-from nsa_lib.worker import loop as case_module
-from nsa_lib.worker import memory
+from nsa_lib.worker import loop
 from nsa_lib.worker.loop import run_to_result
 from tests.subject.test_config import CASE
 
@@ -74,13 +74,13 @@ def test_a_loss_that_is_not_finite_ends_the_case_and_names_the_offender(run):
 
 
 def test_a_nan_that_only_the_anomaly_case_sees_is_named(run, monkeypatch):
-    step = case_module.training.train_step
+    step = loop.training.train_step
 
     def planted(model, *arguments, **more):
         model.norm.weight.data[0] = torch.nan
         return step(model, *arguments, **more)
 
-    monkeypatch.setattr(case_module.training, "train_step", planted)
+    monkeypatch.setattr(loop.training, "train_step", planted)
     with pytest.warns(UserWarning, match="Error detected in"):
         result, _ = run(replace(CASE, detect_anomaly=True))
     assert result["status"] == "nan"
@@ -94,12 +94,12 @@ def test_a_lack_of_memory_is_oom(run, monkeypatch, error):
     def planted(*arguments, **more):
         raise error
 
-    monkeypatch.setattr(case_module.training, "train_step", planted)
+    monkeypatch.setattr(loop.training, "train_step", planted)
     assert run(CASE)[0]["status"] == "oom"
 
 
 def test_any_other_error_is_left_to_the_runner(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(case_module.training, "train_step", lambda *arguments, **more: 1 / 0)
+    monkeypatch.setattr(loop.training, "train_step", lambda *arguments, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(CASE)
     assert not (tmp_path / "case" / "result.json").exists()
@@ -136,9 +136,13 @@ def test_a_case_on_an_emulated_device_stays_within_it_or_runs_out_of_memory(run)
     assert "simulated device is full" in small["reason"]
 
 
-def test_on_a_gpu_the_allocator_is_told_the_budget_as_a_share_of_the_device(monkeypatch):
-    told = []
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=140 * 2**30))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
-    memory.cap_device(80 * 1024)
-    assert told == [80 / 140]
+@pytest.mark.parametrize(("fault", "status"), [("nan_loss", "nan"), ("oom", "oom")])
+def test_what_was_known_before_a_failure_is_in_the_result(run, fault, status):
+    result, _ = run(replace(CASE, fault=fault, steps=FAULT_STEP + 1, look=True))
+    assert (result["status"], result["routes"], result["effective"]["dtype"]) == (status, ["masked"], "float32")
+    assert result["state_mib"] > 0
+    assert "attention_map" not in result
+
+
+def test_every_work_of_the_contract_is_there():
+    assert set(loop.WORKS) == set(WORKS)

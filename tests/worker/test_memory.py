@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.contract.allocator import MIB
-from nsa_lib.subject.config import ConfigError
 from nsa_lib.worker.allocator import AllocatorSimulation
-from nsa_lib.worker.memory import CpuMeter, CudaMeter, meter
+from nsa_lib.worker.memory import CpuMeter, CudaMeter
 
 FIELDS = {
     "alloc_mib",
@@ -310,14 +309,6 @@ def test_a_sparse_tensor_does_not_break_the_meter():
         sparse = torch.sparse_coo_tensor(indices, values, (4,), check_invariants=True)
         assert m.read()["alloc_mib"] >= 12 * 1024 / MIB
         assert sparse.is_sparse
-
-
-def test_the_meter_of_a_device():
-    assert isinstance(meter("cuda", "backend:cudaMallocAsync"), CudaMeter)
-    assert isinstance(meter("cpu", "expandable_segments:True"), CpuMeter)
-    assert (CudaMeter.simulated, CpuMeter.simulated) == (False, True)
-    with pytest.raises(ConfigError, match="backend:cudaMallocAsync"):
-        meter("cpu", "backend:cudaMallocAsync")
 
 
 class FakeCuda:

@@ -11,6 +11,7 @@ from nsa_lib.judgement.operators import operator_growth
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.backend_contrast import measures
 from nsa_lib.worker import profiling
+from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.profiling import FEWEST_STEPS, WINDOW_STEPS, OperatorWindows, executed_routes
 
 
@@ -71,7 +72,7 @@ def test_a_failure_while_looking_is_not_hidden():
 
 
 def profiled(steps: int, step) -> OperatorWindows:
-    with OperatorWindows(steps=steps, device="cpu") as windows:
+    with OperatorWindows(steps=steps, activities=DEVICES["cpu"].activities) as windows:
         for number in range(1, steps + 1):
             step(number)
             windows.step()
@@ -200,7 +201,7 @@ def test_time_and_memory_on_a_gpu_are_those_that_the_profiler_itself_tells():
 
 def test_too_few_steps_for_two_windows_are_refused():
     with pytest.raises(ConfigError, match=f"steps={FEWEST_STEPS - 1}: accepts {FEWEST_STEPS} or more"):
-        OperatorWindows(steps=FEWEST_STEPS - 1, device="cpu")
+        OperatorWindows(steps=FEWEST_STEPS - 1, activities=DEVICES["cpu"].activities)
 
 
 def test_a_failure_within_a_window_leaves_no_profiler_running():

@@ -1,4 +1,4 @@
-"""The compressed branch: blocks of keys and values become one token each, and queries attend to those tokens.
+"""The compressed branch: each block of keys and values becomes one token, and queries attend to those tokens.
 
 Letters: B batch, T queries, H heads, G groups, D head width, C compressed tokens.
 """
@@ -47,7 +47,7 @@ def compress(x: torch.Tensor, phi: Callable[[torch.Tensor], torch.Tensor], *, l:
     """
     if x.shape[2] < l:
         return x[:, :, :0]
-    if l == d and x.shape[2] % l == 0:  # blocks side by side are a view, whose gradient is one too
+    if l == d and x.shape[2] % l == 0:  # blocks side by side are a view, and so is their gradient
         return phi(x.unflatten(2, (-1, l)))
     return phi(x.unfold(2, l, d).transpose(-1, -2))
 
@@ -114,7 +114,7 @@ def mix_compressed(p_cmp: torch.Tensor, v_cmp: torch.Tensor) -> torch.Tensor:
 def compressed_attention(
     q: torch.Tensor, k_cmp: torch.Tensor, v_cmp: torch.Tensor, *, l: int, d: int, scale: float | None = None
 ) -> torch.Tensor:
-    """Attend to the compressed tokens, softmax(q k_cmpᵀ scale) v_cmp (Eq. 8), a row that sees none gives 0.
+    """Attend to the compressed tokens, softmax(q k_cmpᵀ scale) v_cmp (Eq. 8); a row that sees none gives 0.
 
     Args and shapes as in `compressed_probabilities`; v_cmp is [B, G, C, d_v], the result [B, H, T, d_v].
     """

@@ -1,10 +1,11 @@
-"""Native Sparse Attention as one module: three branches over the same queries, mixed by learned gates (Eq. 5).
+"""Native Sparse Attention as one module: three branches over the same queries, mixed by branch gates (Eq. 5).
 
 Letters: B batch, T tokens, H heads, G groups, D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 
 import torch
@@ -27,7 +28,7 @@ from nsa_lib.subject.attention.tables import table
 from nsa_lib.subject.config import FUSED, NSAConfig
 
 ALIGNED = 16
-"""Columns: 16 bytes or more in every dtype, and what a matrix unit takes at a time."""
+"""Columns: at least 16 bytes in every dtype, and what a matrix unit takes at a time."""
 
 
 @table
@@ -41,7 +42,7 @@ class NSAttention(nn.Module):
 
     Parameters: `query`; `key_<branch>` and `value_<branch>` for each branch; `phi_k` and `phi_v` that compress blocks;
     `branch_gates`, a sigmoid gate for each head and branch; `out`. A branch that is off has no parameters. Without
-    the compressed branch the selected one still ranks blocks by compressed keys; no gradient reaches those, so they
+    the compressed branch the selected one still ranks blocks by compressed keys. No gradient reaches those, so they
     are fixed.
 
     Raises ValueError for an unknown backend.
@@ -72,20 +73,20 @@ class NSAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention's output, projected, [B, T, dim] -> [B, T, dim]."""
-        parts = self._project(x)
-        mixed = self._fused(parts) if self.backend == FUSED else self._mixed(parts)
+        parts = self.project(x)
+        mixed = self.all_at_once(parts) if self.backend == FUSED else self.branch_by_branch(parts)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def _fused(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the gated sum of the branches [B, H, T, d_v], by kernels that hold no probabilities."""
+    def all_at_once(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the gated sum of the branches, [B, H, T, d_v], by kernels that hold no probabilities."""
         c = self.config
-        k_cmp = self._k_cmp(parts) if {"cmp", "slc"} & set(c.branches) else None
+        k_cmp = self.compressed_keys(parts) if {"cmp", "slc"} & set(c.branches) else None
         v_cmp = compress(parts["value_cmp"], self.phi_v, l=c.l, d=c.d) if "cmp" in c.branches else None
         others = [parts.get(name) for name in ("key_slc", "value_slc", "key_win", "value_win")]
         return fused.nsa(parts["query"], k_cmp, v_cmp, *others, parts["branch_gates"], config=c)
 
-    def _mixed(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the gated sum of the branches [B, H, T, d_v], one after the other."""
+    def branch_by_branch(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the gated sum of the branches, [B, H, T, d_v], one branch after the other."""
         c = self.config
         outputs, p_cmp = {}, None
         if {"cmp", "slc"} & set(c.branches):
@@ -95,7 +96,7 @@ class NSAttention(nn.Module):
         if "slc" in c.branches:
             backend = BACKENDS[self.backend]
             q, k, v = parts["query"], parts["key_slc"], parts["value_slc"]
-            outputs["slc"] = backend(q, k, v, self._select(p_cmp), l_sel=c.l_sel, scale=c.d_k**-0.5)
+            outputs["slc"] = backend(q, k, v, self._ranked(p_cmp), l_sel=c.l_sel, scale=c.d_k**-0.5)
         if "win" in c.branches:
             outputs["win"] = sliding_attention(parts["query"], parts["key_win"], parts["value_win"], w=c.w)
         gates = parts["branch_gates"].unbind(dim=-1)
@@ -104,29 +105,33 @@ class NSAttention(nn.Module):
     @torch.no_grad()
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Return the blocks that each query of x selects, [B, T, dim] -> int64 [B, G, T, n_sel]."""
-        parts = self._project(x)
-        if self.backend == FUSED:
-            return fused.chosen_blocks(parts["query"], self._k_cmp(parts), config=self.config).long()
-        return self._select(self._p_cmp(parts))
+        return self.choose(self.project(x))
 
     @torch.no_grad()
-    def gates(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the branch gates, [B, T, dim] -> [B, H, T, branches], branches in the order of the config."""
-        return self._project(x)["branch_gates"]
+    def choose(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the blocks that each query of projections selects, int64 [B, G, T, n_sel]."""
+        if self.backend == FUSED:
+            return fused.chosen_blocks(parts["query"], self.compressed_keys(parts), config=self.config).long()
+        return self._ranked(self._p_cmp(parts))
 
-    def _select(self, p_cmp: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def branch_gates_of(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branch gates, [B, T, dim] -> [B, H, T, branches], branches in the order of the config."""
+        return self.project(x)["branch_gates"]
+
+    def _ranked(self, p_cmp: torch.Tensor) -> torch.Tensor:
         c = self.config
         scores = block_scores(p_cmp, groups=c.groups, l=c.l, d=c.d, l_sel=c.l_sel)
-        # A NaN among them reaches the output through the queries as well, and so the loss, which training checks.
+        # A NaN among the scores also reaches the output through the queries, and so the loss, which training checks.
         return choose_blocks(scores, l_sel=c.l_sel, n_sel=c.n_sel)
 
-    def _p_cmp(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _p_cmp(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         c = self.config
         with torch.set_grad_enabled(torch.is_grad_enabled() and "cmp" in c.branches):
-            return compressed_probabilities(parts["query"], self._k_cmp(parts), l=c.l, d=c.d)
+            return compressed_probabilities(parts["query"], self.compressed_keys(parts), l=c.l, d=c.d)
 
-    def _k_cmp(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the compressed keys, rotated, [B, G, C, d_k]."""
+    def compressed_keys(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the compressed keys of projections, rotated, [B, G, C, d_k]."""
         c = self.config
         k_cmp = compress(parts["key_cmp"], self.phi_k, l=c.l, d=c.d)
         return self._rotate(k_cmp, stride=c.d, offset=c.l - 1)
@@ -136,10 +141,10 @@ class NSAttention(nn.Module):
         rotate = fused.apply_rope if self.backend == FUSED else apply_rope
         return rotate(x, base=self.config.rope_base, **positions)
 
-    def _project(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return all projections of x by name, heads apart: [B, heads, T, width], the gates [B, H, T, branches].
+    def project(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return all projections of x [B, T, dim] by name, as `protocol.Attention` says.
 
-        One product for all of them, and one rotation for the queries and keys that are rotated at their own positions:
+        One product makes them all, and one rotation turns the queries and keys that are rotated at their own positions:
         a layer of eight small products would wait for their launches. Zeros widen the rows to a multiple of ALIGNED, so
         that each starts where wide loads can read it.
         """

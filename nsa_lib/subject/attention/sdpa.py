@@ -1,4 +1,4 @@
-"""PyTorch's scaled dot-product attention, given only what it is known to compute rightly."""
+"""PyTorch's scaled dot-product attention, given only layouts for which its gradients are right."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def attend(
 ) -> torch.Tensor:
     """Return softmax(q kᵀ scale + bias) v, [B, H, T, D] with as many heads in k and v.
 
-    All rows, and those of the output's gradient, are laid out without gaps first. On CUDA PyTorch hands them to cuDNN,
-    whose plan is made for one layout and kept for the next call of the same shapes; the layout of the gradient is no
-    part of what it is kept by (pytorch/pytorch#141147 lets it differ from the output's). On an H200 with torch 2.11 two
-    layouts in one process gave gradients that were wrong by more than their own size, and no error.
+    All rows, and those of the output's gradient, are laid out without gaps first. On CUDA PyTorch hands them to cuDNN.
+    cuDNN makes a plan for one layout and keeps it for the next call of the same shapes, whatever the layout of that
+    call's gradient (pytorch/pytorch#141147 lets it differ from the output's). On an H200 with torch 2.11 two layouts in
+    one process gave gradients that were wrong by more than their own size, and no error.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return _WithoutGaps.apply(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale))

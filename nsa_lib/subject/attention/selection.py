@@ -19,8 +19,8 @@ PAD = -1
 def block_scores(p_cmp: torch.Tensor, *, groups: int, l: int, d: int, l_sel: int) -> torch.Tensor:
     """Return the importance of each selection block, from the attention to the compressed tokens (Eqs. 9, 10).
 
-    A compressed token counts for a block by the tokens they share, over d; summed over the heads of a group. No
-    gradient.
+    A compressed token counts for a block by the tokens that they share, over d. A group adds the scores of its heads.
+    There is no gradient.
 
     Args:
         p_cmp: [B, H, T, C].
@@ -74,7 +74,7 @@ def choose_blocks(scores: torch.Tensor, *, l_sel: int, n_sel: int) -> torch.Tens
     length, selectable = scores.shape[-2:]
     ranked = scores.detach() + rank_bias(length, selectable, l_sel, scores.dtype, scores.device)
     order = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :n_sel]
-    # Blocks in the future rank last, and how many there are is known: they sort behind all others and become padding.
+    # Blocks in the future rank last, and their number is known: they sort behind all others and become padding.
     padding = ranks_in_future(length, order.shape[-1], l_sel, scores.device)
     chosen = order.masked_fill(padding, selectable).sort(dim=-1).values.masked_fill(padding, PAD)
     return F.pad(chosen, (0, n_sel - chosen.shape[-1]), value=PAD) if chosen.shape[-1] < n_sel else chosen
@@ -128,7 +128,7 @@ def selected_attention(
     _check_indices(block_indices, -(-k.shape[2] // l_sel))
     queries = torch.arange(q.shape[2], device=q.device)[:, None]
     seen = ((block_indices >= 0) & (block_indices * l_sel <= queries)).any(dim=-1)
-    # The backends want at least one token a row: an empty one reads block 0, and its output is cleared.
+    # The backends need at least one token a row: an empty row reads block 0, and its output is cleared.
     block_0 = F.pad(torch.zeros_like(block_indices[..., :1]), (0, block_indices.shape[-1] - 1), value=PAD)
     readable = torch.where(seen[..., None], block_indices, block_0)
     scale = q.shape[-1] ** -0.5 if scale is None else scale

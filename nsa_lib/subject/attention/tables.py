@@ -1,4 +1,7 @@
-"""Constant tensors that depend on shapes alone: angles, masks, maps. Built once, so that a layer launches less."""
+"""Constant tensors that depend on shapes alone: angles, masks, maps.
+
+Each is built once, so that a layer launches less.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """
 
     def built(*arguments):
-        # An inference tensor, built by whoever came first, could never be used in training.
+        # An inference tensor that an earlier caller built could never be used in training.
         with torch.inference_mode(False):
             return build(*arguments)
 
@@ -36,7 +39,7 @@ def table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @contextmanager
 def own_tables() -> Iterator[None]:
-    """Build every table anew inside, and forget those at the end: none passes in or out, nor its memory."""
+    """Build every table anew inside, and forget them at the end: no table, nor its memory, passes in or out."""
     global _tables
     outside, _tables = _tables, {}
     try:

@@ -1,7 +1,7 @@
 """Predictions in their own process, started by `runs.predictor`.
 
 It writes prediction.json beside the case.json of each case, one after the other: the prediction, or the reason why
-there is none. Whatever else goes wrong goes to stderr, and what is missing then is left to who started it. It has the
+there is none. Any other failure goes to stderr and ends it, and the predictor notices what is missing. It has the
 lowest priority, so that it never delays the case that it runs beside.
 """
 

@@ -1,8 +1,8 @@
-"""What a case on CUDA does with its attention before it trains, in shapes alone: it leaves a mark on memory.
+"""Replay, on fake tensors, the checks that run before training: they decide which blocks the allocator has free.
 
-Nothing of it is held in training but cuBLAS's workspaces, made here at the latest. Where they lie among what is freed
-decides which blocks training finds, and with blocks that the allocator never splits that can be most of what it
-reserves. The steps are those of `case.run_case` and `checks`; only what is on the device is made.
+Of what they allocate, training holds only cuBLAS's workspaces, made here at the latest. Where those lie among what is
+freed decides which blocks training finds. With blocks that the allocator never splits, that can be most of what it
+reserves. The steps are those of `loop.facts_before_training`; only what is on the device is made.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.attention import NSAttention
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM
-from nsa_lib.worker.accuracy import LONGEST, selected_branch
+from nsa_lib.worker.accuracy import LONGEST, pass_through_layers, selected_branch
 
 
 class Parts(Protocol):
-    """Who is told which part of a step runs."""
+    """The listener that is told which part of a step runs."""
 
     def enter(self, part: str) -> None:
         """Begin a part: `forward` or `backward`."""
@@ -32,18 +32,11 @@ def before_training(model: TinyLM, case: CaseConfig, recorder: Parts) -> None:
         return
     attention = model.blocks[0].attention
     with own_tables():
-        _find_routes(model, case.model.nsa.l_sel)
+        pass_through_layers(model, torch.empty(1, case.model.nsa.l_sel, case.model.nsa.dim))
         if case.check_attention:
             _check_attention(attention, min(case.seq_len, LONGEST), recorder)
         if case.compare_selected:
             _compare_selected(attention, case.seq_len, recorder)
-
-
-@torch.no_grad()
-def _find_routes(model: TinyLM, length: int) -> None:
-    x = torch.empty(1, length, model.blocks[0].attention.config.dim)
-    for block in model.blocks:
-        block.attention(x)
 
 
 def _check_attention(attention: NSAttention, length: int, recorder: Parts) -> None:

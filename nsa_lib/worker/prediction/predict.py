@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.files import write_json
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.worker.prediction.record import PredictionError, Trace, record
 from nsa_lib.worker.prediction.replay import replay
@@ -24,7 +23,7 @@ def predict(case: CaseConfig, *, compute_capability: str = "9.0") -> dict[str, o
 
     Args:
         case: of work `train` or `backward`; its device says which memory is predicted.
-        compute_capability: of the CUDA device that is meant; it decides the size of cuBLAS's workspace.
+        compute_capability: of the CUDA device that is meant. It decides the size of cuBLAS's workspace.
 
     Returns:
         `peak_alloc_mib` and `peak_reserved_mib` under the case's own allocator setting; `peak_alloc_<phase>_mib`;
@@ -61,11 +60,12 @@ def predict_to_file(case_file: Path, compute_capability: str) -> None:
     case = CaseConfig.from_json(case_file.read_text())
     try:
         found = predict(case, compute_capability=compute_capability)
-    except (ConfigError, RuntimeError) as error:  # of fake tensors: an operator that has none, or that asks for values
+    except (
+        ConfigError,
+        RuntimeError,
+    ) as error:  # fake tensors lack an operator, or it asks for values
         found = {"schema": SCHEMA, "reason": (str(error).splitlines() or [type(error).__name__])[0]}
-    temporary = case_file.with_name("prediction.tmp")
-    temporary.write_text(json.dumps(found, indent=1))
-    os.replace(temporary, case_file.with_name("prediction.json"))
+    write_json(case_file.with_name("prediction.json"), found)
 
 
 @lru_cache(maxsize=4)
@@ -74,7 +74,7 @@ def _trace(case: CaseConfig, compute_capability: str) -> Trace:
 
 
 def _decisive(case: CaseConfig) -> CaseConfig:
-    """Return the case without what its allocations do not depend on: cases that differ in that alone share a trace."""
+    """Return the case without what its allocations do not depend on, so that cases that differ in it share a trace."""
     told = {"case_id": "", "steps": 1, "warmup_steps": 0, "lr": 1e-3, "seed": 0, "alloc_conf": "", "data": "synthetic"}
     watched = ("detect_anomaly", "profile_operators", "look")
     return replace(case, **told, **dict.fromkeys(watched, False), fault="none", device_budget_gib=None)

@@ -1,7 +1,7 @@
-"""What a case's steps allocate and free, in order, from the step itself under fake tensors: shapes without data.
+"""Record what a case's steps allocate and free, in order: the step itself runs on fake tensors, shapes without data.
 
-Fake tensors are on the CPU, also for a case on CUDA: torch runs no autograd on fake CUDA tensors where there is no CUDA
-device. What CUDA does otherwise is put in its place here, and nowhere else:
+Fake tensors are on the CPU, also for a case on CUDA: without a CUDA device torch runs no autograd on fake CUDA tensors.
+Here, and nowhere else, is what CUDA does differently:
 
 - attention: the CPU would choose another kernel, with other outputs; `_FusedAttention` allocates what the CUDA kernels
   do (cuDNN, flash and memory-efficient alike);
@@ -29,7 +29,7 @@ from nsa_lib.worker.memory import StorageTracker, tensors_in
 from nsa_lib.worker.prediction.before import before_training
 
 STEPS = 2
-"""One that makes the optimizer's state, and one that finds it."""
+"""The first step makes the optimizer's state, the second one finds it."""
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -40,7 +40,7 @@ CUBLAS_WORKSPACE_MIB = {"9": 32.0, "10": 32.0, "12": 32.0}
 """cuBLAS workspace of a thread, by major compute capability: torch's :4096:8, that is 8 buffers of 4,096 KiB."""
 
 CUBLAS_WORKSPACE_OLDER_MIB = 8.125
-"""The same before: :4096:2:16:8, that is 2 buffers of 4,096 KiB and 8 of 16 KiB."""
+"""The same of earlier capabilities: :4096:2:16:8, that is 2 buffers of 4,096 KiB and 8 of 16 KiB."""
 
 
 class PredictionError(RuntimeError):
@@ -52,7 +52,7 @@ class Trace:
     """What steps allocate and free. Sizes are in bytes, multiples of what the allocator rounds to."""
 
     device: str
-    """Of the case."""
+    """Device of the case."""
     events: tuple[tuple[str, int | str, int], ...]
     """`("+", storage, bytes)`, `("-", storage, 0)`, `("phase", name, 0)` as each phase ends, `step` last; once
     `("empty", "", 0)`, where what is cached goes back to the device and training begins."""
@@ -94,7 +94,7 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
             for _ in range(STEPS):
                 recorder.enter("forward")
                 _step(model, optimizer, tokens, recorder, case.loss_chunk)
-        # Before the model dies: its end is no part of a step.
+        # Before the model disappears: its end is not part of a step.
         return Trace(case.device, tuple(recorder.events), tuple(recorder.terms))
 
 
@@ -119,7 +119,7 @@ def _step(
 
 
 class _Recorder(StorageTracker):
-    """Write a trace: what is born, what dies, and what each storage turns out to be."""
+    """Write a trace: what appears, what disappears, and what each storage turns out to be."""
 
     def __init__(self, workspace_bytes: int, *, on_cuda: bool):
         super().__init__("meta")  # where a fake tensor's storage is
@@ -131,7 +131,7 @@ class _Recorder(StorageTracker):
         self._fresh: set[int] = set()
 
     def enter(self, part: str) -> None:
-        """Begin a part of a step: forward, loss (the end of forward), backward, optimizer, and what is left of it."""
+        """Begin a part of a step: `forward`, `loss` (the end of forward), `backward`, `optimizer`, `between` steps."""
         self._part = part
         if part == "forward":
             self._fresh.clear()
@@ -146,12 +146,12 @@ class _Recorder(StorageTracker):
         self.events.append(("empty", "", 0))
 
     def keep(self, term: str) -> None:
-        """Call what was born in forward, but for the loss, and lives now, `term`."""
+        """Label `term` what appeared in forward, outside the loss, and still lives."""
         for storage in self._fresh:
             self.terms[storage] = term
 
     def label(self, term: str, *objects: object) -> None:
-        """Call the storages of objects `term`."""
+        """Label the storages of objects `term`."""
         for tensor in tensors_in(objects):
             storage = self.kept_for(tensor)
             if storage is not None:

@@ -21,7 +21,7 @@ class Peak:
 
     alloc_mib: float
     terms_mib: dict[str, float]
-    """What was held at that moment; the terms add up to it."""
+    """What was held at that moment; together the terms are `alloc_mib`."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Replayed:
 
     @property
     def peak(self) -> Peak:
-        """The highest memory of all."""
+        """The highest of the phases' peaks."""
         return max(self.phases.values(), key=lambda peak: peak.alloc_mib)
 
 
 def replay(trace: Trace, alloc_conf: str, *, capacity_mib: float | None = None) -> Replayed:
-    """Return the memory of a trace under an allocator setting, on a device of `capacity_mib` or without end.
+    """Return the memory of a trace under an allocator setting, on a device of `capacity_mib`, or on an endless one.
 
     On CUDA what counts as allocated is the block that a request gets, on the CPU the request.
 

@@ -6,19 +6,26 @@ import math
 
 import torch
 
-from nsa_lib.subject.attention import block_scores, reference, select_blocks, selected_attention
+from nsa_lib.contract.figures import largest
+from nsa_lib.subject.attention import (
+    block_scores,
+    compressed_probabilities,
+    reference,
+    select_blocks,
+    selected_attention,
+)
 from nsa_lib.subject.config import FUSED
-from nsa_lib.worker.accuracy import with_gradients
+from nsa_lib.worker.accuracy import relative_error, with_gradients
 from nsa_lib.worker.preflight import error_budget
 from nsa_lib.worker.preflight.finding import Finding, at_most, within_budget
-from nsa_lib.worker.preflight.subject import PLAIN, Subject, relative_error
+from nsa_lib.worker.preflight.subject import PLAIN, Subject
 
 GIVEN_AWAY = 1e-4
-"""Of a row's best score: how much less a block may have than the one in whose place `fused` chose it. It makes scores
-in float32, of logits near 5, and ranks them by 14 leading bits or more."""
+"""Share of a row's best score: how much less a block may score than the block in whose place `fused` chose it. `fused`
+makes scores in float32, of logits near 5, and ranks them by 14 leading bits or more."""
 
 
-def selected_errors(subject: Subject, backend: str) -> Finding:
+def selected_agrees(subject: Subject, backend: str) -> Finding:
     """Hold one backend's output and gradients against the reference, on the same blocks."""
     tensors, blocks, cotangent, exact = subject.selected
     c = subject.config
@@ -29,11 +36,11 @@ def selected_errors(subject: Subject, backend: str) -> Finding:
     found = with_gradients(run, tensors, cotangent)
     allowed = error_budget.attention(tensors[0].cpu(), tensors[1].cpu(), keys=c.n_sel * c.l_sel)
     names = ("output", "dq", "dk", "dv")
-    errors = {name: relative_error(mine, true) for name, mine, true in zip(names, found, exact)}
+    errors = {name: worst_relative_error(mine, true) for name, mine, true in zip(names, found, exact)}
     return within_budget(errors, dict.fromkeys(names, allowed.gradient) | {"output": allowed.output})
 
 
-def whole_errors(subject: Subject, backend: str) -> Finding:
+def layer_agrees(subject: Subject, backend: str) -> Finding:
     """Hold a whole layer's output, and its gradients by x and each parameter, against the reference."""
     layer, (x, cotangent) = subject.layer(backend), subject.inputs
     x = x.detach().clone().requires_grad_()
@@ -42,43 +49,44 @@ def whole_errors(subject: Subject, backend: str) -> Finding:
     gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
     allowed = error_budget.module(layer.cpu(), x.cpu())
     exact = dict(zip(("output", *gradients), subject.exact(backend)))
-    errors = {"output": relative_error(output, exact["output"])}
+    errors = {"output": worst_relative_error(output, exact["output"])}
     for name, gradient in gradients.items():
         found = torch.zeros_like(exact[name]) if gradient is None else gradient
-        errors[f"gradient of {name}"] = relative_error(found, exact[name])
+        errors[f"gradient of {name}"] = worst_relative_error(found, exact[name])
     return within_budget(errors, dict.fromkeys(errors, allowed.gradient) | {"output": allowed.output})
 
 
-def selection_rule(subject: Subject) -> Finding:
-    """Hold the choice of blocks against the reference's on the very scores that the layer computed."""
+def choice_agrees(subject: Subject) -> Finding:
+    """Hold the choice of blocks against the reference's, on scores of the layer's own queries and compressed keys."""
     layer, c = subject.layer(PLAIN), subject.config
     with torch.no_grad():
-        p_cmp = layer._p_cmp(layer._project(subject.inputs[0]))
-        chosen = layer._select(p_cmp).cpu()
+        parts = layer.project(subject.inputs[0])
+        chosen = layer.choose(parts).cpu()
+        p_cmp = compressed_probabilities(parts["query"], layer.compressed_keys(parts), l=c.l, d=c.d)
         scores = block_scores(p_cmp, groups=c.groups, l=c.l, d=c.d, l_sel=c.l_sel).cpu()
     exact = reference.block_scores(p_cmp.cpu(), groups=c.groups, l=c.l, d=c.d, l_sel=c.l_sel)
     ranked = reference.select_blocks(scores, l_sel=c.l_sel, n_sel=c.n_sel)
     again = select_blocks(scores, l_sel=c.l_sel, n_sel=c.n_sel)
     wrong = (chosen != ranked).any(-1) | (again != ranked).any(-1)
-    # A sum of n numbers, none of them negative, is off by n roundings at worst; each may also be scaled, by l / d.
+    # A sum of n numbers, all positive or 0, is off by n roundings at worst; each may also be scaled, by l / d.
     limit = (c.heads // c.groups + (c.l_sel + c.l) // c.d) * error_budget.unit(torch.float32)
-    error = relative_error(scores, exact)
+    error = worst_relative_error(scores, exact)
     detail = f"scores off by {error:.2g} (budget {limit:.2g}); {wrong.numel()} rows, chosen on identical scores"
     return Finding(int(wrong.sum()), 0, "rows", detail, not wrong.any() and error <= limit)
 
 
-def fused_selection(subject: Subject) -> Finding:
+def fused_choice_agrees(subject: Subject) -> Finding:
     """Hold the blocks that `fused` chooses against float64 scores of the layer's own queries and compressed keys.
 
-    Its scores are never written, so a choice is judged by what it gives away: by how much each block that it took has
-    less than the best one in that place, over the row's best score. The fixed blocks, the order and the padding must be
-    the reference's.
+    `fused` never writes its scores, so a choice is judged by what it gives away: how much less each block scores than
+    the best one in its place, over the row's best score. The fixed blocks, the order and the padding must be the
+    reference's.
     """
     layer, c = subject.layer(FUSED), subject.config
     with torch.no_grad():
-        parts = layer._project(subject.inputs[0])
-        q, k_cmp = parts["query"].cpu(), layer._k_cmp(parts).cpu()
-        chosen = layer.select(subject.inputs[0]).cpu()
+        parts = layer.project(subject.inputs[0])
+        q, k_cmp = parts["query"].cpu(), layer.compressed_keys(parts).cpu()
+        chosen = layer.choose(parts).cpu()
     p_cmp = reference.compressed_probabilities(q, k_cmp, l=c.l, d=c.d)
     scores = reference.block_scores(p_cmp, groups=c.groups, l=c.l, d=c.d, l_sel=c.l_sel)
     given_away = share_given_away(chosen, scores, l_sel=c.l_sel)
@@ -87,8 +95,16 @@ def fused_selection(subject: Subject) -> Finding:
     return at_most(float(f"{given_away.max():.3g}"), GIVEN_AWAY, "", detail)
 
 
+def worst_relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the larger of two relative errors: that of the norm, and that of the largest entry; NaN if one is."""
+    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
+    if torch.equal(found, exact):
+        return 0.0
+    return largest((relative_error(found, exact), float((found - exact).abs().max() / exact.abs().max())))
+
+
 def share_given_away(chosen: torch.Tensor, scores: torch.Tensor, *, l_sel: int) -> torch.Tensor:
-    """Return by how much each row of blocks misses the best ones, over the row's best score; Inf for a broken rule.
+    """Return by how much each row of blocks misses the best ones, over the row's best score. A broken rule is Inf.
 
     Args:
         chosen: blocks, int64 [B, G, T, n].

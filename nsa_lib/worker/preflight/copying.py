@@ -1,8 +1,8 @@
 """A copy task for each branch alone: a small model must learn to name a token that only that branch can show it.
 
-A sequence is filler with a token to copy, and ends with a question; the token that follows the question is the one to
-copy. Where the branch has a limit, another such token lies beyond it: a branch that sees too much is wrong half of the
-time. In float32, so that bfloat16's rounding of small updates decides nothing.
+A sequence is filler with a wanted token in it, and ends with a question. The answer, the token after the question, is
+the wanted token. Where the branch has a limit, another token of that kind, the decoy, lies beyond it: a branch that
+sees too much is wrong half of the time. In float32, so that bfloat16's rounding of small updates decides nothing.
 """
 
 from __future__ import annotations
@@ -45,20 +45,18 @@ STEPS = 200
 LR = 3e-3
 
 ASKED = 256
-"""Sequences, none of them trained on, that are asked after the training."""
+"""New sequences that are asked after the training."""
 
 ACCURACY_PERCENT = 90.0
-"""A guess is right in one of COPIED cases; whoever cannot tell the token from the one beyond the limit, in half."""
+"""Guessing scores 1/COPIED; a model that cannot tell the wanted token from the decoy scores one half."""
 
 
-def copying_checks(
-    case: CaseConfig, facts: dict[str, object], alive: Callable[[], None]
-) -> Mapping[str, Callable[[], Finding]]:
+def copying_checks(case: CaseConfig, alive: Callable[[], None]) -> Mapping[str, Callable[[], Finding]]:
     """Return the checks by name."""
     return {f"copy_{branch}": partial(learns_to_copy, case, branch, alive) for branch in SEQUENCES}
 
 
-def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = lambda: None) -> Finding:
+def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None]) -> Finding:
     """Train a small model with one branch on its copy task, and count how often it is right on new sequences."""
     generator = torch.Generator().manual_seed(case.seed)
     torch.manual_seed(case.seed)
@@ -84,24 +82,24 @@ def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None] = la
 
 
 def from_selected(count: int, generator: torch.Generator, *, block: int = BLOCK) -> torch.Tensor:
-    """Return sequences of four blocks whose token lies in block 0 or the one before the last; another between.
+    """Return sequences of four blocks whose wanted token lies in block 0 or the one before the last; the decoy between.
 
-    With three blocks a query, those two and its own are all that it selects. Each fills half a block: a single one is
-    hard to find among a whole selection.
+    With three blocks a query, those two and its own are all that it selects. Each token fills half a block: a single
+    one is hard to find among a whole selection.
     """
     last, half = LENGTH // BLOCK - 1, block // 2
-    tokens, wanted, other = _blank(count, generator, (last + 1) * block)
+    tokens, wanted, decoy = _blank(count, generator, (last + 1) * block)
     inside = torch.randint(block - half + 1, (2, count), generator=generator)
     # Never token 0: attention that reads the first key only must not find it.
     in_first, in_previous = inside[0].clamp(min=1), (last - 1) * block + inside[0]
     near = torch.where(torch.rand(count, generator=generator) < 0.5, in_first, in_previous)
     between = torch.randint(1, last - 1, (count,), generator=generator) * block + inside[1]
-    ours, others = ([(token, start + i) for i in range(half)] for token, start in ((wanted, near), (other, between)))
+    ours, others = ([(token, start + i) for i in range(half)] for token, start in ((wanted, near), (decoy, between)))
     return _placed(tokens, *ours, *others)
 
 
 def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return sequences, [count, LENGTH + 1], whose token is repeated over a whole compression block, not the first."""
+    """Return sequences, [count, LENGTH + 1], whose wanted token fills a whole compression block, not the first."""
     tokens, wanted, _ = _blank(count, generator)
     start = torch.randint(1, LENGTH // BLOCK, (count,), generator=generator) * BLOCK
     rows = start[:, None] + torch.arange(BLOCK)
@@ -110,11 +108,11 @@ def from_compressed(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def from_window(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return sequences, [count, LENGTH + 1], whose token lies within the window of the question; another before it."""
-    tokens, wanted, other = _blank(count, generator)
+    """Return sequences, [count, LENGTH + 1], whose wanted token lies in the question's window; the decoy before it."""
+    tokens, wanted, decoy = _blank(count, generator)
     inside = torch.randint(LENGTH - WINDOW, LENGTH - 1, (count,), generator=generator)
     before = torch.randint(1, LENGTH - LAYERS * WINDOW, (count,), generator=generator)
-    return _placed(tokens, (wanted, inside), (other, before))
+    return _placed(tokens, (wanted, inside), (decoy, before))
 
 
 SEQUENCES = {"slc": from_selected, "cmp": from_compressed, "win": from_window}
@@ -124,12 +122,12 @@ SEQUENCES = {"slc": from_selected, "cmp": from_compressed, "win": from_window}
 def _blank(
     count: int, generator: torch.Generator, length: int = LENGTH
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return sequences of filler with question and answer, the answers, and as many other tokens of that kind."""
-    wanted, other = torch.randint(1, COPIED + 1, (2, count), generator=generator)
+    """Return sequences of filler with question and answer, the answers (the wanted tokens), and as many decoys."""
+    wanted, decoy = torch.randint(1, COPIED + 1, (2, count), generator=generator)
     tokens = torch.zeros(count, length + 1, dtype=torch.int64)
     tokens[:, length - 1] = QUESTION
     tokens[:, length] = wanted
-    return tokens, wanted, other
+    return tokens, wanted, decoy
 
 
 def _placed(tokens: torch.Tensor, *placed: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+
+from nsa_lib.contract.figures import name_of_largest
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,20 @@ class Finding:
     unit: str
     detail: str
     holds: bool
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the check saw besides, by the names that a case's result has for it."""
 
     def record(self, name: str) -> dict[str, object]:
         """Return the finding as a result keeps it. JSON knows no NaN and no Inf, so they become text."""
         finite = isinstance(self.measured, str) or math.isfinite(self.measured)
-        return {"name": name, **asdict(self), "measured": self.measured if finite else str(self.measured)}
+        return {
+            "name": name,
+            "measured": self.measured if finite else str(self.measured),
+            "limit": self.limit,
+            "unit": self.unit,
+            "detail": self.detail,
+            "holds": self.holds,
+        }
 
 
 def at_most(measured: float, limit: float, unit: str, detail: str) -> Finding:
@@ -34,8 +45,8 @@ def at_least(measured: float, limit: float, unit: str, detail: str) -> Finding:
 
 
 def within_budget(errors: Mapping[str, float], budgets: Mapping[str, float]) -> Finding:
-    """Return the error that uses most of its budget, beside that budget, in relative errors by what they are of."""
+    """Return the error that uses most of its budget, beside that budget. Both are relative errors, by tensor."""
     used = {name: error / budgets[name] for name, error in errors.items()}
-    worst = max(used, key=lambda name: math.inf if math.isnan(used[name]) else used[name])
+    worst = name_of_largest(used)
     detail = f"{worst} uses {100 * used[worst]:.0f} % of its error budget; {len(errors)} tensors were compared"
     return at_most(float(f"{errors[worst]:.3g}"), float(f"{budgets[worst]:.3g}"), "", detail)

@@ -6,33 +6,32 @@ import math
 
 import torch
 
+from nsa_lib.contract.figures import largest
 from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import profiling
 from nsa_lib.worker.preflight import error_budget
+from nsa_lib.worker.preflight.against_reference import worst_relative_error
 from nsa_lib.worker.preflight.finding import Finding, at_most, within_budget
-from nsa_lib.worker.preflight.subject import LAYERS, Subject, largest, relative_error
+from nsa_lib.worker.preflight.subject import LAYERS, Subject
 
 
 def executed_route(subject: Subject, backend: str) -> Finding:
-    """Look which backend a layer enters, as the running code names itself."""
+    """See which backend a layer enters, as the running code names itself."""
     layer, x = subject.layer(backend), subject.inputs[0]
     ran = ", ".join(sorted(profiling.executed_routes(lambda: layer(x)))) or "none"
     return Finding(ran, backend, "", "backend that was entered, beside the one asked for", ran == backend)
 
 
 def rope_distance(subject: Subject) -> Finding:
-    """Give all tokens the same features: q . k of each head must then depend on the distance of two tokens alone."""
+    """Give all tokens the same features. Then q . k of each head must depend on the distance of two tokens alone."""
     layer, c = subject.layer(subject.case.model.backend), subject.config
     x = subject.random(1, 1, c.dim).expand(1, subject.length, -1)
     with torch.no_grad():
-        parts = layer._project(x)
-    q, allowed = (
-        parts["query"][0].cpu().double(),
-        2
-        * math.sqrt(2)
-        * error_budget.rotation(subject.dtype, last_position=subject.length, width=c.d_k, base=c.rope_base),
-    )
+        parts = layer.project(x)
+    q = parts["query"][0].cpu().double()
+    turned = error_budget.rotation(subject.dtype, last_position=subject.length, width=c.d_k, base=c.rope_base)
+    allowed = 2 * math.sqrt(2) * turned
     drifts, turns = [], []
     for name in ("key_slc", "key_win"):
         k = parts[name][0].cpu().double().repeat_interleave(c.heads // c.groups, dim=0)
@@ -79,7 +78,7 @@ def checkpointing_agrees(subject: Subject) -> Finding:
         gradients = gradients_of(model, tokens)
         found.append({n: torch.zeros(()) if g is None else g.cpu().double() for n, g in gradients.items()})
     plain, again = found
-    errors = {name: relative_error(again[name].expand_as(g), g) for name, g in plain.items()}
+    errors = {name: worst_relative_error(again[name].expand_as(g), g) for name, g in plain.items()}
     with torch.no_grad():
         x = model.blocks[0].norm_attention(model.embedding(tokens[:, :-1]))
     # The same operators on the same numbers; on a GPU, sums by atomics come in another order each time.

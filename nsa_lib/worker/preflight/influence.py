@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from nsa_lib.subject.attention import NSAttention
+from nsa_lib.contract.figures import largest
+from nsa_lib.subject.attention import Attention
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.worker.preflight import error_budget
+from nsa_lib.worker.preflight.against_reference import worst_relative_error
 from nsa_lib.worker.preflight.finding import Finding
-from nsa_lib.worker.preflight.subject import VOCAB, Subject, largest, relative_error
+from nsa_lib.worker.preflight.subject import VOCAB, Subject
 
 
 def future_influence(subject: Subject, backend: str) -> Finding:
-    """Replace all tokens from one on: what the model says of the tokens before must keep its bits.
+    """Replace all tokens from one on. What the model says of the tokens before it must keep its bits.
 
-    `packed` places queries by what others chose, so its sums may be rounded otherwise; that much is allowed.
+    `packed` places queries by what others chose, so its sums may be rounded otherwise. That much is allowed.
     """
     model, tokens, c = subject.model(layers=1, backend=backend), subject.tokens(subject.length), subject.config
     allowed = 0.0
@@ -28,7 +30,7 @@ def future_influence(subject: Subject, backend: str) -> Finding:
         for token in edited_tokens(c, subject.length):
             edited = torch.cat([tokens[:, :token], (tokens[:, token:] + 1) % VOCAB], dim=1)
             after = model.hidden(edited)
-            errors.append(relative_error(after[:, :token], before[:, :token]))
+            errors.append(worst_relative_error(after[:, :token], before[:, :token]))
             moved &= bool((after[:, token:] != before[:, token:]).any(-1).all())
     worst = largest(errors)
     detail = "largest relative change of a row before the edited tokens"
@@ -44,7 +46,7 @@ def edited_tokens(c: NSAConfig, length: int) -> list[int]:
 
 
 def past_influence(subject: Subject, branch: str, backend: str) -> Finding:
-    """Edit one token: with one branch alone, it must move every later row that may see it, and none that may not."""
+    """Edit one token. With one branch alone it must move every later row that may see it, and no other."""
     layer, x, c = subject.layer(backend, (branch,)), subject.inputs[0], subject.config
     expected = moved = wrong = 0
     with torch.no_grad():
@@ -53,15 +55,15 @@ def past_influence(subject: Subject, branch: str, backend: str) -> Finding:
             edited = x.clone()
             edited[:, token] = 4 * subject.random(c.dim)
             changed = (layer(edited) != before).any(-1)[0].cpu()
-            may, may_not = who_sees(layer, branch, token, x, edited)
+            may, may_not = rows_that_see(layer, branch, token, x, edited)
             expected, moved = expected + int(may.sum()), moved + int((changed & may).sum())
             wrong += int((changed & may_not).sum())
     detail = f"{moved:,} of {expected:,} rows that see an edited token moved; {wrong:,} moved that do not see it"
     return Finding(expected - moved + wrong, 0, "rows", detail, expected > 0 and moved == expected and wrong == 0)
 
 
-def who_sees(
-    layer: NSAttention, branch: str, token: int, x: torch.Tensor, edited: torch.Tensor
+def rows_that_see(
+    layer: Attention, branch: str, token: int, x: torch.Tensor, edited: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rows after a token that see it through a branch, and those after it that do not, [T] each."""
     c, rows = layer.config, torch.arange(x.shape[1])
@@ -72,7 +74,7 @@ def who_sees(
         first_block = max(0, -((c.l - 1 - token) // c.d))
         sees = later & (rows >= first_block * c.d + c.l - 1)
     else:
-        # Which blocks a row reads hangs on the edited token too: rows that choose otherwise are not looked at.
+        # Which blocks a row reads depends on the edited token too: rows that choose otherwise are not judged.
         chosen, again = layer.select(x).cpu(), layer.select(edited).cpu()
         same = (chosen == again).all(-1).all(1)[0]
         reads = (chosen == token // c.l_sel).any(-1)[0]

@@ -1,7 +1,7 @@
-"""Checks of the training of the run's own model: its loss, its branch gates, and what its attention looks at.
+"""Checks of the training of the run's own model: its loss, its branch gates, and what its attention reads.
 
-A loss that falls to nothing is no proof of learning: with labels that are not shifted it does so too. On tokens that
-are random and new in each step, nothing can be learned that pays: the loss of an honest training stays at ln(vocab).
+A loss that falls to nothing does not prove learning: with labels that are not shifted it falls too. On tokens that are
+random and new in each step there is nothing to learn: the loss of an honest training stays at ln(vocab).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nsa_lib.worker.preflight.subject import judged_sizes
 FIXED_STEPS = 20
 
 FALL_PERCENT = 1.0
-"""By how much the loss must fall on a fixed batch, as a smoke's."""
+"""By how much the loss must fall on a fixed batch, as in a smoke."""
 
 FRESH_STEPS = 100
 
@@ -36,26 +36,24 @@ FRESH_LAYERS = 2
 FRESH_LR = 3e-3
 
 FRESH_MEAN = 10
-"""Steps in a row whose mean loss is looked at."""
+"""Steps in a row whose mean loss is judged."""
 
 NOISE_PERCENT = 1.0
 """How far below ln(vocab) the mean of those steps may lie: some ten times what chance does."""
 
 GATE_MOVE = 1e-3
-"""By how much some branch gate of every layer must move; they are 0.5 and about at the start."""
+"""By how much some branch gate of every layer must move. Branch gates start near 0.5."""
 
 GATE_TOKENS = 64
 
 
-def learning_checks(
-    case: CaseConfig, facts: dict[str, object], alive: Callable[[], None]
-) -> Mapping[str, Callable[[], Finding]]:
-    """Return the checks by name; the model is trained in the first, which leaves `attention_map` in the facts."""
+def learning_checks(case: CaseConfig, alive: Callable[[], None]) -> Mapping[str, Callable[[], Finding]]:
+    """Return the checks by name. The first one trains the model that the last one looks at."""
     trained = Training(case)
     return {
-        "loss_fixed_batch": partial(loss_falls, trained, facts, alive),
+        "loss_fixed_batch": partial(loss_falls, trained, alive),
         "loss_fresh_tokens": partial(loss_stays, case, alive),
-        "branch_gates_move": partial(gates_move, trained),
+        "branch_gates_move": partial(branch_gates_move, trained),
     }
 
 
@@ -71,24 +69,24 @@ class Training:
         generator = torch.Generator().manual_seed(case.seed)
         x = torch.randn(1, GATE_TOKENS, case.model.nsa.dim, generator=generator)
         self._x = x.to(getattr(torch, case.dtype)).to(case.device)
-        self.gates_before = self.gates()
+        self.branch_gates_before = self.branch_gates()
 
-    def gates(self) -> torch.Tensor:
-        """Return the gates on rows that stay the same, [layers, H, T, branches]: only their weights can move them."""
-        return torch.cat([block.attention.gates(self._x) for block in self.model.blocks]).double()
+    def branch_gates(self) -> torch.Tensor:
+        """Return the branch gates on rows that stay the same, [layers, H, T, branches]: only weights can move them."""
+        return torch.cat([block.attention.branch_gates_of(self._x) for block in self.model.blocks]).double()
 
 
-def loss_falls(trained: Training, facts: dict[str, object], alive: Callable[[], None]) -> Finding:
-    """Train the run's own model on one batch, and compare its first loss with its last."""
+def loss_falls(trained: Training, alive: Callable[[], None]) -> Finding:
+    """Train the run's own model on one batch, and compare its first loss with its last. Its facts: `attention_map`."""
     optimizer = training.make_optimizer(trained.model, trained.lr)
     losses = []
     for _ in range(FIXED_STEPS):
         losses.append(training.train_step(trained.model, optimizer, trained.tokens).loss.item())
         alive()
-    facts["attention_map"] = map_with_mass(trained.model, trained.tokens[:, :-1])
+    seen = map_with_mass(trained.model, trained.tokens[:, :-1])
     fall = 100 * (losses[0] - losses[-1]) / losses[0]
     detail = f"{losses[0]:.3f} to {losses[-1]:.3f} nats in {FIXED_STEPS} steps on one batch"
-    return at_least(round(fall, 2), FALL_PERCENT, "%", detail)
+    return replace(at_least(round(fall, 2), FALL_PERCENT, "%", detail), facts={"attention_map": seen})
 
 
 def loss_stays(case: CaseConfig, alive: Callable[[], None]) -> Finding:
@@ -107,7 +105,7 @@ def loss_stays(case: CaseConfig, alive: Callable[[], None]) -> Finding:
         losses.append(training.train_step(model, optimizer, tokens).loss.item())
         alive()
     means = [math.fsum(losses[i : i + FRESH_MEAN]) / FRESH_MEAN for i in range(FRESH_STEPS - FRESH_MEAN + 1)]
-    # A loss that is not a number any more is no proof that nothing was learned; `min` would pass it over.
+    # A loss that is no longer a number does not prove that nothing was learned; `min` would pass over it.
     lowest = min(means) if all(map(math.isfinite, means)) else math.nan
     limit = (1 - NOISE_PERCENT / 100) * math.log(FRESH_VOCAB)
     guess = f"a guess is ln({FRESH_VOCAB}) = {math.log(FRESH_VOCAB):.3f}"
@@ -115,9 +113,9 @@ def loss_stays(case: CaseConfig, alive: Callable[[], None]) -> Finding:
     return at_least(round(lowest, 3), round(limit, 3), "nats", detail)
 
 
-def gates_move(trained: Training) -> Finding:
+def branch_gates_move(trained: Training) -> Finding:
     """Compare the branch gates with those before the training, in the layer where they moved least."""
-    moved = (trained.gates() - trained.gates_before).abs().flatten(1).amax(1)
+    moved = (trained.branch_gates() - trained.branch_gates_before).abs().flatten(1).amax(1)
     least = int(moved.argmin())
     detail = f"largest move of a branch gate in layer {least}, which moved least of {len(moved)}"
     return at_least(float(f"{moved[least]:.3g}"), GATE_MOVE, "", detail)

@@ -1,9 +1,9 @@
-"""Checks of the attention as it stands: against the float64 reference, in what it may see, in its gradients.
+"""The layer that the checks of a preflight judge, its inputs, and what the float64 reference makes of them.
 
-The layer has the run's own head widths, blocks, phi, dtype and device, and as many query heads to a group; fewer groups
-and a sequence just long enough that scores decide, so that the loops of the reference take seconds.
+The layer has the run's own head widths, blocks, phi, dtype and device, and as many query heads to a group. It has fewer
+groups, and a sequence just long enough that scores decide, so that the loops of the reference take seconds.
 
-B batch, T tokens, H heads, G groups, D head width.
+Letters: B batch, T tokens, H heads, G groups, D head width.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from nsa_lib.worker.accuracy import with_gradients
 GROUPS = 2
 
 PLAIN = "masked"
-"""The backend with which what all plain ones share is looked at."""
+"""All plain backends share everything but the selected branch. What they share is checked with this one."""
 
 SELECTED = 4
-"""Blocks that a query reads, at most: one of them is chosen by score."""
+"""The most blocks that a query reads; one of them is chosen by score."""
 
 LAYERS = 3
 
@@ -114,18 +114,3 @@ class Subject:
 
         exact = with_gradients(judge, [t.cpu().double() for t in (q, k, v)], cotangent.cpu().double())
         return (q, k, v), blocks.to(self.device), cotangent, exact
-
-
-def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return a relative error: the larger of that of the norm and that of the largest entry."""
-    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
-    difference = found - exact
-    if not difference.any():
-        return 0.0
-    norms = difference.norm() / exact.norm(), difference.abs().max() / exact.abs().max()
-    return float(torch.stack(norms).max())  # NaN stays NaN
-
-
-def largest(errors: Sequence[float]) -> float:
-    """Return the largest of some errors, NaN if one is: `max` passes a NaN over that is not the first."""
-    return torch.tensor(errors, dtype=torch.float64).max().item()

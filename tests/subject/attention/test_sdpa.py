@@ -56,7 +56,7 @@ def test_the_gradient_of_its_output_lies_without_gaps(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("length", [64, 349, 2048])
-def test_gradients_do_not_hang_on_the_layout_that_an_earlier_call_had(dtype, length):
+def test_gradients_do_not_depend_on_the_layout_that_an_earlier_call_had(dtype, length):
     q, k, v, gradient = (torch.randn(2, 1, length, 64, device="cuda", dtype=dtype) for _ in range(4))
     bias = torch.full((2, 1, length, length), -torch.inf, device="cuda", dtype=dtype).triu(1)
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
@@ -78,4 +78,4 @@ def test_nothing_else_calls_it():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "scaled_dot_product_attention"
     }
-    assert callers == {"attention/sdpa.py"}
+    assert callers == {"subject/attention/sdpa.py"}

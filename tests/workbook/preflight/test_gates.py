@@ -212,3 +212,26 @@ def test_processes_on_this_gpu_are_named_and_others_are_not(smi, tmp_path):
 def test_a_tool_that_fails_names_no_process(smi, tmp_path):
     smi("GPU-4f2a, 7, 512 MiB, python\n", status=9)
     assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []
+
+
+@pytest.mark.parametrize("name", [name for names in check_names(PLAIN_BACKENDS).values() for name in names])
+def test_every_check_has_a_gate_that_fails_and_one_that_does_not_run(name):
+    assert gate(preflight(checks={name: {"holds": False}}), name).outcome == FAIL
+    assert gate(preflight(without=(name,)), name).outcome == NOT_RUN
+
+
+@pytest.mark.parametrize("holds", [None, "true", 1, 0])
+def test_only_true_is_a_pass(holds):
+    assert gate(preflight(checks={"gradients": {"holds": holds}}), "gradients").outcome == FAIL
+
+
+@pytest.mark.parametrize(
+    "fact", ["torch", "disk_free_mib", "cuda_usable", "driver", "bf16_supported", "gpu_memory_mib"]
+)
+def test_a_fact_that_is_not_there_is_no_pass(fact):
+    names = {"disk_free_mib": "disk_free", "cuda_usable": "gpu", "bf16_supported": "bf16",
+             "gpu_memory_mib": "gpu_memory_free"}  # fmt: skip
+    run = preflight()
+    del run.info["environment"][fact]
+    found = gate(run, names.get(fact, fact))
+    assert (found.outcome, found.required) == (NOT_RUN, True)

@@ -29,7 +29,8 @@ TOLERANCE_MIB = 0.1
 def measured(case, folder):
     """Run a case for real, on the CPU, and return its highest figures."""
     facts = {}
-    run_case(case, Heartbeat(folder / "heartbeat.jsonl"), facts)
+    for known in run_case(case, Heartbeat(folder / "heartbeat.jsonl")):
+        facts.update(known)
     beats = [json.loads(line) for line in (folder / "heartbeat.jsonl").read_text().splitlines()]
     steps = [beat for beat in beats if beat["step"]]
     figures = {name: max(step[name] for step in steps) for name in steps[0] if name.endswith("_mib")}

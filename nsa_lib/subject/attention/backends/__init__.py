@@ -1,9 +1,9 @@
 """The backends of the selected branch: one function, several ways to compute it.
 
 Each takes q [B, H, T, D], k [B, G, T, D], v [B, G, T, d_v], block_indices int64 [B, G, T, n] of which every row sees at
-least one token, `l_sel` and `scale`, and returns [B, H, T, d_v]. There is no fallback from one to another. Each runs in
-a profiler range that it names itself, so that a profile, and whoever checks it, sees the one that ran. `fused` is the
-selected branch of `attention.fused`, which computes the other branches too.
+least one token, `l_sel` and `scale`, and returns [B, H, T, d_v]. There is no fallback from one to another. Each
+runs in a profiler range that it names itself (`protocol.ROUTE_PREFIX`), so that a profile shows which one ran. `fused`
+is the selected branch of `attention.fused`, which computes the other branches too.
 """
 
 from nsa_lib.subject.attention.backends.gather import gather

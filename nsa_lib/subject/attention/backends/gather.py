@@ -13,18 +13,20 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+
 CHUNK_BYTES = 64 * 2**20
 """Most bytes of the keys that a chunk gathers; the values take as much, and in backward one of the two gradients."""
 
 CHUNK_SHARE = 20
-"""The same, in bytes of all keys: a small layer must not gather more than everything else in its model takes."""
+"""The same, as a multiple of the bytes of all keys: a small layer must not gather more than the rest of its model."""
 
 
 def gather(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_indices: torch.Tensor, *, l_sel: int, scale: float
 ) -> torch.Tensor:
     """Attend to the selected blocks by gathering them (see `backends` for arguments and shapes)."""
-    with record_function("nsa::selected::gather"):
+    with record_function(f"{ROUTE_PREFIX}gather"):
         q_grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)
         out = _Gather.apply(q_grouped, k, v, block_indices, l_sel, scale)
         return out.transpose(2, 3).flatten(1, 2)

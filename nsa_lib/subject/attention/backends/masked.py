@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch.profiler import record_function
 
+from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
 from nsa_lib.subject.attention.sdpa import attend
 from nsa_lib.subject.attention.tables import table
 
@@ -16,7 +17,7 @@ def masked(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_indices: torch.Tensor, *, l_sel: int, scale: float
 ) -> torch.Tensor:
     """Attend to the selected blocks through one additive mask (see `backends` for arguments and shapes)."""
-    with record_function("nsa::selected::masked"):
+    with record_function(f"{ROUTE_PREFIX}masked"):
         (batch, heads, length, _), groups = q.shape, k.shape[1]
         bias = selection_bias(block_indices, l_sel, q.dtype)
         # Groups join the batch, so that the heads of a group share one mask.

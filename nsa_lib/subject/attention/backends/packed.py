@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+
 TILE_ROWS = 64
 """Rows of a tile's product, over the heads of a group: enough to fill a matrix unit."""
 
@@ -28,7 +30,7 @@ def packed(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_indices: torch.Tensor, *, l_sel: int, scale: float
 ) -> torch.Tensor:
     """Attend to the selected blocks by packing queries per block (see `backends` for arguments and shapes)."""
-    with record_function("nsa::selected::packed"):
+    with record_function(f"{ROUTE_PREFIX}packed"):
         (batch, heads, length, _), groups = q.shape, k.shape[1]
         lanes = q.reshape(batch * groups, heads // groups, length, -1).transpose(1, 2)
         out = _Packed.apply(lanes, k.flatten(0, 1), v.flatten(0, 1), block_indices.flatten(0, 1), l_sel, scale)

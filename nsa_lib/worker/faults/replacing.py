@@ -1,0 +1,33 @@
+"""Put something faulty in the place of what a case calls, for as long as a context lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from nsa_lib.contract.heartbeat import Heartbeat
+
+
+@contextmanager
+def replaced(new: Callable, name: str, *owners: object) -> Iterator[None]:
+    """Put `new` in the place of an attribute of modules or classes, and put the old values back at the end."""
+    before = [getattr(owner, name) for owner in owners]
+    for owner in owners:
+        setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        for owner, old in zip(owners, before):
+            setattr(owner, name, old)
+
+
+def after_beats(act: Callable[[int, dict[str, float]], None]) -> AbstractContextManager[None]:
+    """Call `act` with the step and its figures after the heartbeat of each step."""
+    original = Heartbeat.beat
+
+    def beat(heartbeat: Heartbeat, phase: str, step: int | None = None, **figures: float) -> None:
+        original(heartbeat, phase, step, **figures)
+        if step is not None:
+            act(step, figures)
+
+    return replaced(beat, "beat", Heartbeat)
