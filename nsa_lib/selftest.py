@@ -235,7 +235,7 @@ def _cells(finding: Finding, columns: Sequence[str]) -> tuple[str, ...]:
 def _row(cells: Sequence[str]) -> str:
     """Return a line of the printed table."""
     widths = (17, 17, 11, 11, 17, 8, 7)
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=True)]
     return " ".join([*padded, cells[-1][:110]])
 
 

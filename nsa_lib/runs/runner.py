@@ -55,7 +55,7 @@ def execute(plan: Plan) -> Path:
         predicted = list(folders) if plan.request.predicted else []
         predictor: Predictor | None = None
         try:
-            for case, following in zip(plan.cases, (*plan.cases[1:], None)):
+            for case, following in zip(plan.cases, (*plan.cases[1:], None), strict=True):
                 case_folder = folders[case.case_id]
                 if stop.pressed:
                     result = _result(case, "interrupted", "not started")

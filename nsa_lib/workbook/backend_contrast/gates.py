@@ -117,7 +117,7 @@ def timing_gate(run: Recorded) -> GateResult:
     rounds = asked["steps"] // len(expected) - WARMUP_ROUNDS
     gate = replace(gate, limit=len(expected))
     timed = timing_rows(run)
-    done = dict(zip(timed[TIMED].itertuples(index=False, name=None), timed["rounds"]))
+    done = timed.set_index(TIMED)["rounds"].to_dict()
     whole = sum(done.get((c.subject, c.branches, c.backend, c.seq_len)) == rounds for c in expected)
     gate = replace(gate, measured=whole, detail=f"contestants with all of {rounds} rounds; {how_it_ended(case)}")
     if case["status"] != "ok":
