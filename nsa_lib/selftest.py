@@ -23,6 +23,7 @@ from nsa_lib.judgement.gate import FAIL, NOT_RUN
 from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import PROJECT, provenance
+from nsa_lib.runs.folder import stamp
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run, open_run
@@ -51,7 +52,7 @@ class Trial:
     verdict: str
     """The word that the run must end with."""
     gate: str
-    """The required gate that must be the reason; "" where none may stand in the way."""
+    """The required gate that must be the reason; "" for a trial that must be GO."""
     says: str = ""
     """What the gate's detail must hold, so that it is red for the right reason."""
     notebook: str = "smoke"
@@ -117,7 +118,7 @@ COLUMNS = ("fault", "notebook", "expected", "got", "gate", "seconds", "caught", 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one trial."""
+    """How one trial ended."""
 
     fault: str
     planted: str
@@ -137,10 +138,10 @@ class Finding:
     parameters: dict[str, object]
 
 
-def selftest(reports: Path = PROJECT / "reports", trials: Sequence[Trial] = TRIALS) -> int:
+def selftest(reports: Path, trials: Sequence[Trial]) -> int:
     """Run the trials, print each as it ends, write the table as JSON and Markdown, and return the exit status."""
     created = datetime.now(timezone.utc)
-    folder = reports / f"selftest-{created.strftime('%Y%m%dT%H%M%SZ')}"
+    folder = reports / f"selftest-{stamp(created)}"
     folder.mkdir(parents=True)
     findings = {}
     print(_row(COLUMNS), flush=True)

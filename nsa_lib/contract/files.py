@@ -16,5 +16,5 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="replace")  # JSON can hold half a surrogate pair
     os.replace(temporary, path)

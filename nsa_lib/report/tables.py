@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.verdict import STYLES
 
@@ -139,10 +140,7 @@ def cases_table(cases: pd.DataFrame) -> Table:
     rows = [
         (
             Cell(case["case_id"]),
-            Cell(
-                f"✔ {case['status']}" if case["status"] == "ok" else f"✘ {case['status']}",
-                colour="success" if case["status"] == "ok" else "error",
-            ),
+            _status_cell(case),
             Cell(format_value(case["steps_done"]), numeric=True),
             Cell(format_value(case["seconds"], "s"), numeric=True),
             Cell(format_value(case["reason"]), folded=str(case.get("stderr_tail") or "").strip()),
@@ -150,6 +148,11 @@ def cases_table(cases: pd.DataFrame) -> Table:
         for case in cases.to_dict("records")
     ]
     return Table("Cases", ("case", "status", "steps", "time", "reason"), rows)
+
+
+def _status_cell(case: Mapping) -> Cell:
+    icon, colour = ("✔", "success") if ended_well(case) else ("✘", "error")
+    return Cell(f"{icon} {case['status']}", colour=colour)
 
 
 def advice_table(advice: Iterable[str]) -> Table:

@@ -1,6 +1,6 @@
-"""Runs the cases of a plan, each in a process of its own, watches their heartbeats, and leaves one result for each.
+"""Run the cases of a plan, each in a process of its own; watch their heartbeats, and leave one result for each.
 
-The worker is met only through files and its command line.
+The runner meets the worker only in files and on its command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.contract.files import write_json
+from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import HeartbeatReader
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
@@ -80,14 +80,14 @@ def execute(plan: Plan) -> Path:
 def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
     case_folder = folder / "cases" / case.case_id
     case_folder.mkdir(parents=True)
-    (case_folder / "case.json").write_text(case.to_json())
+    write_text(case_folder / "case.json", case.to_json())
     return case_folder
 
 
 def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
     """Start the process of a case, which imports torch and then waits for a line.
 
-    It is started one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
+    The runner starts it one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
     """
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
@@ -110,7 +110,7 @@ def run_case(
     ending = None
     try:
         ending = _supervise(process, watch, limits, case, progress, stop)
-    finally:  # also if the supervision itself fails: a worker that nobody watches must not live on
+    finally:  # also if the supervision itself fails: an unwatched worker must not live on
         end_group(process, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
     stderr_tail = (folder / "stderr.log").read_text(errors="replace")[-STDERR_TAIL:]

@@ -15,6 +15,7 @@ from nsa_lib.judgement.gate import (
     NOT_RUN,
     PASS,
     GateResult,
+    ended_well,
     how_it_ended,
     outcome_of,
     route_gate,
@@ -120,7 +121,7 @@ def timing_gate(run: Recorded) -> GateResult:
     done = timed.set_index(TIMED)["rounds"].to_dict()
     whole = sum(done.get((c.subject, c.branches, c.backend, c.seq_len)) == rounds for c in expected)
     gate = replace(gate, measured=whole, detail=f"contestants with all of {rounds} rounds; {how_it_ended(case)}")
-    if case["status"] != "ok":
+    if not ended_well(case):
         return replace(gate, outcome=outcome_of(case))
     return replace(gate, outcome=PASS if whole == len(expected) else FAIL)
 

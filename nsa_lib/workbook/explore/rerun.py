@@ -60,7 +60,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
     case = changed_case(before, changes)
     facts = environment.torch_facts()
     _require_runnable(case, facts)
-    where = Path(out_dir or _reports_of(run)).expanduser().resolve()
+    where = environment.out_dir_of(out_dir or _out_dir(run))
     environment.require_room(where)
     given = {name: _field(case, name) for name in changes}
     said = ", ".join(f"{name}={value}" for name, value in given.items()) or "unchanged"
@@ -79,9 +79,9 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
     return record(execute(plan))
 
 
-def _reports_of(run: Run) -> Path:
-    runs = run.folder.resolve().parent
-    return runs.parent if runs.name == "runs" else environment.PROJECT / "reports"
+def _out_dir(run: Run) -> Path | None:
+    """Return the folder that holds the run's runs/, or None if the run lies in no such folder."""
+    return run.out_dir if run.folder.resolve().parent.name == "runs" else None
 
 
 def recorded_case(run: Run, case_id: str | None) -> CaseConfig:

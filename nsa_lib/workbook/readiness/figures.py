@@ -41,6 +41,6 @@ def readiness_table(run) -> Table:
 
 
 def _page_folder(run) -> Path:
-    """Return the folder that a run's report lies in, or else will most likely lie in."""
+    """Return the folder of a run's report; where that is not known, the folder that holds runs/."""
     report = run.info["report"]
-    return Path(report).parent if report else run.folder.resolve().parent.parent
+    return Path(report).parent if report else run.out_dir
