@@ -329,3 +329,30 @@ def test_a_parent_that_is_gone_names_nothing(monkeypatch):
 def test_the_report_command_can_be_pasted(monkeypatch, notebook, command):
     monkeypatch.setattr(environment, "executed_notebook", lambda: notebook)
     assert environment.report_command() == command
+
+
+@pytest.fixture
+def smi(monkeypatch):
+    """Let nvidia-smi answer."""
+
+    def answer(text, status=0):
+        monkeypatch.setattr(environment.shutil, "which", lambda name: name)
+        monkeypatch.setattr(
+            environment.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=text, returncode=status)
+        )
+
+    return answer
+
+
+def test_processes_on_this_gpu_are_named_and_others_are_not(smi, tmp_path):
+    smi("GPU-4f2a, 7, 512 MiB, python\nGPU-9999, 8, 512 MiB, python\n[N/A]\n")
+    room = environment.room(tmp_path, {"gpu_uuid": "4f2a"})
+    assert room["gpu_processes"] == ["python (pid 7, 512 MiB)"]
+    assert room["disk_free_mib"] > 0
+
+
+def test_a_tool_that_fails_or_is_not_there_names_no_process(smi, monkeypatch, tmp_path):
+    smi("GPU-4f2a, 7, 512 MiB, python\n", status=9)
+    assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []

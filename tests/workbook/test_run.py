@@ -14,7 +14,8 @@ from nsa_lib.runs.recorded import CASE_COLUMNS, machine_name
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.run import compare, judged_run, key_figures, open_run, record
 from nsa_lib.workbook.smoke.gates import smoke_gates
-from tests.workbook.smoke.test_gates import ended, healthy, kept, with_case, with_steps, without_case
+from tests.made import save, with_case
+from tests.workbook.smoke.made import ended, healthy, kept, with_steps, without_case
 
 SUMMARY_KEYS = [
     "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "gates", "advice",
@@ -22,25 +23,6 @@ SUMMARY_KEYS = [
 ]  # fmt: skip
 
 GATE_KEYS = ["name", "required", "outcome", "measured", "limit", "margin", "unit", "detail"]
-
-
-def save(run, folder, **info):
-    """Write a run as its runner and workers would have left it."""
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({**run.info, **info}))
-    for case_id in run.info["case_ids"]:
-        (folder / "cases" / case_id).mkdir(parents=True)
-        case, place = run.case(case_id), folder / "cases" / case_id
-        if case is None:
-            continue
-        (place / "case.json").write_text(json.dumps(case["asked"]))
-        kept = {name: value for name, value in case.items() if value is not None and value == value}
-        fields = {name: value for name, value in kept.items() if name not in ("asked", "torn_heartbeat")}
-        (place / "result.json").write_text(json.dumps({"schema": 1, **fields}))
-        beats = [{"schema": 1, "ts": 1.7e9, "step": None, "phase": phase} for phase in ("build", "warmup")]
-        beats += run.of(case_id).drop(columns="case_id").to_dict("records")
-        (place / "heartbeat.jsonl").write_text("".join(json.dumps(beat) + "\n" for beat in beats))
-    return folder
 
 
 @pytest.fixture
