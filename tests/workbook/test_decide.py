@@ -121,7 +121,8 @@ def test_the_command_decides_over_the_same_runs_again(whole):
 )
 def test_one_run_that_is_not_go_decides(put, ask, make, word):
     for notebook in counted():
-        put(notebook, make=make if notebook == "smoke" else None)
+        put(notebook)
+    put("smoke", "smoke-2", make=make, created=day(2))
     run = ask()
     assert run.verdict == word
     assert [gate.name for gate in run.gates if gate.outcome != PASS] == ["smoke"]

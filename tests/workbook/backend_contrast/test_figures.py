@@ -8,9 +8,10 @@ from nsa_lib.contract.agenda import DENSE
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
 from nsa_lib.workbook.backend_contrast import measures
-from nsa_lib.workbook.backend_contrast.figures import contrast_figures
+from nsa_lib.workbook.backend_contrast.figures import contrast_figures, contrast_table, operators_table
 from nsa_lib.workbook.backend_contrast.gates import contrast_advice, contrast_gates, contrast_headline, recommended
-from tests.workbook.backend_contrast.made import PARTIAL, empty, healthy, names
+from tests.made import add_backend
+from tests.workbook.backend_contrast.made import MM_CALLS, MODEL_MS, PARTIAL, PEAK_MIB, empty, healthy, names
 
 
 def test_fused_stands_in_every_frame_table_and_chart():
@@ -82,3 +83,31 @@ def test_an_empty_run_draws_empty_charts_that_say_so():
     figures = contrast_figures(empty(healthy()))
     assert all(not figure.data for figure in figures.values())
     assert {f.layout.title.subtitle.text for f in figures.values()} == {"nothing timed", "no steps recorded"}
+
+
+@pytest.fixture
+def with_a_fifth(monkeypatch):
+    """Return a contrast of the backends that there are and one more."""
+    add_backend(monkeypatch, "fifth")
+    for figures, figure in ((MODEL_MS, 30.0), (PEAK_MIB, 980.0), (MM_CALLS, 70)):
+        monkeypatch.setitem(figures, "fifth", figure)
+    return healthy.__wrapped__(backends=(*BACKEND_NAMES, "fifth"))
+
+
+def test_a_fifth_backend_stands_in_every_chart_and_table(with_a_fifth):
+    everyone, figures = [*BACKEND_NAMES, "fifth"], contrast_figures(with_a_fifth)
+    assert names(figures["sweep"]) == [*everyone, DENSE]
+    looks = [(line.line.color, line.line.dash) for line in figures["sweep"].data]
+    assert len(set(looks)) == len(looks)
+    assert "selected branch, fifth" in figures["speed"].data[0].y
+    for name in ("model_speed", "memory"):
+        assert list(figures[name].data[0].y)[: len(everyone)] == everyone
+    assert "fifth" in repr(contrast_table(measures.contrast_rows(with_a_fifth)))
+    assert list(operators_table(measures.top_rows(with_a_fifth)).header) == ["by", *everyone, DENSE]
+
+
+def test_a_fifth_backend_has_its_gates_and_may_be_recommended(with_a_fifth):
+    assert {f"{kind}_fifth" for kind in ("ran", "route", "error", "operator_growth")} <= {
+        gate.name for gate in contrast_gates(with_a_fifth)
+    }
+    assert recommended(with_a_fifth) == "fifth"

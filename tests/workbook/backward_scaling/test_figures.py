@@ -1,7 +1,8 @@
 """The charts of a backward scaling."""
 
+from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.workbook.backward_scaling import measures
-from nsa_lib.workbook.backward_scaling.figures import peak_against_layers, scaling_figures
+from nsa_lib.workbook.backward_scaling.figures import allocator_table, peak_against_layers, scaling_figures
 from tests.workbook.backward_scaling.made import healthy, without
 
 
@@ -22,3 +23,12 @@ def test_the_charts_say_units_and_exponents():
     beside = peak_against_layers(measures.layer_rows(healthy()), 12, 1600.0)
     assert "predicted for 12 layers: 1,520 MiB; measured 1,600 MiB, -5.0 % off" in beside.layout.title.subtitle.text
     assert beside.data[-1].name == "the smoke"
+
+
+def test_a_fifth_allocator_setting_stands_in_chart_and_table(monkeypatch):
+    monkeypatch.setitem(ALLOCATOR_SETTINGS, "fifth", "expandable_segments:False")
+    run = healthy()
+    assert {"backward_fifth", "smoke_fifth"} <= set(run.cases["case_id"])
+    assert {"backward, fifth", "smoke, fifth"} <= set(scaling_figures(run)["allocator"].data[0].y)
+    rows = allocator_table(measures.allocator_rows(run)).rows
+    assert [row[0].text for row in rows if row[1].text == "fifth"] == ["backward", "smoke"]
