@@ -1,7 +1,7 @@
 """Run the trials: every seeded fault through papermill and the notebook that must catch it.
 
-A trial counts as caught if its run ends with the verdict and the exit status expected, and the gate expected is the
-reason. Everything that a trial leaves is kept, so that a fault that was missed can be looked at.
+A trial is caught if its run ends with the expected verdict and exit status, and the expected gate is the reason. All
+files of a trial are kept, so that a missed fault can be looked into.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCALED = {**SMALL, "seq_lens": [64, 128], "steps": 3}
 CONTRASTED = {**SMALL, "seq_lens": [64, 128], "steps": FEWEST_STEPS, "rounds": 1}
 
 ENDLESS = {**SHORT, "steps": 100_000, "stall_timeout_s": 2}
-"""For faults after which nothing comes: only the supervision ends them."""
+"""For faults that never end by themselves: the supervision ends them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """A name of its own: the fault, the notebook and what sets it apart from the fault's other trials."""
+        """A unique name: the fault, the notebook and, if given, the backend."""
         backend = self.parameters.get("backend")
         return "-".join(filter(None, [self.fault, self.notebook, backend]))
 

@@ -138,12 +138,13 @@ def _supervise(command: list[str], log, stop: StopButton, tell: Callable[[], Non
     stopped = False
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
+        tell()
         while process.poll() is None:
             if stop.pressed:
                 stop.pressed, stopped = False, True
                 process.send_signal(signal.SIGINT)
-            tell()
             time.sleep(POLL_S)
+            tell()
     finally:  # if the supervision itself fails: the notebook must not outlive it
         if process.poll() is None:
             process.terminate()

@@ -17,9 +17,9 @@ FACTS = ("torch", "gpu", "source_sha256")
 
 
 def configuration(info: Mapping[str, object]) -> dict[str, object]:
-    """Return what must not differ between runs of one configuration, from a run.json; what it does not say is left out.
+    """Return what must not differ between runs of one configuration, from a run.json.
 
-    A contrast, say, goes through all backends and has no parameter `backend`.
+    A parameter that the run does not have is left out: a contrast goes through all backends and has no `backend`.
     """
     values = {row["name"]: row["value"] for row in info["parameters"]} | {"profile": info["profile"]}
     facts = info["environment"]

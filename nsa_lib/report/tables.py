@@ -34,7 +34,7 @@ class Cell:
     numeric: bool = False
     """Set flush right, on one line."""
     breaks: bool = False
-    """May break all the same: a figure said in words can be long."""
+    """May break over lines even if numeric: a figure in words can be long."""
     colour: str = ""
     """JupyterLab's name of a colour, `error`, `warn` or `success`; also sets bold type."""
     link: str = ""
@@ -133,7 +133,7 @@ def facts_table(caption: str, facts: Mapping) -> Table:
 
 
 def cases_table(cases: pd.DataFrame) -> Table:
-    """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`, and what one wrote last.
+    """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`.
 
     The end of its stderr, with the stacks of a hang, is folded below the reason.
     """

@@ -1,6 +1,6 @@
-"""Predictions of cases, made by processes of lowest priority beside whatever else runs.
+"""Predict the memory of cases, in processes of lowest priority beside the cases that run.
 
-A prediction that fails leaves its reason and nothing else: it is advice, and no run waits long or ends for it.
+A prediction that fails leaves its reason and nothing else. It is advice: no run waits long for it, or ends for it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Predictor:
         """End the processes, and leave the reason for each case that has no prediction."""
         in_time = all(process.poll() is not None for process in self._processes)
         for process in self._processes:
-            process.kill()  # it holds nothing but what it has not written yet, and has no children
+            process.kill()  # it has no children, and leaves nothing half-written
             process.wait()
         said = self._log.read_text(errors="replace").strip().splitlines()
         reason = (said[-1] if said else "its process ended without one") if in_time else "it was not ready in time"

@@ -1,4 +1,4 @@
-"""Readiness: which runs count, and one verdict over them, in a run folder of its own.
+"""Readiness: choose the runs that count, and leave one verdict over them in a run folder of its own.
 
 It trains nothing. What each run says is judged again from its frames: editing a summary.json changes nothing here.
 """

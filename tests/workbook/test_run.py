@@ -100,7 +100,7 @@ def test_a_line_that_was_being_written_when_its_writer_died_is_left_out_and_told
     heartbeat = folder / "cases" / "training" / "heartbeat.jsonl"
     heartbeat.write_text(heartbeat.read_text()[:-40])
     run = record(folder)
-    assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"])) == {
+    assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"], strict=True)) == {
         "training": True, "anomaly": False, "dense": False,
     }  # fmt: skip
     assert len(run.of("training")) == 99
@@ -251,7 +251,7 @@ def test_runs_of_two_notebooks_and_of_one_name_are_compared(tmp_path):
     other = save(run, tmp_path / "b", notebook="preflight", environment={"torch": "2.13.0"})
     changed = compare(open_run(save(run, tmp_path / "a")), open_run(other))
     assert list(changed)[2:] == [run.info["run_id"], f"{run.info['run_id']} (again)"]
-    assert ("gate", "loss_falls") in set(zip(changed["kind"], changed["name"]))
+    assert ("gate", "loss_falls") in set(zip(changed["kind"], changed["name"], strict=True))
 
 
 # Key figures

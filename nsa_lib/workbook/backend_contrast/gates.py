@@ -77,8 +77,8 @@ EACH = (ran_gate, backend_route_gate, error_gate, operator_gate)
 def peak_spread_gate(run: Recorded) -> GateResult:
     """Judge that the backends' peaks of allocated memory are close to each other; on a CPU that is only shown.
 
-    A laptop's model is so small that what a backend keeps for a moment is a large part of it. `fused` computes the
-    other branches too and holds less of them: it may need less than the others, and no more.
+    A laptop's model is so small that temporary buffers of a backend are a large part of it. `fused` also computes the
+    other branches and holds less of them: it may need less than the others, but not more.
     """
     on_gpu = run.parameter("device") == "cuda"
     gate = GateResult("peak_spread", on_gpu, NOT_RUN, limit=PEAK_SPREAD_PERCENT, unit="%")

@@ -1,4 +1,4 @@
-"""Questions to a finished run, for a notebook to explore in: `run, other = open_runs(globals())`."""
+"""Questions to a finished run, for a notebook that explores: `run, other = open_runs(globals())`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One case of a finished run again, with something changed, supervised as ever."""
+"""Run one case of a finished run again, with something changed, supervised like any other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run, record
 
 RERUN = "rerun of "
-"""How the `custom` of a run begins that repeats a case of another."""
+"""The first words of `custom` in a run that repeats a case of another run."""
 
 NOT_TO_CHANGE = ("case_id", "model", "nsa")
 
@@ -44,7 +44,7 @@ class Rerun(Plan):
 
 
 def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None, **changes: object) -> Run:
-    """Run one case of a run again with some fields changed, supervised as ever, and return the new run.
+    """Run one case of a run again with some fields changed, and return the new run.
 
     Args:
         run: keeps the case as it was run.
@@ -147,7 +147,7 @@ def _require_runnable(case: CaseConfig, facts: Mapping[str, object]) -> None:
 def _values(run: Run, before: CaseConfig, given: Mapping[str, object]) -> dict[str, Value]:
     """Return the first run's parameters, changed where the case took its value from them.
 
-    The steps of a scaling's length, say, are other than the parameter `steps`, and stay out of it.
+    A length of a scaling, say, has other steps than the parameter `steps`, which then stays as it was.
     """
     rows = {row["name"]: row for row in run.info["parameters"]}
     values = {name: Value(name, row["value"], row["origin"], row["checklist"]) for name, row in rows.items()}

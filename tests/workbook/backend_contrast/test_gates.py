@@ -362,7 +362,7 @@ def judged(tmp_path):
         folder = tmp_path / name
         run = healthy("laptop", steps=CASE.steps, seq_len=CASE.seq_len)
         case_ids = [f"model_{backend}" for backend in backends]
-        for backend, case_id in zip(backends, case_ids):
+        for backend, case_id in zip(backends, case_ids, strict=True):
             (folder / "cases" / case_id).mkdir(parents=True)
             case = replace(CASE, case_id=case_id, model=replace(CASE.model, backend=backend), check_attention=True,
                            compare_selected=True, **changes)  # fmt: skip

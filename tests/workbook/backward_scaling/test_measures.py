@@ -25,7 +25,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
     rng, lengths = np.random.default_rng(1), np.array([64, 128, 256, 512, 1024])
     hits = segments = 0
     for _ in range(2000):
-        points = list(zip(lengths, 3 * lengths**1.3 * np.exp(rng.normal(0, 0.05, len(lengths)))))
+        points = list(zip(lengths, 3 * lengths**1.3 * np.exp(rng.normal(0, 0.05, len(lengths))), strict=True))
         _, low, high = measures.overall_exponent(points)
         hits += low < 1.3 < high
         _, low, high = measures.segment_exponent(points[0], points[1], 0.05, 0.05)

@@ -185,7 +185,7 @@ def test_two_runs_are_laid_over_each_other_and_without_a_second_one_that_is_said
     assert not alone.data
     assert "no second run" in alone.layout.title.subtitle.text
     changed = differences(run, other)
-    assert ("parameter", "seq_lens") in set(zip(changed["kind"], changed["name"]))
+    assert ("parameter", "seq_lens") in set(zip(changed["kind"], changed["name"], strict=True))
     assert len(differences_table(changed).rows) == len(changed) > 0
     assert differences_table(differences(run, None)).rows == []
 

@@ -71,7 +71,7 @@ def with_steps(run, case_id="training", **columns):
     steps = run.steps.copy()
     rows = steps["case_id"] == case_id
     for name, change in columns.items():
-        changed = [change(step, value) for step, value in zip(steps["step"][rows], steps[name][rows])]
+        changed = [change(step, value) for step, value in zip(steps["step"][rows], steps[name][rows], strict=True)]
         steps[name] = steps[name].astype(float)
         steps.loc[rows, name] = changed
     return replace(run, steps=steps)
