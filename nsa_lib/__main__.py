@@ -1,7 +1,6 @@
 """The workbook from a shell: `python -m nsa_lib check | run | report | compare | selftest`.
 
-`run` is papermill with the engine that also writes the HTML, and a name for its output; everything it does, papermill
-does alone too.
+`run` is papermill with the engine that also writes the HTML, and a name for its output; papermill alone does the same.
 """
 
 from __future__ import annotations
@@ -15,24 +14,22 @@ from pathlib import Path
 import nbformat
 from papermill.iorw import read_yaml_file
 
+from nsa_lib.contract.files import write_text
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import PROJECT, out_dir_of
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.parameters import refuse_unknown
 from nsa_lib.runs.stop_button import StopButton
-from nsa_lib.selftest import selftest
+from nsa_lib.selftest import TRIALS, selftest
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import validate
 from nsa_lib.workbook.comparison import comparison_page, figures_table
-from nsa_lib.workbook.decide import choose
-from nsa_lib.workbook.questions import QUESTIONS, counted, plan
-from nsa_lib.workbook.readiness import parameters as readiness
+from nsa_lib.workbook.decide import foretell
+from nsa_lib.workbook.questions import QUESTIONS, plan
 from nsa_lib.workbook.run import compare, judged_run
-
-RUNNABLE = tuple(name for name, question in QUESTIONS.items() if question.request.cases or question.judging)
-"""Notebooks that do something by themselves; the others are for JupyterLab."""
 
 ALL = "all"
 """What `run` takes in place of a notebook for the whole checklist."""
@@ -42,12 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m nsa_lib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
+    # The others do nothing by themselves: they are for JupyterLab.
+    runnable = [name for name, question in QUESTIONS.items() if question.request.cases or question.judging]
     for name, what in (
         ("check", "say what a run would do, or why it cannot; starts nothing"),
         ("run", "execute a notebook and write its report; all: the whole checklist, and one verdict"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("notebook", choices=(*RUNNABLE, *([ALL] if name == "run" else [])))
+        command.add_argument("notebook", choices=(*runnable, *([ALL] if name == "run" else [])))
         command.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
         command.add_argument(
             "-f", "--parameters_file", type=Path, action="append", default=[], help="flat YAML of parameters"
@@ -70,24 +69,13 @@ def _check(asked: argparse.Namespace) -> int:
     given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
     refuse_unknown(asked.notebook, QUESTIONS[asked.notebook].request.parameters, given)
     if QUESTIONS[asked.notebook].request.cases is None:
-        return _check_readiness(given)
+        print(*foretell(given), sep="\n")
+        return 0
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
     print(f"cases: {', '.join(case.case_id for case in found.cases)}")
     for notice in found.notices:
         print(notice)
-    return 0
-
-
-def _check_readiness(given: dict[str, object]) -> int:
-    read = readiness.REQUEST.read(given)
-    chosen, left_out = choose(out_dir_of(read["out_dir"]), str(read["runs"]))
-    for run in chosen:
-        print(f"counts: {run.folder.name}, {run.verdict}")
-    for one in left_out:
-        print(f"left out: {one['run_id']}, {one['reason']}")
-    missing = [name for name in counted() if name not in {run.info["notebook"] for run in chosen}]
-    print(f"missing: {', '.join(missing) or 'none'}")
     return 0
 
 
@@ -105,8 +93,7 @@ def _from_files(paths: list[Path]) -> dict[str, object]:
 def _run(asked: argparse.Namespace) -> int:
     if asked.notebook == ALL:
         return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=PROJECT / "reports")
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    output = PROJECT / "reports" / f"{asked.notebook}-{stamp}.ipynb"
+    output = PROJECT / "reports" / f"{asked.notebook}-{stamp(datetime.now(timezone.utc))}.ipynb"
     output.parent.mkdir(exist_ok=True)
     options = ["--engine", "nsa", "--log-output"]
     for path in asked.parameters_file:
@@ -128,7 +115,7 @@ def _run(asked: argparse.Namespace) -> int:
 def _report(asked: argparse.Namespace) -> int:
     path = asked.notebook.with_suffix(".html")
     html, _ = NsaHTMLExporter().from_filename(str(asked.notebook))
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
     print(path)
     return 0
 
@@ -140,12 +127,16 @@ def _compare(asked: argparse.Namespace) -> int:
     print(f"\n{figures_table(run_a, run_b)}")
     path = PROJECT / "reports" / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(comparison_page(run_a, run_b), encoding="utf-8")
+    write_text(path, comparison_page(run_a, run_b))
     print(f"\nreport: {path}")
     return 0
 
 
-COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": lambda asked: selftest()}
+def _selftest(asked: argparse.Namespace) -> int:
+    return selftest(PROJECT / "reports", TRIALS)
+
+
+COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": _selftest}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Run the trials: every seeded fault through papermill and the notebook that must catch it.
 
-A trial counts as caught if its run ends with the verdict and the exit status expected, and the gate expected is the
-reason. Everything that a trial leaves is kept, so that a fault that was missed can be looked at.
+A trial is caught if its run ends with the expected verdict and exit status, and the expected gate is the reason. All
+files of a trial are kept, so that a missed fault can be looked into.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from nsa_lib.judgement.gate import FAIL, NOT_RUN
 from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import PROJECT, provenance
+from nsa_lib.runs.folder import stamp
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run, open_run
@@ -40,7 +41,7 @@ SCALED = {**SMALL, "seq_lens": [64, 128], "steps": 3}
 CONTRASTED = {**SMALL, "seq_lens": [64, 128], "steps": FEWEST_STEPS, "rounds": 1}
 
 ENDLESS = {**SHORT, "steps": 100_000, "stall_timeout_s": 2}
-"""For faults after which nothing comes: only the supervision ends them."""
+"""For faults that never end by themselves: the supervision ends them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Trial:
     verdict: str
     """The word that the run must end with."""
     gate: str
-    """The required gate that must be the reason; "" where none may stand in the way."""
+    """The required gate that must be the reason; "" for a trial that must be GO."""
     says: str = ""
     """What the gate's detail must hold, so that it is red for the right reason."""
     notebook: str = "smoke"
@@ -59,7 +60,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """A name of its own: the fault, the notebook and what sets it apart from the fault's other trials."""
+        """A unique name: the fault, the notebook and, if given, the backend."""
         backend = self.parameters.get("backend")
         return "-".join(filter(None, [self.fault, self.notebook, backend]))
 
@@ -117,7 +118,7 @@ COLUMNS = ("fault", "notebook", "expected", "got", "gate", "seconds", "caught", 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one trial."""
+    """How one trial ended."""
 
     fault: str
     planted: str
@@ -137,10 +138,10 @@ class Finding:
     parameters: dict[str, object]
 
 
-def selftest(reports: Path = PROJECT / "reports", trials: Sequence[Trial] = TRIALS) -> int:
+def selftest(reports: Path, trials: Sequence[Trial]) -> int:
     """Run the trials, print each as it ends, write the table as JSON and Markdown, and return the exit status."""
     created = datetime.now(timezone.utc)
-    folder = reports / f"selftest-{created.strftime('%Y%m%dT%H%M%SZ')}"
+    folder = reports / f"selftest-{stamp(created)}"
     folder.mkdir(parents=True)
     findings = {}
     print(_row(COLUMNS), flush=True)
@@ -235,7 +236,7 @@ def _cells(finding: Finding, columns: Sequence[str]) -> tuple[str, ...]:
 def _row(cells: Sequence[str]) -> str:
     """Return a line of the printed table."""
     widths = (17, 17, 11, 11, 17, 8, 7)
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=True)]
     return " ".join([*padded, cells[-1][:110]])
 
 

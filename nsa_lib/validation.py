@@ -1,7 +1,7 @@
 """The whole checklist in one go: its notebooks in order, each through papermill, and one verdict over their runs.
 
-A notebook that does not end in GO stops nothing: the others are run all the same, and readiness says what it all means.
-It decides over the runs made here and no others, so that an older run cannot stand in for one that failed.
+A notebook that does not end in GO stops nothing: the others run all the same, and readiness says what it all means.
+Readiness decides over the runs made here and no others, so that an older run cannot stand in for one that failed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import nbformat
 from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import PROJECT, out_dir_of
+from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.parameters import read_value
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.decide import REQUEST
 from nsa_lib.workbook.questions import QUESTIONS, counted
-from nsa_lib.workbook.readiness import parameters as readiness
 
-READINESS = readiness.REQUEST.notebook
-VALIDATE_ORDER = (*counted(), READINESS)
+VALIDATE_ORDER = (*counted(), REQUEST.notebook)
+"""The notebooks in the order in which a validation runs them; the last decides over the others' runs."""
 
 POLL_S = 0.1
 
@@ -54,7 +55,7 @@ class Ended:
         return f"{said}  {where}  ({self.seconds:.0f} s)"
 
 
-def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, reports: Path | None = None) -> int:
+def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, reports: Path) -> int:
     """Run the notebooks in order, then readiness over their runs; print a line for each and the verdict.
 
     Ctrl-C interrupts the notebook that runs, which is saved with its report, and starts no other.
@@ -62,7 +63,7 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
     Args:
         in_files: parameters read from files; each goes to the notebooks that declare it.
         on_line: parameters given as text, which overrule those.
-        reports: where executed notebooks and reports go; the project's reports/ by default.
+        reports: where executed notebooks and reports go.
 
     Returns:
         0 if readiness is GO, or REVIEW where `accept_review` says so; else another exit status.
@@ -72,18 +73,17 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
     """
     given = {**in_files, **on_line}
     check_parameters(given)
-    reports = reports or PROJECT / "reports"
     reports.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    began = datetime.now(timezone.utc)
     run_ids: list[str] = []
     with StopButton() as stop:
         for place, notebook in enumerate(VALIDATE_ORDER):
-            own = {**on_line, "runs": ",".join(run_ids)} if notebook == READINESS else on_line
-            output = reports / f"{notebook}-{stamp}.ipynb"
+            own = {**on_line, "runs": ",".join(run_ids)} if notebook == VALIDATE_ORDER[-1] else on_line
+            output = reports / f"{notebook}-{stamp(began)}.ipynb"
             ended, stopped = _run_notebook(papermill_command(notebook, output, in_files, own), notebook, output, stop)
             print(ended, flush=True)
             run_ids += [ended.verdict.run_id] if ended.verdict.run_id else []
-            if stopped and notebook != READINESS:
+            if stopped and notebook != VALIDATE_ORDER[-1]:
                 print(f"stopped; not started: {', '.join(VALIDATE_ORDER[place + 1 :])}", flush=True)
                 return STOPPED
     _print_verdict(ended, out_dir_of(given.get("out_dir")))
@@ -138,13 +138,14 @@ def _supervise(command: list[str], log, stop: StopButton, tell: Callable[[], Non
     stopped = False
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
+        tell()
         while process.poll() is None:
             if stop.pressed:
                 stop.pressed, stopped = False, True
                 process.send_signal(signal.SIGINT)
-            tell()
             time.sleep(POLL_S)
-    finally:  # if the supervision itself fails: a notebook that nobody waits for must not go on
+            tell()
+    finally:  # if the supervision itself fails: the notebook must not outlive it
         if process.poll() is None:
             process.terminate()
             process.wait()

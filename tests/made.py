@@ -1,6 +1,7 @@
 """What a plan makes of parameters, and runs made up from frames, for the tests of gates, charts and reports."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,3 +53,30 @@ def with_case(run, case_id, **fields):
 def asked_for(run, case_id, **fields):
     """Return a run in which a case was asked for something else."""
     return with_case(run, case_id, asked={**run.case(case_id)["asked"], **fields})
+
+
+def save(run, folder, **info):
+    """Write a run as its runner and workers would have left it."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({**run.info, **info}))
+    for case_id in run.info["case_ids"]:
+        (folder / "cases" / case_id).mkdir(parents=True)
+        case, place = run.case(case_id), folder / "cases" / case_id
+        if case is None:
+            continue
+        (place / "case.json").write_text(json.dumps(case["asked"]))
+        kept = {name: value for name, value in case.items() if value is not None and value == value}
+        fields = {name: value for name, value in kept.items() if name not in ("asked", "torn_heartbeat")}
+        (place / "result.json").write_text(json.dumps({"schema": 1, **fields}))
+        beats = [{"schema": 1, "ts": 1.7e9, "step": None, "phase": phase} for phase in ("build", "warmup")]
+        beats += run.of(case_id).drop(columns="case_id").to_dict("records")
+        (place / "heartbeat.jsonl").write_text("".join(json.dumps(beat) + "\n" for beat in beats))
+    return folder
+
+
+def add_backend(monkeypatch, name):
+    """Add a row to the table of backends, in every module that has read it."""
+    for module in [module for own, module in sys.modules.items() if own.startswith("nsa_lib.")]:
+        for table in ("PLAIN_BACKENDS", "BACKEND_NAMES"):
+            if hasattr(module, table):
+                monkeypatch.setattr(module, table, (*getattr(module, table), name))

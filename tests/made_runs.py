@@ -8,10 +8,9 @@ from nsa_lib.contract.agenda import DENSE, check_names, contestants
 from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import record
-from tests.made import made, resolved
-from tests.saved import save
-from tests.workbook.backward_scaling import test_gates as scaling_gates
-from tests.workbook.smoke import test_gates as smoke_gates
+from tests.made import made, resolved, save
+from tests.workbook.backward_scaling import made as scalings
+from tests.workbook.smoke import made as smokes
 
 MACHINE = {
     "torch": "2.13.0", "cpu": "a processor", "gpu": None, "disk_free_mib": 50_000, "source_sha256": "a" * 64,
@@ -49,13 +48,13 @@ def preflight():
 
 def scaling():
     """Return a backward scaling that is GO."""
-    run = scaling_gates.known(profile="laptop")
+    run = scalings.known(profile="laptop")
     return replace(run, info={**run.info, **described("backward_scaling")})
 
 
 def smoke():
     """Return a smoke that is GO."""
-    run = smoke_gates.healthy("laptop")
+    run = smokes.healthy("laptop")
     return replace(run, info={**run.info, **described("smoke")})
 
 
@@ -82,17 +81,17 @@ def contrast():
 
 def noisy_smoke():
     """Return a smoke that is REVIEW: its memory creeps."""
-    return smoke_gates.leaking(smoke(), "peak_alloc_mib", 0.05)
+    return smokes.leaking(smoke(), "peak_alloc_mib", 0.05)
 
 
 def untaught_smoke():
     """Return a smoke that is NO-GO: its loss does not fall."""
-    return smoke_gates.with_steps(smoke(), loss=lambda step, loss: 6.0)
+    return smokes.with_steps(smoke(), loss=lambda step, loss: 6.0)
 
 
 def cut_smoke():
     """Return a smoke that is INCOMPLETE: a case of it was never run."""
-    return smoke_gates.without_case(smoke(), "anomaly")
+    return smokes.without_case(smoke(), "anomaly")
 
 
 MADE = dict(zip(counted(), (preflight, scaling, smoke, contrast), strict=True))

@@ -13,6 +13,9 @@ from nsa_lib.report.charts.steps import loss, memory_trend, phase_peaks, step_ti
 from nsa_lib.report.tables import cases_table, environment_table, gates_table, parameters_table
 from nsa_lib.report.verdict import VerdictError, conclude
 
+PAYLOAD = "'\"></script><script>alert(1)</script><img src=http://example.invalid/x onerror=alert(2)>"
+"""Text that must never become markup."""
+
 GATES = [
     {"name": "steps completed", "required": True, "outcome": "PASS", "measured": 100, "limit": 100, "margin": 0,
      "unit": "steps", "detail": "every step finished, none was repeated"},

@@ -11,9 +11,9 @@ from nsa_lib import __main__ as worker_main
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.runs import environment
 from nsa_lib.workbook.run import record
+from tests.made import save, with_schema
 from tests.samples import sample_notebook
-from tests.saved import save, with_schema
-from tests.workbook.smoke.test_gates import healthy, with_steps
+from tests.workbook.smoke.made import healthy, with_steps
 
 FACTS = {"torch": "2.13.0", "cuda_usable": False, "cuda_problem": "torch 2.13.0 is a build without CUDA"}
 

@@ -118,7 +118,7 @@ def test_readiness_decides_over_the_runs_made_here(planted, tmp_path, capsys):
     assert len({output.stem.split("-")[-1] for *_, output in asked}) == 1
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    for line, name in zip(lines, ORDER):
+    for line, name in zip(lines[:5], ORDER, strict=True):
         assert line.startswith(f"✔ GO          {name}")
         assert "within every limit.  no report  (" in line
         assert line.endswith(" s)")

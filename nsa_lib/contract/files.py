@@ -26,5 +26,5 @@ def finite(value: object) -> object:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="replace")  # JSON can hold half a surrogate pair
     os.replace(temporary, path)

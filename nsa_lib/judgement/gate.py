@@ -1,6 +1,6 @@
-"""What a gate says, PASS, WARN, FAIL or NOT_RUN, and the verdict over all of them.
+"""What a gate says: PASS, WARN, FAIL or NOT_RUN; the verdict over all gates, and the gates that notebooks share.
 
-Missing data is never a pass: a gate whose case did not end well fails or did not run, whatever its figures say.
+Missing data is never a pass: if its case did not end well, a gate fails or did not run, whatever its figures say.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) ->
 
 
 def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
-    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that stands in the way."""
+    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that prevents GO."""
     required = [gate for gate in gates if gate.required]
     for word, outcome in (("NO-GO", FAIL), ("INCOMPLETE", NOT_RUN)):
         reasons = [_reason(gate) for gate in required if gate.outcome == outcome]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nsa_lib.runs.recorded import MALFORMED, Recorded, read_info
+from nsa_lib.runs.found import newest_first
+from nsa_lib.runs.recorded import MALFORMED, Recorded
 
 PARAMETERS = (
     "profile", "dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi", "vocab", "batch",
@@ -16,9 +17,9 @@ FACTS = ("torch", "gpu", "source_sha256")
 
 
 def configuration(info: Mapping[str, object]) -> dict[str, object]:
-    """Return what must not differ between runs of one configuration, from a run.json; what it does not say is left out.
+    """Return what must not differ between runs of one configuration, from a run.json.
 
-    A contrast, say, goes through all backends and has no parameter `backend`.
+    A parameter that the run does not have is left out: a contrast goes through all backends and has no `backend`.
     """
     values = {row["name"]: row["value"] for row in info["parameters"]} | {"profile": info["profile"]}
     facts = info["environment"]
@@ -29,11 +30,11 @@ def configuration(info: Mapping[str, object]) -> dict[str, object]:
 
 
 def disagreements(configurations: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
-    """Return what differs between named configurations: by its name, the value that each of them has."""
+    """Return what differs between the configurations of named runs: by its name, the value that each run has."""
     names = dict.fromkeys(name for configuration in configurations.values() for name in configuration)
     found = {}
     for name in names:
-        values = {who: configuration[name] for who, configuration in configurations.items() if name in configuration}
+        values = {run: configuration[name] for run, configuration in configurations.items() if name in configuration}
         if len({repr(value) for value in values.values()}) > 1:
             found[name] = values
     return found
@@ -42,14 +43,16 @@ def disagreements(configurations: Mapping[str, Mapping[str, object]]) -> dict[st
 def counterpart(run: Recorded, notebook: str) -> Recorded | None:
     """Return the newest run of another notebook that is of a run's configuration, or None if there is none.
 
-    A custom run is nobody's counterpart, and a run that cannot be read is in nobody's way.
+    Custom runs are passed over, and so are runs that cannot be read.
     """
-    found = []
-    for path in run.folder.parent.glob(f"{notebook}-*/run.json"):
+    for found in newest_first(path.parent for path in run.folder.parent.glob(f"{notebook}-*/run.json")):
         try:
-            info = read_info(path.parent)
-            if not info["custom"] and not disagreements({"run": configuration(run.info), "other": configuration(info)}):
-                found.append(Recorded.read(path.parent))
+            if not found.problem and not found.custom and _agree(run.info, found.info):
+                return Recorded.read(found.folder)
         except MALFORMED:
             continue
-    return max(found, key=lambda other: other.info["created"], default=None)
+    return None
+
+
+def _agree(info_a: Mapping[str, object], info_b: Mapping[str, object]) -> bool:
+    return not disagreements({"A": configuration(info_a), "B": configuration(info_b)})

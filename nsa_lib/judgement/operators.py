@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from nsa_lib.contract.case import WINDOW_STEPS
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, how_it_ended, outcome_of
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, ended_well, how_it_ended, outcome_of
 
 SHARE = 0.05
 
@@ -66,7 +66,7 @@ def operator_growth(early: Mapping[str, int], late: Mapping[str, int], *, steps:
 def growth_gate(name: str, case: Mapping[str, object] | None) -> GateResult:
     """Judge that no operator of a case is called more often late than right after warm-up."""
     gate = GateResult(name, True, NOT_RUN, limit=0, unit="operators")
-    if case is not None and case["status"] != "ok":
+    if case is not None and not ended_well(case):
         return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
     windows = None if case is None else case["operators"]
     if not windows:

@@ -80,7 +80,7 @@ def prediction_advice(run: Recorded, case_ids: Sequence[str]) -> list[str]:
 
 
 def _out_of_memory(run: Recorded, case_id: str) -> list[str]:
-    """Return what was foreseen of a case that ran out of memory: how much it needs, and of what most."""
+    """Return what was predicted of a case that ran out of memory: how much it needs, and most for what."""
     case, found = run.case(case_id), run.fact(case_id, "prediction")
     if case is None or case["status"] != "oom" or found is None:
         return []

@@ -1,8 +1,8 @@
 """The papermill engine `nsa`: executes as papermill does and leaves an HTML report beside the output notebook, however
 the run ended.
 
-A kernel that was killed leaves a notebook in which nothing looks wrong; the engine is what knows, so it writes the
-outcome into the notebook's metadata. It judges nothing: the report reads the outcome.
+A killed kernel leaves a notebook in which nothing looks wrong. Only the engine knows, so it writes the outcome into the
+notebook's metadata. It judges nothing: the report reads the outcome.
 Load it through `nsa_lib.report.NsaEngine`, as papermill does.
 """
 

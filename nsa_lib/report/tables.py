@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.verdict import STYLES
 
@@ -33,7 +34,7 @@ class Cell:
     numeric: bool = False
     """Set flush right, on one line."""
     breaks: bool = False
-    """May break all the same: a figure said in words can be long."""
+    """May break over lines even if numeric: a figure in words can be long."""
     colour: str = ""
     """JupyterLab's name of a colour, `error`, `warn` or `success`; also sets bold type."""
     link: str = ""
@@ -54,7 +55,7 @@ class Table:
         numeric = [cell.numeric for cell in self.rows[0]] if self.rows else [False] * len(self.header)
         head = "".join(
             f'<th scope="col" style="text-align:{"right" if flush_right else "left"}">{escape(name)}</th>'
-            for name, flush_right in zip(self.header, numeric)
+            for name, flush_right in zip(self.header, numeric, strict=True)
         )
         body = "".join(f"<tr>{''.join(map(_cell_html, row))}</tr>" for row in self.rows)
         caption = f'<caption style="text-align:left">{escape(self.caption)}</caption>'
@@ -62,20 +63,48 @@ class Table:
 
     def __repr__(self) -> str:
         lines = [list(self.header), *([cell.text for cell in row] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        texts = ("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
-        return "\n".join([self.caption, *texts])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines)
+        return "\n".join([self.caption, *("  ".join(texts).rstrip() for texts in padded)])
 
 
-def gates_table(gates: Iterable[Mapping]) -> Table:
-    """Tabulate gate results, those that decide against a run first and those that are not required last."""
-    header = ("outcome", "gate", "measured", "limit", "margin", "detail")
-    return Table("Gates", header, [_gate_row(gate) for gate in _ranked(gates)])
+def gates_table(gates: Iterable[Mapping], *, caption: str = "Gates", kind: str = "gate") -> Table:
+    """Tabulate gate results as `ranked` orders them; `kind` is the heading over their names."""
+    header = ("outcome", kind, "measured", "limit", "margin", "detail")
+    return Table(caption, header, [gate_row(gate) for gate in ranked(gates)])
 
 
-def _ranked(gates: Iterable[Mapping]) -> list[Mapping]:
+def ranked(gates: Iterable[Mapping]) -> list[Mapping]:
+    """Return gates with those that decide against a run first and those that are not required last."""
     order = list(OUTCOMES)
     return sorted(gates, key=lambda gate: (not gate["required"], order.index(gate["outcome"])))
+
+
+def gate_row(gate: Mapping) -> tuple[Cell, ...]:
+    """Return the cells of a gate: outcome, name, measured, limit, margin in percent of the limit, detail."""
+    icon, colour = OUTCOMES[gate["outcome"]]
+    outcome = f"{icon} {gate['outcome'].replace('_', ' ')}"
+    return (
+        Cell(outcome if gate["required"] else f"{outcome}, not required", colour=colour if gate["required"] else ""),
+        Cell(gate["name"]),
+        *(_figure(gate[name], gate["unit"] or "") for name in ("measured", "limit")),
+        Cell(_percentage(gate["margin"], gate["limit"]), numeric=True),
+        Cell(gate["detail"]),
+    )
+
+
+def _figure(value: object, unit: str) -> Cell:
+    """Return a gate's figure, flush right as all of its column; one in words may be long, and may break."""
+    return Cell(format_value(value, unit), numeric=True, breaks=isinstance(value, str))
+
+
+def _percentage(margin: object, limit: object) -> str:
+    """Return a margin as a signed percentage of its limit, or "–" where there is nothing to divide by."""
+    finite = all(isinstance(value, numbers.Real) and math.isfinite(value) for value in (margin, limit))
+    if not finite or not limit:
+        return "–"
+    share = 100 * margin / abs(limit)
+    return f"{share:+,.{1 if abs(share) < 100 else 0}f} %"
 
 
 def parameters_table(parameters: Iterable[Mapping]) -> Table:
@@ -104,17 +133,14 @@ def facts_table(caption: str, facts: Mapping) -> Table:
 
 
 def cases_table(cases: pd.DataFrame) -> Table:
-    """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`, and what one wrote last.
+    """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`.
 
     The end of its stderr, with the stacks of a hang, is folded below the reason.
     """
     rows = [
         (
             Cell(case["case_id"]),
-            Cell(
-                f"✔ {case['status']}" if case["status"] == "ok" else f"✘ {case['status']}",
-                colour="success" if case["status"] == "ok" else "error",
-            ),
+            _status_cell(case),
             Cell(format_value(case["steps_done"]), numeric=True),
             Cell(format_value(case["seconds"], "s"), numeric=True),
             Cell(format_value(case["reason"]), folded=str(case.get("stderr_tail") or "").strip()),
@@ -122,6 +148,11 @@ def cases_table(cases: pd.DataFrame) -> Table:
         for case in cases.to_dict("records")
     ]
     return Table("Cases", ("case", "status", "steps", "time", "reason"), rows)
+
+
+def _status_cell(case: Mapping) -> Cell:
+    icon, colour = ("✔", "success") if ended_well(case) else ("✘", "error")
+    return Cell(f"{icon} {case['status']}", colour=colour)
 
 
 def advice_table(advice: Iterable[str]) -> Table:
@@ -139,7 +170,7 @@ def frame_table(caption: str, frame: pd.DataFrame, columns: Mapping[str, str]) -
 
 
 def prediction_table(rows: pd.DataFrame) -> Table:
-    """Tabulate predicted and measured peaks, a row a case (`predicted.prediction_rows`)."""
+    """Tabulate predicted and measured peaks, a row a case (`prediction.prediction_rows`)."""
     phases = [phase for phase in (*PHASES, RESERVED) if phase in set(rows["phase"])]
     missing = ["no prediction"] if any(rows["reason"]) else []
     lines = []
@@ -186,7 +217,7 @@ def verdict_cell(word: str) -> Cell:
 
 
 def linked(text: str, report: object, folder: Path) -> Cell:
-    """Return a text that leads to a report: from a page in `folder`, relative where it lies in it, so that both move.
+    """Link a text to a report; relative if the report lies inside `folder`, so that both can be moved together.
 
     What stands in a run folder or in the history is not trusted: only the path of a file becomes a link.
     """
@@ -195,32 +226,6 @@ def linked(text: str, report: object, folder: Path) -> Cell:
     path = Path(os.path.normpath(report))
     inside = path.is_relative_to(folder)
     return Cell(text, link=quote(str(path.relative_to(folder))) if inside else path.as_uri())
-
-
-def _gate_row(gate: Mapping) -> tuple[Cell, ...]:
-    icon, colour = OUTCOMES[gate["outcome"]]
-    outcome = f"{icon} {gate['outcome'].replace('_', ' ')}"
-    return (
-        Cell(outcome if gate["required"] else f"{outcome}, not required", colour=colour if gate["required"] else ""),
-        Cell(gate["name"]),
-        *(_figure(gate[name], gate["unit"] or "") for name in ("measured", "limit")),
-        Cell(_percentage(gate["margin"], gate["limit"]), numeric=True),
-        Cell(gate["detail"]),
-    )
-
-
-def _figure(value: object, unit: str) -> Cell:
-    """Return a gate's figure, flush right as all of its column; one in words may be long, and may break."""
-    return Cell(format_value(value, unit), numeric=True, breaks=isinstance(value, str))
-
-
-def _percentage(margin: object, limit: object) -> str:
-    """Return a margin as a signed percentage of its limit, or "–" where there is nothing to divide by."""
-    finite = all(isinstance(value, numbers.Real) and math.isfinite(value) for value in (margin, limit))
-    if not finite or not limit:
-        return "–"
-    share = 100 * margin / abs(limit)
-    return f"{share:+,.{1 if abs(share) < 100 else 0}f} %"
 
 
 def _cell_html(cell: Cell) -> str:

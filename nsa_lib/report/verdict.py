@@ -1,8 +1,8 @@
 """The verdict of a run in its notebook: written by the last cell, read again by the report.
 
-The record travels in the notebook as an output of its own MIME type. Reading starts from doubt: a notebook says GO only
-if it ran from top to bottom without an error and its last cell left one well-formed record. The gates are judged
-elsewhere; nothing here can improve a verdict.
+The notebook carries the record as an output of its own MIME type. A notebook says GO only if it ran from top to bottom
+without an error and its last cell left one well-formed record. The gates are judged elsewhere; nothing here can improve
+a verdict.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VerdictError(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a notebook says about its run. Everything but the word, headline and reasons is empty without a record."""
+    """What a notebook says about its run. Without a record all but word, headline and reasons is empty."""
 
     word: str
     headline: str
@@ -132,9 +132,9 @@ def read_verdict(nb: NotebookNode) -> Verdict:
 
 
 def wants_verdict(nb: NotebookNode) -> bool:
-    """Return whether a report owes its reader a verdict: always, unless the notebook says of itself that it gives none.
+    """Return whether a report must show a verdict: always, unless the notebook declares that it gives none.
 
-    It says so in its metadata, `"nsa": {"verdict": false}`; one that recorded a verdict all the same is not believed.
+    It declares so in its metadata, `"nsa": {"verdict": false}`. That does not count if it recorded a verdict after all.
     """
     said = nb.metadata.get("nsa")
     silent = isinstance(said, Mapping) and said.get("verdict") is False

@@ -111,8 +111,8 @@ def _git_commit() -> str | None:
 def source_sha256(notebooks: Iterable[str]) -> str:
     """Return a sha256 over nsa_lib/ and the project's notebooks of these names.
 
-    Of a notebook it takes the cells' sources but for the parameters: neither a run in JupyterLab, nor the values tried
-    there, nor an output that papermill leaves beside it makes other code of it.
+    Of a notebook it takes the cells' sources without the parameters. So the hash stays the same after a run in
+    JupyterLab, with other values there, and beside an output that papermill left.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
@@ -133,7 +133,7 @@ def case_environment(alloc_conf: str) -> Mapping[str, str]:
 
 
 def prediction_environment() -> Mapping[str, str]:
-    """Return the environment of a prediction, which must not take a GPU's memory from the case it runs beside."""
+    """Return the environment of a prediction. It sees no GPU, so that it takes no memory from the case that runs."""
     return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -166,7 +166,7 @@ def room(out_dir: Path, facts: Mapping[str, object]) -> dict[str, object]:
 
 
 def _gpu_processes(uuid: str) -> list[str]:
-    """Return the processes on a GPU, in words; none that the driver shows in this container is none."""
+    """Return the processes on a GPU, in words; [] if the driver shows none in this container."""
     query = ("--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name", "--format=csv,noheader")
     apps = [line.split(", ", 3) for line in _answer("nvidia-smi", *query) or ()]
     # nvidia-smi says GPU-<uuid>, torch the uuid alone.
@@ -184,7 +184,7 @@ def oom_kills() -> int | None:
 
 
 def executed_notebook() -> str | None:
-    """Return the notebook being executed, as the user named it, or None where nothing tells.
+    """Return the notebook being executed, as the user named it, or None if it is unknown.
 
     Papermill's output is the last notebook on its command line, and papermill is the parent of the kernel. JupyterLab
     tells in JPY_SESSION_NAME; a papermill started from one of its notebooks inherits that, so papermill comes first.
@@ -198,7 +198,7 @@ def executed_notebook() -> str | None:
 
 
 def report_path() -> str | None:
-    """Return where the HTML of the notebook being executed belongs, or None where nothing tells or it is no file."""
+    """Return where the HTML of the notebook being executed belongs, or None if that is unknown or no file."""
     name = executed_notebook()
     if name is None or "://" in name:
         return None

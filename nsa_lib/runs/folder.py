@@ -12,8 +12,13 @@ from nsa_lib.runs.plan import Plan
 SCHEMA = 1
 
 
+def stamp(moment: datetime) -> str:
+    """Return a UTC time as it stands in the names of runs and reports."""
+    return moment.strftime("%Y%m%dT%H%M%SZ")
+
+
 def make_run_folder(plan: Plan) -> Path:
-    """Make the run's folder, which is this run's alone, and write run.json into it."""
+    """Make the folder of a run, which no other run gets, and write run.json into it."""
     folder, created = new_run_folder(plan.out_dir, plan.notebook, str(plan["tag"]))
     description = {
         "schema": SCHEMA,
@@ -34,9 +39,9 @@ def make_run_folder(plan: Plan) -> Path:
 
 
 def new_run_folder(out_dir: Path, notebook: str, tag: str) -> tuple[Path, str]:
-    """Make a folder for a run, which nobody else gets, and return it with the time of its making."""
+    """Make a folder for a run, which no other run gets, and return it with the time of its making."""
     now = datetime.now(timezone.utc)
-    stem = "-".join(filter(None, [notebook, now.strftime("%Y%m%dT%H%M%SZ"), tag]))
+    stem = "-".join(filter(None, [notebook, stamp(now), tag]))
     folder, again = out_dir / "runs" / stem, 1
     while True:
         try:

@@ -1,7 +1,7 @@
 """The parameters of the notebooks: what each accepts, and the strict reading of what was given.
 
-papermill hands over `'true'`, `'1e-4'` and `10000.0` as typed; what is unambiguous is read, the rest is refused. Names
-that nobody declared are refused too: papermill only warns of them, and a mistyped parameter would pass unnoticed.
+papermill hands over `'true'`, `'1e-4'` and `10000.0` as typed. A value that is unambiguous is read, any other refused.
+Undeclared names are refused too: papermill only warns of them, and a mistyped parameter would pass unnoticed.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def refuse_unknown(notebook: str, declared: Mapping[str, Parameter], names: Iter
 
 
 def assigned_in_parameters_cell(source: str) -> list[str]:
-    """Return the names a cell assigns if it is papermill's injected cell or a notebook's parameters cell, else []."""
+    """Return the names that papermill's injected cell or a notebook's parameters cell assigns; [] for other cells."""
     try:
         statements = ast.parse(source).body
     except SyntaxError:  # a cell with magics is neither

@@ -16,7 +16,7 @@ from nsa_lib.runs.request import Request
 from nsa_lib.subject.config import FUSED, ConfigError
 
 IMAGINED = {"triton": "any", "compute_capability": OLDEST_CAPABILITY}
-"""What is taken for granted of a device that is only imagined: that every backend can run there."""
+"""Facts of a device that is only imagined: every backend can run there."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     Args:
         request: what its notebook asks.
         namespace: the notebook's globals, parameters and IPython's `In` among them.
-        notebooks: names of all notebooks, whose cells count to the source.
+        notebooks: names of all notebooks, whose cells belong to the source.
 
     Raises:
         ConfigError: in one line, for anything that cannot be carried out as asked.

@@ -1,11 +1,10 @@
-"""Predictions of cases, made by processes of lowest priority beside whatever else runs.
+"""Predict the memory of cases, in processes of lowest priority beside the cases that run.
 
-A prediction that fails leaves its reason and nothing else: it is advice, and no run waits long or ends for it.
+A prediction that fails leaves its reason and nothing else. It is advice: no run waits long for it, or ends for it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nsa_lib.contract.files import write_json
 from nsa_lib.runs import environment
 
 SCHEMA = 1
@@ -29,7 +29,7 @@ class Predictor:
     """Processes that write prediction.json beside the case.json of each case of a folder."""
 
     def __init__(self, folder: Path, case_ids: Sequence[str], facts: Mapping[str, object], *, processes: int = 1):
-        """Start; `facts` are those of the machine, and each process takes every so-many-th case."""
+        """Start. `facts` are those of the machine; with n processes, each takes every n-th case."""
         self._paths = [folder / "cases" / case_id / "prediction.json" for case_id in case_ids]
         self._log = folder / "prediction.log"
         capability = str(facts.get("compute_capability") or HOPPER)
@@ -69,10 +69,10 @@ class Predictor:
         """End the processes, and leave the reason for each case that has no prediction."""
         in_time = all(process.poll() is not None for process in self._processes)
         for process in self._processes:
-            process.kill()  # it holds nothing but what it has not written yet, and has no children
+            process.kill()  # it has no children, and leaves nothing half-written
             process.wait()
         said = self._log.read_text(errors="replace").strip().splitlines()
         reason = (said[-1] if said else "its process ended without one") if in_time else "it was not ready in time"
         for path in self._paths:
             if not path.exists():
-                path.write_text(json.dumps({"schema": SCHEMA, "reason": reason}))
+                write_json(path, {"schema": SCHEMA, "reason": reason})

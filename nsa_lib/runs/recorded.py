@@ -87,13 +87,18 @@ class Recorded:
         return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
 
     @property
+    def out_dir(self) -> Path:
+        """The folder that holds runs/."""
+        return self.folder.resolve().parent.parent
+
+    @property
     def backends(self) -> tuple[str, ...]:
         """The backends that the machine of this run could run; a preflight and a contrast go through all of them."""
         return tuple(self.info["backends"])
 
 
 def measured_once(measure: Callable[[Recorded], T]) -> Callable[[Recorded], T]:
-    """Return a function that measures a run the first time and then gives the same answer, which nobody may change.
+    """Return a function that measures a run the first time and then gives the same answer. Callers must not change it.
 
     A run that is read is over, and its gates, charts, tables and advice all ask for the same figures.
     """

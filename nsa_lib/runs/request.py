@@ -21,7 +21,7 @@ Values = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Request:
-    """One notebook, as a plan is made of it."""
+    """One notebook, as `runs.plan` needs it."""
 
     notebook: str
     """Its name, without suffix."""
@@ -40,14 +40,14 @@ class Request:
     predicted: bool = False
     """The memory of the cases is predicted beside their run."""
     records_room: bool = False
-    """Free disk and GPU processes are recorded. They change by the minute: only a run that judges them keeps them."""
+    """Free disk and GPU processes change by the minute: only a preflight, which judges them, records them."""
 
     def read(self, namespace: Mapping[str, object]) -> dict[str, Read]:
         """Return the values of all parameters, read strictly, from a notebook's namespace.
 
         Args:
-            namespace: its globals, with the sources of the cells run so far (IPython's `In`); names that nobody
-                declared are looked for in those.
+            namespace: its globals, with the sources of the cells run so far (IPython's `In`), which are searched for
+                undeclared names.
 
         Raises:
             ConfigError: naming the parameter, for an unknown name or a value that it does not accept.

@@ -1,6 +1,6 @@
-"""Runs the cases of a plan, each in a process of its own, watches their heartbeats, and leaves one result for each.
+"""Run the cases of a plan, each in a process of its own; watch their heartbeats, and leave one result for each.
 
-The worker is met only through files and its command line.
+The runner meets the worker only in files and on its command line.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.contract.files import write_json
+from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import HeartbeatReader
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment
@@ -52,7 +51,6 @@ def execute(plan: Plan) -> Path:
     progress = Progress({case.case_id: case.steps for case in plan.cases})
     limits = Limits(given_s=plan["stall_timeout_s"])
     adopt_orphans()
-    others = children(os.getpid())
     with StopButton() as stop:
         folder = make_run_folder(plan)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
@@ -60,7 +58,7 @@ def execute(plan: Plan) -> Path:
         predicted = list(folders) if plan.request.predicted else []
         predictor: Predictor | None = None
         try:
-            for case, following in zip(plan.cases, (*plan.cases[1:], None)):
+            for case, following in zip(plan.cases, (*plan.cases[1:], None), strict=True):
                 case_folder = folders[case.case_id]
                 if stop.pressed:
                     result = _result(case, "interrupted", "not started")
@@ -69,10 +67,7 @@ def execute(plan: Plan) -> Path:
                     process = ahead or start_worker(case, case_folder)
                     ahead = start_worker(following, folders[following.case_id]) if following else None
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
-                    spare = {*others, *predictor.pids, *([ahead.pid] if ahead else [])}
-                    result = run_case(
-                        case, case_folder, process, limits=limits, progress=progress, stop=stop, spare=spare
-                    )
+                    result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
                 predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
@@ -81,21 +76,21 @@ def execute(plan: Plan) -> Path:
                 predictor.end()
             if ahead:
                 ahead.stdin.close()
-                end_tree(ahead, spare=others)
+                end_tree(ahead, spare=children(os.getpid()) - {ahead.pid})
     return folder
 
 
 def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
     case_folder = folder / "cases" / case.case_id
     case_folder.mkdir(parents=True)
-    (case_folder / "case.json").write_text(case.to_json())
+    write_text(case_folder / "case.json", case.to_json())
     return case_folder
 
 
 def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
     """Start the process of a case, which imports torch and then waits for a line.
 
-    It is started one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
+    The runner starts it one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
     """
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
@@ -109,27 +104,18 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
 
 
 def run_case(
-    case: CaseConfig,
-    folder: Path,
-    process: subprocess.Popen,
-    *,
-    limits: Limits,
-    progress: Progress,
-    stop: StopButton,
-    spare: Collection[int] = (),
+    case: CaseConfig, folder: Path, process: subprocess.Popen, *, limits: Limits, progress: Progress, stop: StopButton
 ) -> dict[str, object]:
-    """Run one case in the process that waits for it, and return its result, which is written to its folder too.
-
-    `spare` are children of this process that are not the case's (see `processes.end_tree`).
-    """
+    """Run one case in the process that waits for it, and return its result, which is written to its folder too."""
+    others = children(os.getpid()) - {process.pid}  # whatever this process is given from now on, the case has left
     kills = environment.oom_kills()
     _release(process)
     watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
     ending = None
     try:
         ending = _supervise(process, watch, limits, case, progress, stop)
-    finally:  # also if the supervision itself fails: a worker that nobody watches must not live on
-        end_tree(process, spare=spare, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
+    finally:  # also if the supervision itself fails: an unwatched worker must not live on
+        end_tree(process, spare=others, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
     stderr_tail = _tail(folder / "stderr.log")
     if ending is None and process.returncode == 0 and (folder / "result.json").exists():

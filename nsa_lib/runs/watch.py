@@ -1,6 +1,6 @@
-"""How long a case may be silent, and what has been seen of one that runs.
+"""How long a case may be silent, and what has been seen of a case that runs.
 
-Slow is not hung: a case may take as long as it likes for a step, as long as that is in proportion to the steps before.
+Slow is not hung: a step may take any time that is in proportion to the steps before it.
 """
 
 from __future__ import annotations

@@ -1,45 +1,28 @@
-"""Readiness: which runs count, and one verdict over them, in a run folder of its own.
+"""Readiness: choose the runs that count, and leave one verdict over them in a run folder of its own.
 
-It trains nothing. What each run says is judged again from its frames: a summary.json that somebody edited changes
-nothing here.
+It trains nothing. What each run says is judged again from its frames: editing a summary.json changes nothing here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA, new_run_folder
+from nsa_lib.runs.found import NEWEST, Found, newest_first
 from nsa_lib.runs.parameters import Read
 from nsa_lib.runs.plan import reproduce
-from nsa_lib.runs.recorded import machine_name, read_info
+from nsa_lib.runs.recorded import machine_name
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS, counted
 from nsa_lib.workbook.readiness import review
-from nsa_lib.workbook.readiness.parameters import NEWEST, REQUEST
+from nsa_lib.workbook.readiness.parameters import REQUEST
 from nsa_lib.workbook.run import Run, judged_run
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A run folder that may count, as far as its run.json tells."""
-
-    folder: Path
-    notebook: str
-    created: str
-    custom: tuple[str, ...]
-    problem: str
-    """Why its run.json cannot be read, or ""."""
-
-    def left_out(self, kind: str, reason: str) -> dict[str, str]:
-        """Return how it is told that this run does not count."""
-        return {"run_id": self.folder.name, "notebook": self.notebook, "kind": kind, "reason": reason}
 
 
 def decide(namespace: Mapping[str, object]) -> Run:
@@ -78,11 +61,24 @@ def decide(namespace: Mapping[str, object]) -> Run:
         return _write_results(Run.read(folder))
 
 
+def foretell(given: Mapping[str, object]) -> Iterator[str]:
+    """Yield what would count, what would not, and which notebooks have no run, a line each; nothing is written.
+
+    Raises ConfigError as `decide` does.
+    """
+    read = REQUEST.read(given)
+    chosen, left_out = choose(environment.out_dir_of(read["out_dir"]), str(read["runs"]))
+    yield from (f"counts: {run.folder.name}, {run.verdict}" for run in chosen)
+    yield from (f"left out: {one['run_id']}, {one['reason']}" for one in left_out)
+    missing = [name for name in counted() if name not in {run.info["notebook"] for run in chosen}]
+    yield f"missing: {', '.join(missing) or 'none'}"
+
+
 def choose(out_dir: Path, asked: str) -> tuple[list[Run], list[dict[str, str]]]:
     """Return the run of each judged notebook that counts, the newest, and those that do not with the reason.
 
-    A custom run is left out and an older one counts. A run that cannot be read is not: as the newest of its notebook it
-    would have decided, and nobody knows what it would have said.
+    In place of a custom run an older one counts. A run that cannot be read has no such stand-in: as the newest of its
+    notebook it would have decided, and what it would have said is unknown.
 
     Args:
         out_dir: the folder that holds runs/.
@@ -92,38 +88,50 @@ def choose(out_dir: Path, asked: str) -> tuple[list[Run], list[dict[str, str]]]:
         ConfigError: for a name that no run has.
     """
     named = asked != NEWEST
-    candidates = [_look(folder) for folder in (_named(out_dir, asked) if named else _all(out_dir))]
+    candidates = newest_first(_named(out_dir, asked) if named else _all(out_dir))
     chosen, left_out = [], []
     for notebook in counted():
-        own = sorted((c for c in candidates if c.notebook == notebook), key=lambda c: (c.created, c.folder.name))
-        run, without = _newest_that_counts(own[::-1], tell_older=named)
+        own = [candidate for candidate in candidates if _notebook(candidate) == notebook]
+        run, without = _newest_that_counts(own, tell_older=named)
         chosen += [run] if run else []
         left_out += without
-    others = [candidate for candidate in candidates if candidate.notebook not in counted()]
-    left_out += [c.left_out("unreadable", c.problem) for c in others if c.problem]
+    others = [candidate for candidate in candidates if _notebook(candidate) not in counted()]
+    left_out += [_left_out(c, "unreadable", c.problem) for c in others if c.problem]
     if named:
-        left_out += [c.left_out("other", f"{c.notebook} is not judged here") for c in others if not c.problem]
+        left_out += [_left_out(c, "other", f"{_notebook(c)} is not judged here") for c in others if not c.problem]
     return chosen, left_out
 
 
-def _newest_that_counts(candidates: list[Candidate], *, tell_older: bool) -> tuple[Run | None, list[dict[str, str]]]:
+def _newest_that_counts(candidates: list[Found], *, tell_older: bool) -> tuple[Run | None, list[dict[str, str]]]:
     """Return the first of a notebook's runs, newest first, that counts, and those that do not."""
     left_out = []
     for place, candidate in enumerate(candidates):
         if candidate.custom:
-            left_out.append(candidate.left_out("custom", f"custom: {'; '.join(candidate.custom)}"))
+            left_out.append(_left_out(candidate, "custom", f"custom: {'; '.join(candidate.custom)}"))
             continue
         try:
             run = _whole(candidate)
         except ConfigError as error:
-            left_out.append(candidate.left_out("unreadable", str(error)))
+            left_out.append(_left_out(candidate, "unreadable", str(error)))
             return None, left_out
         older = candidates[place + 1 :] if tell_older else []
-        return run, left_out + [c.left_out("older", f"older than {candidate.folder.name}") for c in older]
+        return run, left_out + [_left_out(c, "older", f"older than {candidate.folder.name}") for c in older]
     return None, left_out
 
 
-def _whole(candidate: Candidate) -> Run:
+def _left_out(found: Found, kind: str, reason: str) -> dict[str, str]:
+    """Return a run that does not count, and why not, as run.json keeps it."""
+    return {"run_id": found.folder.name, "notebook": _notebook(found), "kind": kind, "reason": reason}
+
+
+def _notebook(found: Found) -> str:
+    """Return the notebook of a run; of one that cannot be read what the name of its folder says."""
+    if not found.problem:
+        return str(found.info["notebook"])
+    return next((name for name in counted() if found.folder.name.startswith(f"{name}-")), "unknown")
+
+
+def _whole(candidate: Found) -> Run:
     if candidate.problem:
         raise ConfigError(candidate.problem)
     return judged_run(candidate.folder)
@@ -153,24 +161,6 @@ def _folders(place: Path, pattern: str) -> list[Path]:
     except ValueError:  # no glob, such as a**b: then nothing is called so
         return []
     return [path for path in found if path.is_dir()]
-
-
-def _look(folder: Path) -> Candidate:
-    """Return what a folder's run.json says, or why that cannot be read."""
-    path = folder / "run.json"
-    try:
-        info = read_info(folder)
-        created = datetime.fromisoformat(info["created"]).astimezone(timezone.utc)
-        return Candidate(folder, str(info["notebook"]), created.isoformat(), tuple(map(str, info["custom"])), "")
-    except FileNotFoundError:
-        problem = f"{folder}: it has no run.json"
-    except ConfigError as error:
-        problem = str(error)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        problem = f"{path}: cannot be read ({type(error).__name__}: {error})"
-    written = datetime.fromtimestamp((path if path.is_file() else folder).stat().st_mtime, timezone.utc)
-    notebook = next((name for name in counted() if folder.name.startswith(f"{name}-")), "unknown")
-    return Candidate(folder, notebook, written.isoformat(), (), problem)
 
 
 def source_of(run: Run) -> dict[str, object]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+from nsa_lib.contract.files import write_text
 from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.tables import Cell, Table, format_value, linked, verdict_cell
@@ -37,9 +37,8 @@ TEXTS = ("run_id", "notebook", "created", "profile", "verdict", "headline")
 
 def publish(run: Run) -> Path:
     """Append a run to the history of its folder and write the page of all runs; return the page's path."""
-    out_dir = run.folder.resolve().parent.parent
-    append(out_dir / "history.jsonl", history_line(run))
-    return write_index(out_dir)
+    append(run.out_dir / "history.jsonl", history_line(run))
+    return write_index(run.out_dir)
 
 
 def history_line(run: Run) -> dict[str, object]:
@@ -110,7 +109,7 @@ def write_index(out_dir: Path) -> Path:
     with _locked(out_dir / "history.jsonl"):
         lines, problems = read_history(out_dir / "history.jsonl")
         unrecorded, unreadable = _without_a_line(out_dir / "runs", {line["run_id"] for line in lines})
-        _replace(path, index_page(out_dir, [*lines, *unrecorded], [*problems, *unreadable]))
+        write_text(path, index_page(out_dir, [*lines, *unrecorded], [*problems, *unreadable]))
     return path
 
 
@@ -189,11 +188,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:  # JSON can hold half a surrogate pair
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""The notebooks, a row each: what it asks of a run, and how its run is judged and shown.
+"""The notebooks, a row each: what one asks of a run, and how its runs are judged and shown.
 
 A new notebook is one folder and one row here; no other file knows a notebook by its name.
 """

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA
+from nsa_lib.runs.found import NEWEST, runs_in
 from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, to_csv
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
@@ -87,7 +87,7 @@ class Run(Recorded):
         return question.judging
 
 
-def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None) -> Run:
+def open_run(which: str | Path = NEWEST, *, out_dir: str | Path | None = None) -> Run:
     """Return a run, without importing torch.
 
     Args:
@@ -96,31 +96,22 @@ def open_run(which: str | Path = "newest", *, out_dir: str | Path | None = None)
 
     Raises:
         FileNotFoundError: if there is no such run.
-        ConfigError: naming the file, if it cannot be read; another run that is broken is in nobody's way.
+        ConfigError: naming the file, if it cannot be read. Other runs that are broken do not matter.
     """
-    if which == "newest":
-        runs = environment.out_dir_of(out_dir) / "runs"
-        found = [path.parent for path in runs.glob("*/run.json")]
+    if which == NEWEST:
+        place = environment.out_dir_of(out_dir)
+        found = runs_in(place)
         if not found:
-            raise FileNotFoundError(f"no run in {runs}")
-        return Run.read(max(found, key=_created))
+            raise FileNotFoundError(f"no run in {place / 'runs'}")
+        return Run.read(found[0].folder)
     folder = Path(which)
     if not (folder / "run.json").exists():
         raise FileNotFoundError(f"{folder}: not a run folder, it has no run.json")
     return Run.read(folder)
 
 
-def _created(folder: Path) -> str:
-    """Return when a run began, or, if its run.json is broken, when that was written."""
-    path = folder / "run.json"
-    try:
-        return json.loads(path.read_text())["created"]
-    except (json.JSONDecodeError, KeyError):
-        return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat()
-
-
 def judged_run(folder: str | Path) -> Run:
-    """Return a run that was read to its end and judged; all that follows finds it whole.
+    """Return a run, read to its end and judged; what comes later finds it whole.
 
     Raises:
         ConfigError: in one line, if a file of it is missing, newer than this library, or not what it should be.
@@ -160,7 +151,7 @@ def key_figures(run: Run) -> dict[str, float | None]:
 def record(folder: Path) -> Run:
     """Write cases.csv, steps.csv and summary.json of a run that has ended, and return it."""
     run = Run.read(folder)
-    with StopButton():  # a second press on the heels of the first must not stop what saves the run
+    with StopButton():  # a second press right after the first must not stop what saves the run
         write_text(folder / "cases.csv", to_csv(run.cases))
         write_text(folder / "steps.csv", to_csv(run.steps))
         write_json(folder / "summary.json", run.summary)

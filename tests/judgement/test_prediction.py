@@ -8,7 +8,8 @@ from nsa_lib.judgement.prediction import predicted_cases, prediction_advice, pre
 from nsa_lib.report.charts.prediction import prediction_figure
 from nsa_lib.report.tables import prediction_table
 from nsa_lib.workbook.smoke.gates import smoke_gates
-from tests.workbook.smoke.test_gates import healthy, with_case, with_steps
+from tests.made import with_case
+from tests.workbook.smoke.made import healthy, with_steps
 
 TERMS = {"parameters": 200.0, "optimizer": 400.0, "gradients": 0.0, "activations": 100.0, "loss": 200.0,
          "temporaries": 50.0, "tables": 0.0, "workspace": 50.0}  # fmt: skip

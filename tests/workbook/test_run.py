@@ -14,8 +14,8 @@ from nsa_lib.runs.recorded import CASE_COLUMNS, machine_name
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.run import compare, judged_run, key_figures, open_run, record
 from nsa_lib.workbook.smoke.gates import smoke_gates
-from tests.saved import save, with_schema
-from tests.workbook.smoke.test_gates import ended, healthy, kept, with_case, with_steps, without_case
+from tests.made import save, with_case
+from tests.workbook.smoke.made import ended, healthy, kept, with_steps, without_case
 
 SUMMARY_KEYS = [
     "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "gates", "advice",
@@ -100,7 +100,7 @@ def test_a_line_that_was_being_written_when_its_writer_died_is_left_out_and_told
     heartbeat = folder / "cases" / "training" / "heartbeat.jsonl"
     heartbeat.write_text(heartbeat.read_text()[:-40])
     run = record(folder)
-    assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"])) == {
+    assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"], strict=True)) == {
         "training": True, "anomaly": False, "dense": False,
     }  # fmt: skip
     assert len(run.of("training")) == 99
@@ -143,6 +143,10 @@ def test_a_failed_case_is_the_same_when_it_is_read_again(tmp_path, status):
 
 
 # What cannot be read
+
+
+def with_schema(path, schema):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
 
 
 @pytest.mark.parametrize("name", ["run.json", "cases/training/result.json"])
@@ -246,7 +250,7 @@ def test_runs_of_two_notebooks_and_of_one_name_are_compared(tmp_path):
     other = save(run, tmp_path / "b", notebook="preflight", environment={"torch": "2.13.0"})
     changed = compare(open_run(save(run, tmp_path / "a")), open_run(other))
     assert list(changed)[2:] == [run.info["run_id"], f"{run.info['run_id']} (again)"]
-    assert ("gate", "loss_falls") in set(zip(changed["kind"], changed["name"]))
+    assert ("gate", "loss_falls") in set(zip(changed["kind"], changed["name"], strict=True))
 
 
 # Key figures

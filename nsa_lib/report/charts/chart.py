@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,13 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#b0528c", "#7a828c"
+ORANGE, SKY = "#e69f00", "#56b4e9"
 """Okabe and Ito's palette, told apart by colour-blind readers; purple darkened to stand out on white."""
+
+LINE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+
+LINE_DASHES = ("solid", "dash", "dot", "longdash", "longdashdot")
+"""One fewer than the colours: thirty lines pass before a colour comes again with the same dash."""
 
 GRID = "rgba(128,128,128,0.22)"
 
@@ -71,6 +78,11 @@ class Chart(go.Figure):
         display(self.bundle(), raw=True)
 
 
+def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a colour and a dash for each name, however many there are; a name given twice counts once."""
+    return dict(zip(dict.fromkeys(names), zip(cycle(LINE_COLOURS), cycle(LINE_DASHES), strict=False), strict=False))
+
+
 def finite(steps: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """Return the finite values of some columns."""
     values = steps[columns].to_numpy(dtype=float).ravel()
@@ -78,7 +90,7 @@ def finite(steps: pd.DataFrame, columns: list[str]) -> np.ndarray:
 
 
 def empty_chart(title: str, unit: str, facts: str, legend: bool = True) -> Chart:
-    """Return an empty chart; `facts` stand under its title and, with it, are read to who cannot see the chart."""
+    """Return an empty chart. `facts` is the subtitle; title and subtitle are what a screen reader says."""
     heading = {"text": title, "subtitle": {"text": facts}}
     figure = Chart(layout={"template": TEMPLATE, "title": heading, "meta": {"description": f"{title}: {facts}"}})
     if not legend:

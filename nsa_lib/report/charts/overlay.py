@@ -9,7 +9,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from nsa_lib.report.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, finite, line, nothing
+from nsa_lib.report.charts.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILION,
+    Chart,
+    empty_chart,
+    finite,
+    line,
+    looks,
+    nothing,
+)
 from nsa_lib.runs.recorded import Recorded
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, GREY)
@@ -35,13 +47,13 @@ def overlay(run_a, run_b, column: str, title: str, unit: str) -> Chart:
         unit: of the column.
     """
     cases = _cases_to_lay_over(run_a.steps, run_b.steps)
-    shown = [run.steps[run.steps["case_id"] == case_id] for run, case_id in zip((run_a, run_b), cases)]
+    shown = [run.steps[run.steps["case_id"] == case_id] for run, case_id in zip((run_a, run_b), cases, strict=True)]
     if not any(finite(steps, [column]).size for steps in shown):
         return nothing(title, unit)
     facts = f"case {cases[0]}" if cases[0] == cases[1] else f"A: case {cases[0]}, B: case {cases[1]}"
     figure = empty_chart(title, unit, escape(facts))
-    for name, run, steps, colour, dash in zip("AB", (run_a, run_b), shown, COLOURS, ("solid", "dash")):
-        label = escape(f"{name}: {run.info['run_id']}")
+    for name, run, steps in zip("AB", (run_a, run_b), shown, strict=True):
+        label, (colour, dash) = escape(f"{name}: {run.info['run_id']}"), looks("AB")[name]
         figure.add_trace(line(steps, column, label, colour, f"%{{y:,.1f}} {unit}", dash=dash))
     figure.update_layout(showlegend=True, margin={"t": 120})
     return figure

@@ -8,12 +8,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.judgement.prediction import RESERVED, prediction_rows
-from nsa_lib.report.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, nothing
+from nsa_lib.report.charts.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Chart, empty_chart, nothing
 from nsa_lib.runs.recorded import Recorded
 
 TERM_COLOURS = {
     "parameters": GREY, "optimizer": "#a9b0b8", "gradients": BLUE, "activations": GREEN, "loss": PURPLE,
-    "temporaries": VERMILION, "tables": "#e69f00", "workspace": "#56b4e9",
+    "temporaries": VERMILION, "tables": ORANGE, "workspace": SKY,
 }  # fmt: skip
 """From the bottom of a bar to its top: what always stays first."""
 
@@ -44,7 +44,7 @@ def stack_terms(figure: Chart, x: list, terms: list[Mapping[str, float]], hover:
     """Add a stacked bar for each x, a part for each term that is anywhere at least 0.1 % of its bar."""
     for name, colour in TERM_COLOURS.items():
         parts = [held.get(name, 0.0) for held in terms]
-        if any(part > 0.001 * sum(held.values()) for part, held in zip(parts, terms)):
+        if any(part > 0.001 * sum(held.values()) for part, held in zip(parts, terms, strict=True)):
             bar = go.Bar(x=x, y=parts, name=name, marker={"color": colour}, hovertemplate=hover)
             figure.add_trace(bar)
     figure.update_layout(barmode="stack", bargap=0.5, height=440)

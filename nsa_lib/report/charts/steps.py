@@ -140,7 +140,7 @@ def memory_trend_svg(steps: pd.DataFrame, *, limit_mib: float | None = None, sim
     parts.append(
         '<text x="352" y="232" text-anchor="middle">step</text><text x="66" y="32" text-anchor="end">MiB</text>'
     )
-    for (column, name, colour, dash), left in zip(series, (72, 262, 462)):
+    for (column, name, colour, dash), left in zip(series, (72, 262, 462), strict=True):
         points = [(x(step), y(mib)) for step, mib in _thinned(steps, column)]
         parts.append(_svg_line(points, colour, dash) + _svg_line([(left, 12), (left + 22, 12)], colour, dash))
         parts.append(f'<text x="{left + 28}" y="16">{escape(name)}</text>')

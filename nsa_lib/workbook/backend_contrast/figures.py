@@ -9,16 +9,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.contract.agenda import DENSE, NO_BACKEND
+from nsa_lib.report.charts.attention_map import BRANCH_WORDS
 from nsa_lib.report.charts.chart import (
     BLUE,
-    GREEN,
     GREY,
     PEAKS,
-    PURPLE,
     VERMILION,
     Chart,
     log_log_chart,
     log_ticks,
+    looks,
     memory_rows,
     nothing,
     points,
@@ -29,15 +29,8 @@ from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import BACKEND_NAMES
 from nsa_lib.workbook.backend_contrast.measures import contrast_rows, first_faster, timing_rows
 
-_TWO_DIGITS = ("spread_percent", "output_error", "gradient_error")
-
-
-_STYLES = ((BLUE, "solid"), (VERMILION, "dash"), (GREEN, "dot"), (PURPLE, "longdash"))
-
-LINES = {**dict(zip(BACKEND_NAMES, _STYLES)), DENSE: (GREY, "dashdot")}
-"""Colour and dash of each contestant, told apart by either."""
-
-BRANCH_WORDS = {"slc": "selected branch", "cmp": "compressed branch", "win": "sliding branch", "all": "all branches"}
+DENSE_LOOK = (GREY, "dashdot")
+"""Colour and dash of the yardstick."""
 
 
 def contrast_figures(run: Recorded) -> dict[str, Chart]:
@@ -87,14 +80,15 @@ def _contestant(row) -> str:
         return "dense attention"
     if row.subject == "model":
         return row.backend
-    return BRANCH_WORDS[row.branches] + ("" if row.backend == NO_BACKEND else f", {row.backend}")
+    branches = "all branches" if row.branches == "all" else f"{BRANCH_WORDS[row.branches]} branch"
+    return branches if row.backend == NO_BACKEND else f"{branches}, {row.backend}"
 
 
 def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
     """Draw the median time [ms] of a whole layer, forward and backward, against the length, and where dense is passed.
 
     Args:
-        timed: as `contrast.timing_rows` returns it.
+        timed: as `measures.timing_rows` returns it.
         crossings: for each backend the length from which it is faster than dense, or None.
     """
     title = "Time of one layer against the length"
@@ -106,7 +100,9 @@ def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
     facts = f"forward and backward; {facts if crossings else 'dense was not timed'}"
     figure = log_log_chart(title, "ms", facts, sorted(set(layers["seq_len"])))
     figure.update_yaxes(dtick=log_ticks(layers["total_ms"]))
-    for name, (colour, dash) in LINES.items():
+    # The known backends come first, so that each has the same look in every chart.
+    backends = [name for name in (*BACKEND_NAMES, *layers["backend"]) if name != DENSE]
+    for name, (colour, dash) in {**looks(backends), DENSE: DENSE_LOOK}.items():
         own = layers[layers["backend"] == name]
         if len(own):
             figure.add_trace(points(own["seq_len"], own["total_ms"], name, colour, dash, "ms"))
@@ -117,12 +113,12 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
     """Draw the peak allocated and reserved memory [MiB] of the model's training with each backend.
 
     Args:
-        rows: as `contrast.contrast_rows` returns it.
+        rows: as `measures.contrast_rows` returns it.
     """
     measured = rows.dropna(subset=["peak_alloc_mib"])
     if measured.empty:
         return nothing("Peak memory of the training", "MiB")
-    peaks = measured.loc[measured["backend"].isin(BACKEND_NAMES), "peak_alloc_mib"]
+    peaks = measured.loc[measured["backend"] != DENSE, "peak_alloc_mib"]
     facts = "a process each"
     if len(peaks) > 1:
         facts += f"; allocated by the backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
@@ -131,7 +127,7 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
 
 
 def contrast_table(rows: pd.DataFrame) -> Table:
-    """Tabulate what is known of the model with each backend (`contrast.contrast_rows`)."""
+    """Tabulate what is known of the model with each backend (`measures.contrast_rows`)."""
     columns = {
         "backend": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
         "spread_percent": "spread, %", "ratio_to_dense": "time, dense = 1", "peak_alloc_mib": "peak allocated, MiB",
@@ -142,10 +138,11 @@ def contrast_table(rows: pd.DataFrame) -> Table:
         "The whole model: medians over the rounds, spread is the interquartile range of both over its median; peaks "
         "and operators of its training; the worst error of layer and selected branch against float64"
     )
-    short = {name: rows[name].map("{:.2g}".format, na_action="ignore").astype(float) for name in _TWO_DIGITS}
+    two_digits = ("spread_percent", "output_error", "gradient_error")
+    short = {name: rows[name].map("{:.2g}".format, na_action="ignore").astype(float) for name in two_digits}
     return frame_table(caption, rows.assign(**short), columns)
 
 
 def operators_table(rows: pd.DataFrame) -> Table:
-    """Tabulate the top operators of each backend side by side (`contrast.top_rows`)."""
+    """Tabulate the top operators of each backend side by side (`measures.top_rows`)."""
     return frame_table("Top operators of one training step", rows, {name: name for name in rows.columns})

@@ -15,6 +15,7 @@ from nsa_lib.judgement.gate import (
     NOT_RUN,
     PASS,
     GateResult,
+    ended_well,
     how_it_ended,
     outcome_of,
     route_gate,
@@ -76,8 +77,8 @@ EACH = (ran_gate, backend_route_gate, error_gate, operator_gate)
 def peak_spread_gate(run: Recorded) -> GateResult:
     """Judge that the backends' peaks of allocated memory are close to each other; on a CPU that is only shown.
 
-    A laptop's model is so small that what a backend keeps for a moment is a large part of it. `fused` computes the
-    other branches too and holds less of them: it may need less than the others, and no more.
+    A laptop's model is so small that temporary buffers of a backend are a large part of it. `fused` also computes the
+    other branches and holds less of them: it may need less than the others, but not more.
     """
     on_gpu = run.parameter("device") == "cuda"
     gate = GateResult("peak_spread", on_gpu, NOT_RUN, limit=PEAK_SPREAD_PERCENT, unit="%")
@@ -117,10 +118,10 @@ def timing_gate(run: Recorded) -> GateResult:
     rounds = asked["steps"] // len(expected) - WARMUP_ROUNDS
     gate = replace(gate, limit=len(expected))
     timed = timing_rows(run)
-    done = dict(zip(timed[TIMED].itertuples(index=False, name=None), timed["rounds"]))
+    done = timed.set_index(TIMED)["rounds"].to_dict()
     whole = sum(done.get((c.subject, c.branches, c.backend, c.seq_len)) == rounds for c in expected)
     gate = replace(gate, measured=whole, detail=f"contestants with all of {rounds} rounds; {how_it_ended(case)}")
-    if case["status"] != "ok":
+    if not ended_well(case):
         return replace(gate, outcome=outcome_of(case))
     return replace(gate, outcome=PASS if whole == len(expected) else FAIL)
 

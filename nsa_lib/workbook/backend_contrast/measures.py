@@ -38,7 +38,7 @@ def timing_rows(run: Recorded) -> pd.DataFrame:
     counted = counted.assign(total_ms=counted["forward_ms"] + counted["backward_ms"])
     rows = []
     for key, turns in counted.groupby(TIMED, sort=False):
-        row = dict(zip(TIMED, key)) | {"seq_len": int(key[-1]), "rounds": len(turns)}
+        row = dict(zip(TIMED, key, strict=True)) | {"seq_len": int(key[-1]), "rounds": len(turns)}
         for phase in ("forward", "backward", "total"):
             low, median, high = turns[f"{phase}_ms"].quantile([0.25, 0.5, 0.75])
             row |= {f"{phase}_ms": median, f"{phase}_low_ms": low, f"{phase}_high_ms": high}
@@ -147,7 +147,7 @@ def _said(run: Recorded, backend: str, by: str) -> pd.Series:
     names = top["operator"].str.removeprefix("aten::")
     said = [
         f"{name} {value:,.{0 if value >= 100 else 2}f}\N{NO-BREAK SPACE}{unit}"
-        for name, value in zip(names, top[column])
+        for name, value in zip(names, top[column], strict=True)
     ]
     return pd.Series(said, dtype=object)
 

@@ -19,7 +19,7 @@ TRAIN_LAYERS = (1, 3, 5)
 """Layers of the train steps from which the peak of a deeper model is predicted."""
 
 MEMORY_STEPS = 5
-"""Steps of a case of which only memory is read: it settles after the second."""
+"""Steps of a case that serves for memory alone; memory settles after the second."""
 
 
 def scaling_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:

@@ -89,9 +89,9 @@ def train_steps_gate(run: Recorded) -> GateResult:
     missing = [layers for layers, case in zip(TRAIN_LAYERS, cases, strict=True) if case is None]
     if missing:
         return replace(gate, outcome=NOT_RUN, detail=f"no case with {', '.join(map(str, missing))} layers was recorded")
-    ended = [case for case in cases if case["status"] == "ok"]
+    ended = [case for case in cases if ended_well(case)]
     gate = replace(gate, measured=len(ended), detail="; ".join(f"{c['case_id']} {how_it_ended(c)}" for c in cases))
-    outcomes = {outcome_of(case) for case in cases if case["status"] != "ok"}
+    outcomes = {outcome_of(case) for case in cases if not ended_well(case)}
     return replace(gate, outcome=FAIL if FAIL in outcomes else NOT_RUN if outcomes else PASS)
 
 

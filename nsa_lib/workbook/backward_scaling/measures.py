@@ -7,6 +7,7 @@ proof of O(S²).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log, sqrt
 from statistics import median
 
@@ -73,7 +74,7 @@ def exponent_rows(run: Recorded) -> pd.DataFrame:
     for quantity, column in (("time", "total_ms"), ("memory", "beyond_mib")):
         points = [(row.seq_len, getattr(row, column)) for row in lengths.itertuples() if getattr(row, column) > 0]
         errors = [_log_error(run, length) if quantity == "time" else 0.0 for length, _ in points]
-        for (a, b), noise in zip(zip(points, points[1:]), zip(errors, errors[1:])):
+        for (a, b), noise in zip(pairwise(points), pairwise(errors), strict=True):
             rows.append((quantity, a[0], b[0], *segment_exponent(a, b, *noise)))
         if len(points) > 2:
             rows.append((quantity, points[0][0], points[-1][0], *overall_exponent(points)))

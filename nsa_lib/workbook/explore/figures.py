@@ -1,7 +1,6 @@
-"""The charts of an exploration: the peak's place, slow steps, and what the attention of the smoke's model looks at.
+"""The charts of an exploration: where memory peaks, and which steps are slow.
 
-Every function takes any run's evidence; one that lacks what is asked for gives a chart that says so. Nothing is judged
-here.
+Every function takes any run; a run that lacks what is asked for gives a chart that says so. Nothing is judged here.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ def peak_by_phase(run: Recorded) -> Chart:
     figure = phase_peaks(steps)
     if finite(steps, ["peak_alloc_mib"]).size:
         highest = steps.loc[steps["peak_alloc_mib"].astype(float).idxmax()]
-        # The last steps of a flat trend differ by nothing: what is named is the first that reaches the peak.
+        # The last steps of a flat trend are equal: the chart names the first that reaches the peak.
         figure = _with_facts(figure, f"case {case_id}, peak first reached in step {highest['step']:,.0f}")
     return figure
 
 
 def slow_steps_chart(run: Recorded, slow: pd.DataFrame) -> Chart:
-    """Draw the step times [ms] of the main case with its slow steps (`explore.slow_steps`) marked."""
+    """Draw the step times [ms] of the main case with its slow steps (`measures.slow_steps`) marked."""
     case_id = run.main_case
     if case_id is None:
         return nothing("Step time", "ms")
@@ -53,7 +52,7 @@ def slow_steps_chart(run: Recorded, slow: pd.DataFrame) -> Chart:
 
 
 def _with_facts(figure: Chart, facts: str) -> Chart:
-    """Add facts under a chart's title, and to what is read to who cannot see it."""
+    """Add facts to a chart's subtitle, and to what a screen reader says."""
     said = f"{figure.layout.title.subtitle.text}; {escape(facts)}"
     figure.layout.title.subtitle.text = said
     figure.layout.meta = {"description": f"{figure.layout.title.text}: {said}"}
@@ -61,7 +60,7 @@ def _with_facts(figure: Chart, facts: str) -> Chart:
 
 
 def closest_gates_table(gates: pd.DataFrame) -> Table:
-    """Tabulate the gates that have a distance to their limit (`explore.closest_gates`)."""
+    """Tabulate the gates that have a distance to their limit (`measures.closest_gates`)."""
     columns = {
         "name": "gate", "outcome": "outcome", "measured": "measured", "limit": "limit", "unit": "unit",
         "distance_percent": "left to the limit, %",
@@ -70,7 +69,7 @@ def closest_gates_table(gates: pd.DataFrame) -> Table:
 
 
 def slow_steps_table(slow: pd.DataFrame) -> Table:
-    """Tabulate the steps that took longest of those that took unusually long (`explore.slow_steps`)."""
+    """Tabulate the steps that took longest of those that took unusually long (`measures.slow_steps`)."""
     columns = {
         "case_id": "case", "step": "step", "step_ms": "time, ms", "median_ms": "median, ms", "limit_ms": "limit, ms",
         "times": "times the median",

@@ -1,4 +1,4 @@
-"""Questions to a finished run, for a notebook to explore in: `run, other = open_runs(globals())`."""
+"""Questions to a finished run, for a notebook that explores: `run, other = open_runs(globals())`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from nsa_lib.judgement.gate import FAIL
 from nsa_lib.report.charts.chart import Chart, nothing
 from nsa_lib.report.charts.overlay import overlay
 from nsa_lib.runs import environment
-from nsa_lib.runs.recorded import machine_name, read_info
+from nsa_lib.runs.found import NEWEST, runs_in
+from nsa_lib.runs.recorded import machine_name
 from nsa_lib.subject.config import ConfigError
-from nsa_lib.workbook.explore.parameters import NEWEST, REQUEST
+from nsa_lib.workbook.explore.parameters import REQUEST
 from nsa_lib.workbook.explore.rerun import RERUN
 from nsa_lib.workbook.run import Run, compare, judged_run
 
@@ -37,33 +38,26 @@ def open_runs(namespace: Mapping[str, object]) -> tuple[Run, Run | None]:
         ConfigError: in one line, for a parameter that is not accepted, a run that does not exist or cannot be read.
     """
     read = REQUEST.read(namespace)
-    runs = environment.out_dir_of(read["out_dir"]) / "runs"
-    other = str(read["other"])
-    return _opened("run", str(read["run"]), runs), _opened("other", other, runs) if other else None
+    out_dir, other = environment.out_dir_of(read["out_dir"]), str(read["other"])
+    return _opened("run", str(read["run"]), out_dir), _opened("other", other, out_dir) if other else None
 
 
-def _opened(parameter: str, which: str, runs: Path) -> Run:
+def _opened(parameter: str, which: str, out_dir: Path) -> Run:
     if which == NEWEST:
-        return judged_run(_newest(parameter, runs))
+        return judged_run(_newest(parameter, out_dir))
+    runs = out_dir / "runs"
     for folder in (Path(which).expanduser(), runs / which):
         if (folder / "run.json").exists():
             return judged_run(folder)
     raise ConfigError(f"{parameter}={which!r}: accepts a run folder, the name of one in {runs}, or {NEWEST}")
 
 
-def _newest(parameter: str, runs: Path) -> Path:
+def _newest(parameter: str, out_dir: Path) -> Path:
     """Return the newest run that has cases and is no rerun: opening it again after a rerun gives the same one."""
-    found = {}
-    for path in runs.glob("*/run.json"):
-        try:
-            info = read_info(path.parent)
-        except ConfigError:  # a broken run is in nobody's way
-            continue
-        if info.get("case_ids") and not any(str(said).startswith(RERUN) for said in info.get("custom", ())):
-            found[path.parent] = str(info.get("created", ""))
-    if not found:
-        raise ConfigError(f"{parameter}={NEWEST}: no run in {runs}; accepts also the path of a run folder")
-    return max(found, key=found.get)
+    for found in runs_in(out_dir):  # a broken one has no cases
+        if found.info.get("case_ids") and not any(said.startswith(RERUN) for said in found.custom):
+            return found.folder
+    raise ConfigError(f"{parameter}={NEWEST}: no run in {out_dir / 'runs'}; accepts also the path of a run folder")
 
 
 def overview(run: Run) -> dict[str, object]:
@@ -126,7 +120,7 @@ def slow_steps(run: Run) -> pd.DataFrame:
 
 
 def differences(run: Run, other: Run | None) -> pd.DataFrame:
-    """Return what differs between two runs (`store.compare`), without a row where there is no second run."""
+    """Return what differs between two runs (`run.compare`), without a row where there is no second run."""
     if other is None:
         return pd.DataFrame(columns=["kind", "name", run.info["run_id"], "no second run"])
     return compare(run, other)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from nsa_lib.runs.found import NEWEST
 from nsa_lib.runs.parameters import Parameter
 from nsa_lib.runs.request import Request
 from nsa_lib.workbook.profiles import RUN
-
-NEWEST = "newest"
 
 REQUEST = Request(
     notebook="explore",

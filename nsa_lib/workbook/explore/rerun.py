@@ -1,4 +1,4 @@
-"""One case of a finished run again, with something changed, supervised as ever."""
+"""Run one case of a finished run again, with something changed, supervised like any other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run, record
 
 RERUN = "rerun of "
-"""How the `custom` of a run begins that repeats a case of another."""
+"""The first words of `custom` in a run that repeats a case of another run."""
 
 NOT_TO_CHANGE = ("case_id", "model", "nsa")
 
@@ -44,7 +44,7 @@ class Rerun(Plan):
 
 
 def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None, **changes: object) -> Run:
-    """Run one case of a run again with some fields changed, supervised as ever, and return the new run.
+    """Run one case of a run again with some fields changed, and return the new run.
 
     Args:
         run: keeps the case as it was run.
@@ -60,7 +60,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
     case = changed_case(before, changes)
     facts = environment.torch_facts()
     _require_runnable(case, facts)
-    where = Path(out_dir or _reports_of(run)).expanduser().resolve()
+    where = environment.out_dir_of(out_dir or _out_dir(run))
     environment.require_room(where)
     given = {name: _field(case, name) for name in changes}
     said = ", ".join(f"{name}={value}" for name, value in given.items()) or "unchanged"
@@ -79,9 +79,9 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
     return record(execute(plan))
 
 
-def _reports_of(run: Run) -> Path:
-    runs = run.folder.resolve().parent
-    return runs.parent if runs.name == "runs" else environment.PROJECT / "reports"
+def _out_dir(run: Run) -> Path | None:
+    """Return the folder that holds the run's runs/, or None if the run lies in no such folder."""
+    return run.out_dir if run.folder.resolve().parent.name == "runs" else None
 
 
 def recorded_case(run: Run, case_id: str | None) -> CaseConfig:
@@ -147,7 +147,7 @@ def _require_runnable(case: CaseConfig, facts: Mapping[str, object]) -> None:
 def _values(run: Run, before: CaseConfig, given: Mapping[str, object]) -> dict[str, Value]:
     """Return the first run's parameters, changed where the case took its value from them.
 
-    The steps of a scaling's length, say, are other than the parameter `steps`, and stay out of it.
+    A length of a scaling, say, has other steps than the parameter `steps`, which then stays as it was.
     """
     rows = {row["name"]: row for row in run.info["parameters"]}
     values = {name: Value(name, row["value"], row["origin"], row["checklist"]) for name, row in rows.items()}

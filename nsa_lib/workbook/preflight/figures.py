@@ -9,12 +9,12 @@ import plotly.graph_objects as go
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.report.charts.attention_map import BRANCH_WORDS, gate_map, selection_map
 from nsa_lib.report.charts.chart import BLUE, GREEN, VERMILION, Chart, empty_chart, nothing
-from nsa_lib.report.tables import Table, _gate_row, _ranked
+from nsa_lib.report.tables import Table, gates_table
 from nsa_lib.runs.recorded import Recorded
+from nsa_lib.subject.config import BACKEND_NAMES
 
 MACHINE = "machine"
 """The part of a preflight that asks for prerequisites."""
-
 
 LOOKED_AT = "learning"
 """The case that trains the run's own model."""
@@ -48,7 +48,6 @@ def branch_mass(run: Recorded) -> Chart:
 
 def checks_table(gates: Iterable[Mapping], group: str) -> Table:
     """Tabulate one part of a preflight: `machine`, or a group of `check_names`."""
-    groups = {name: of for of, names in check_names().items() for name in names}
+    groups = {name: of for of, names in check_names(BACKEND_NAMES).items() for name in names}
     own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
-    header = ("outcome", "check", "measured", "limit", "margin", "detail")
-    return Table(f"Checks: {group}", header, [_gate_row(gate) for gate in _ranked(own)])
+    return gates_table(own, caption=f"Checks: {group}", kind="check")

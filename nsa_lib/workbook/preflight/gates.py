@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nsa_lib.contract.agenda import check_names
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, how_it_ended, outcome_of
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, ended_well, how_it_ended, outcome_of
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
 
@@ -91,7 +91,7 @@ def gpu(facts: Mapping[str, object]) -> GateResult:
 
 
 def driver(facts: Mapping[str, object]) -> GateResult:
-    """Judge that the driver's tool answers: without it nobody sees who else is on the GPU."""
+    """Judge that the driver's tool answers: it alone shows other processes on the GPU."""
     if "driver" not in facts:
         return _unknown("driver", "nvidia-smi answers")
     if facts["driver"] is None:
@@ -133,7 +133,7 @@ def check_gate(run: Recorded, group: str, name: str) -> GateResult:
     if case is None:
         return replace(gate, detail=f"no case {group} was recorded")
     found = next((check for check in case["checks"] or () if check["name"] == name), None)
-    if found is None and case["status"] == "ok":
+    if found is None and ended_well(case):
         return replace(gate, detail=f"the case {group} recorded no such check")
     if found is None:
         return replace(gate, outcome=outcome_of(case), detail=f"the case {group} ended before: {how_it_ended(case)}")

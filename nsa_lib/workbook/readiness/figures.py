@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nsa_lib.report.tables import Cell, Table, _gate_row, _ranked, format_value, linked, verdict_cell
+from nsa_lib.report.tables import Cell, Table, format_value, gate_row, linked, ranked, verdict_cell
 
 
 def runs_table(run) -> Table:
@@ -33,14 +33,14 @@ def readiness_table(run) -> Table:
     """Tabulate every gate of every run that a readiness run counts, with links to their reports."""
     folder = _page_folder(run)
     rows = [
-        (linked(source["notebook"], source["report"], folder), *_gate_row(gate)[:4], Cell(gate["detail"]))
+        (linked(source["notebook"], source["report"], folder), *gate_row(gate)[:4], Cell(gate["detail"]))
         for source in run.info["sources"]
-        for gate in _ranked(source["gates"])
+        for gate in ranked(source["gates"])
     ]
     return Table("Gates", ("notebook", "outcome", "gate", "measured", "limit", "detail"), rows)
 
 
 def _page_folder(run) -> Path:
-    """Return the folder that a run's report lies in, or else will most likely lie in."""
+    """Return the folder of a run's report; where that is not known, the folder that holds runs/."""
     report = run.info["report"]
-    return Path(report).parent if report else run.folder.resolve().parent.parent
+    return Path(report).parent if report else run.out_dir

@@ -1,4 +1,4 @@
-"""What a reviewer takes away from a readiness run: its gates as JUnit, and one archive of all runs that count."""
+"""What a readiness run leaves for a reviewer: its gates as JUnit, and one archive of all runs that count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML cannot hold, however they are written; a worker's last words may have them."""
+"""Characters that XML cannot hold, even escaped; the stderr of a worker may have them."""
 
 
 def junit(suites: Mapping[str, tuple[str, Sequence[Mapping]]]) -> str:

@@ -17,6 +17,7 @@ from nsa_lib.judgement.gate import (
     PASS,
     WARN,
     GateResult,
+    ended_well,
     how_it_ended,
     outcome_of,
     route_gate,
@@ -84,7 +85,7 @@ def _case_gate(run: Recorded, case_id: str, absent: str) -> GateResult:
     gate, case = GateResult(case_id, True, PASS), run.case(case_id)
     if case is None:
         return replace(gate, outcome=NOT_RUN, detail=absent)
-    if case["status"] != "ok":
+    if not ended_well(case):
         return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
     return replace(gate, detail=f"{len(run.of(case_id))} steps without a finding")
 

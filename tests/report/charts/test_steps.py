@@ -79,7 +79,7 @@ def test_memory_draws_what_was_measured():
     steps = sample_steps()
     figure = memory_trend(steps)
     assert names(figure) == ["allocated after the step", "peak allocated in the step", "reserved"]
-    for trace, column in zip(figure.data, ["alloc_mib", "peak_alloc_mib", "peak_reserved_mib"]):
+    for trace, column in zip(figure.data, ["alloc_mib", "peak_alloc_mib", "peak_reserved_mib"], strict=True):
         np.testing.assert_array_equal(trace.y, steps[column])
         np.testing.assert_array_equal(trace.x, steps["step"])
 

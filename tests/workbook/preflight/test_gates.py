@@ -1,4 +1,4 @@
-"""The gates of the preflight: each passes, fails or warns, and does not run, for the reason that it says."""
+"""The gates of a preflight: prerequisites and checks."""
 
 from dataclasses import replace
 
@@ -6,50 +6,9 @@ import pytest
 
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
-from nsa_lib.runs import environment
 from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
-from nsa_lib.workbook.preflight.cases import preflight_cases
-from nsa_lib.workbook.preflight.figures import checks_table, preflight_figures
 from nsa_lib.workbook.preflight.gates import preflight_advice, preflight_gates, preflight_headline
-from tests.made import made, resolved
-
-FACTS = {
-    "torch": "2.11.0+cu130", "cuda_usable": True, "cuda_problem": None, "gpu": "NVIDIA H200", "gpu_uuid": "4f2a",
-    "driver": "580.159.04", "bf16_supported": True, "gpu_memory_mib": 143_771, "gpu_memory_free_mib": 143_000,
-    "gpu_processes": [], "disk_free_mib": 90_000, "cpu": "x",
-}  # fmt: skip
-
-WITH_FUSED = {"triton": "3.6.0", "compute_capability": "9.0"}
-"""Facts of a machine that can run it."""
-
-MAP = {
-    "l_sel": 64, "branches": ["cmp", "slc", "win"], "selected": [[[1.0, 0.0], [1.0, 1.0]]],
-    "branch_gates": [[[0.5, 0.4, 0.6]]], "branch_mass": [[0.2, 0.3, 0.5]],
-}  # fmt: skip
-
-
-def check(name, **changes):
-    return {"name": name, "measured": 0.1, "limit": 0.2, "unit": "", "detail": "said", "holds": True, **changes}
-
-
-def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=(), backends=PLAIN_BACKENDS, **given):
-    """Return a run that is GO, with some facts, some checks of `subject` and that case's status changed."""
-    values = resolved("preflight", given, profile=profile)
-    changed = dict(checks)
-    cases = [
-        {
-            "case_id": group, "status": status if group == "subject" else "ok", "reason": "why",
-            "checks": [check(name, **changed.get(name, {})) for name in names if name not in without],
-            "attention_map": MAP if group == "learning" else None,
-        }
-        for group, names in check_names(backends).items()
-    ]  # fmt: skip
-    info = {"notebook": "preflight", "profile": profile, "environment": {**FACTS, **dict(facts)}}
-    return made(info, cases, [], values, backends=backends)
-
-
-def gate(run, name):
-    return next(gate for gate in preflight_gates(run) if gate.name == name)
+from tests.workbook.preflight.made import WITH_FUSED, gate, preflight
 
 
 @pytest.mark.parametrize("profile", ["checklist", "laptop"])
@@ -134,37 +93,14 @@ def test_without_its_case_a_check_did_not_run():
     assert gate(bare, "copy_win").outcome == NOT_RUN
 
 
-@pytest.mark.parametrize("facts", [{}, WITH_FUSED])
-def test_every_gate_is_in_one_table(facts):
-    gates = [vars(gate) for gate in preflight_gates(preflight(facts=facts))]
-    named = [row[1].text for part in ("machine", *check_names()) for row in checks_table(gates, part).rows]
-    assert sorted(named) == sorted(gate["name"] for gate in gates)
-
-
 def test_another_process_on_the_gpu_is_told():
     assert preflight_advice(preflight()) == []
     assert "pid 7" in preflight_advice(preflight(facts={"gpu_processes": ["python (pid 7)"]}))[0]
     assert preflight_headline(preflight()) == "27 checks made on NVIDIA H200, bfloat16"
 
 
-def test_charts_draw_what_is_there_and_say_what_is_not():
-    drawn = preflight_figures(preflight())
-    assert {name: len(figure.data) for name, figure in drawn.items()} == {"selection": 1, "gates": 3, "mass": 3}
-    run = preflight()
-    bare = preflight_figures(replace(run, cases=run.cases[:0]))
-    assert all(len(figure.data) == 0 for figure in bare.values())
-
-
-def test_a_case_is_a_group_of_checks():
-    values = resolved("preflight", {}, profile="checklist")
-    for backends in (PLAIN_BACKENDS, BACKEND_NAMES):
-        cases = preflight_cases(values, backends)
-        groups = {group: len(names) for group, names in check_names(backends).items()}
-        assert {case.case_id: case.steps for case in cases} == groups
-        assert {(case.work, case.backends) for case in cases} == {("checks", backends)}
-
-
 KINDS_OF_FUSED = ("selected", "selection", "attention", "future", "past_slc", "past_cmp", "past_win", "route")
+
 
 OF_FUSED = {f"{kind}_fused" for kind in KINDS_OF_FUSED}
 
@@ -190,28 +126,6 @@ def test_a_preflight_that_left_fused_out_where_it_can_run_is_incomplete():
 def test_a_check_of_fused_that_does_not_hold_fails(name):
     run = preflight(facts=WITH_FUSED, backends=BACKEND_NAMES, checks={name: {"holds": False}})
     assert (gate(run, name).outcome, verdict(preflight_gates(run))[0]) == (FAIL, "NO-GO")
-
-
-@pytest.fixture
-def smi(monkeypatch):
-    """Let nvidia-smi answer."""
-
-    def answer(text, status=0):
-        monkeypatch.setattr(environment, "_answer", lambda *command: None if status else text.splitlines())
-
-    return answer
-
-
-def test_processes_on_this_gpu_are_named_and_others_are_not(smi, tmp_path):
-    smi("GPU-4f2a, 7, 512 MiB, python\nGPU-9999, 8, 512 MiB, python\n[N/A]\n")
-    room = environment.room(tmp_path, {"gpu_uuid": "4f2a"})
-    assert room["gpu_processes"] == ["python (pid 7, 512 MiB)"]
-    assert room["disk_free_mib"] > 0
-
-
-def test_a_tool_that_fails_names_no_process(smi, tmp_path):
-    smi("GPU-4f2a, 7, 512 MiB, python\n", status=9)
-    assert environment.room(tmp_path, {"gpu_uuid": "4f2a"})["gpu_processes"] == []
 
 
 @pytest.mark.parametrize("name", [name for names in check_names(PLAIN_BACKENDS).values() for name in names])

@@ -1,4 +1,4 @@
-"""Every gate passes, fails and does not run; what is missing never passes; the verdict's words come in their order."""
+"""The gates of a smoke: each passes, fails and does not run; and its advice."""
 
 from dataclasses import replace
 
@@ -6,124 +6,24 @@ import pandas as pd
 import pytest
 
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates
-from tests.made import made, resolved, with_case
-from tests.saved import save
-
-NAN, INF = float("nan"), float("inf")
-
-FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
-
-STATE_SHARE = 0.85
-"""Parameters, gradients and optimizer state, as a share of the peak of a healthy run."""
-
-BASE_MIB = {"checklist": 1700.0, "laptop": 34.0}
-
-OPERATORS = {"aten::mm": {"count": 1200}, "aten::add.Tensor": {"count": 300}}
-
-both_profiles = pytest.mark.parametrize("profile", ["checklist", "laptop"])
-
-
-def rows_of(case_id, count, base_mib):
-    """Return heartbeats in which nothing moves but the loss, which falls."""
-    memory = {"alloc_mib": 0.9, "active_mib": 0.9, "reserved_mib": 1.05, "peak_alloc_mib": 1.0}
-    memory |= {"peak_reserved_mib": 1.05, "peak_alloc_forward_mib": 0.9, "peak_alloc_backward_mib": 1.0}
-    memory |= {"peak_alloc_optimizer_mib": 0.95}
-    return [
-        {"case_id": case_id, "step": step, "phase": "warmup" if step <= 10 else "step", "ts": 1.7e9 + step / 7,
-         "loss": 6.2 * 0.99**step, "grad_norm": 1.0, "step_ms": 100.0, "tokens_per_s": 20480.0,
-         **{name: share * base_mib for name, share in memory.items()},
-         "alloc_retries": 0, "ooms": 0, "device_allocs": 12, "ops": 4210}
-        for step in range(1, count + 1)
-    ]  # fmt: skip
-
-
-def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
-    """Return a run that is GO."""
-    values = resolved("smoke", {"steps": steps, **given}, profile=profile)
-    on_gpu, base_mib = values["device"].value == "cuda", base_mib or BASE_MIB[profile]
-    counts = {"training": steps, "anomaly": 10, **({"profiler": 53} if on_gpu else {}), "dense": 30}
-    cases = [
-        {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
-         "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
-         "routes": [] if case_id == "dense" else [values["backend"].value], "effective": {},
-         "attention_error": {"output": 1e-6, "gradient": 2e-6} if case_id == "training" else NAN,
-         "operators": {"early": OPERATORS, "late": OPERATORS} if case_id == counted(on_gpu) else NAN,
-         "torn_heartbeat": False}
-        for case_id, count in counts.items()
-    ]  # fmt: skip
-    info = {
-        "schema": 1, "run_id": f"smoke-20250301T101500Z-{profile}", "notebook": "smoke", "profile": profile,
-        "created": "2025-03-01T10:15:00.000000+00:00", "reproduce": "papermill smoke.ipynb out.ipynb",
-        "environment": {"torch": "2.13.0", "packages": {"plotly": "7.1", "pandas": "3.1"}},
-    }  # fmt: skip
-    beats = [row for case_id, count in counts.items() for row in rows_of(case_id, count, base_mib)]
-    return made(info, cases, beats, values)
-
-
-def counted(on_gpu):
-    return "profiler" if on_gpu else "training"
-
-
-# Faults: each returns a run that differs from the given one in one thing
-
-
-def without_case(run, case_id):
-    steps = run.steps[run.steps["case_id"] != case_id]
-    info = {**run.info, "case_ids": [other for other in run.info["case_ids"] if other != case_id]}
-    return replace(run, info=info, cases=run.cases[run.cases["case_id"] != case_id], steps=steps)
-
-
-def with_steps(run, case_id="training", **columns):
-    """Change columns; each is given as a function of the step and of the value that stands there."""
-    steps = run.steps.copy()
-    rows = steps["case_id"] == case_id
-    for name, change in columns.items():
-        changed = [change(step, value) for step, value in zip(steps["step"][rows], steps[name][rows])]
-        steps[name] = steps[name].astype(float)
-        steps.loc[rows, name] = changed
-    return replace(run, steps=steps)
-
-
-def with_parameter(run, name, value):
-    parameters = [{**p, "value": value} if p["name"] == name else p for p in run.info["parameters"]]
-    return replace(run, info={**run.info, "parameters": parameters})
-
-
-def kept(run, count):
-    """Keep the first steps of the training."""
-    late = (run.steps["case_id"] == "training") & (run.steps["step"] > count)
-    return replace(run, steps=run.steps[~late])
-
-
-def ended(run, status, count, **facts):
-    """End the training after some steps; `facts` are what the worker still recorded."""
-    lost = dict.fromkeys(("state_mib", "device_total_mib", "routes", "attention_error", "operators", "effective"), NAN)
-    return with_case(kept(run, count), "training", status=status, reason="because", **{**lost, **facts})
-
-
-def leaking(run, column, growth):
-    """Let a memory figure rise steadily by a share of its start, over the 50 steps after warm-up."""
-    return with_steps(run, **{column: lambda step, mib: mib * (1 + growth * min(max(step - 10, 0), 50) / 50)})
-
-
-def with_operators(run, late):
-    counts = {"early": OPERATORS, "late": {name: {"count": count} for name, count in late.items()}}
-    return with_case(run, counted(run.parameter("device") == "cuda"), operators=counts)
-
-
-def missing(run, *columns):
-    return with_steps(run, **dict.fromkeys(columns, lambda step, value: NAN))
-
-
-def judged(run, name):
-    return {gate.name: gate for gate in smoke_gates(run)}[name]
-
-
-def outcomes(run):
-    return {gate.name: gate.outcome for gate in smoke_gates(run)}
+from tests.made import save, with_case
+from tests.workbook.smoke.made import (
+    INF,
+    NAN,
+    counted,
+    ended,
+    healthy,
+    kept,
+    leaking,
+    missing,
+    with_operators,
+    with_parameter,
+    with_steps,
+    without_case,
+)
 
 
 def word(run):
@@ -131,6 +31,7 @@ def word(run):
 
 
 # Each gate by itself
+
 
 FAULTS = {
     "steps": lambda run: kept(run, 99),
@@ -149,6 +50,21 @@ FAULTS = {
     "trend_reserved": lambda run: leaking(run, "peak_reserved_mib", 0.8),
     "operator_growth": lambda run: with_operators(run, {"aten::mm": 1200, "aten::add.Tensor": 420}),
 }
+
+
+FAILED_STATUSES = ("failed", "oom", "nan", "stalled", "timeout", "crashed")
+
+
+both_profiles = pytest.mark.parametrize("profile", ["checklist", "laptop"])
+
+
+def judged(run, name):
+    return {gate.name: gate for gate in smoke_gates(run)}[name]
+
+
+def outcomes(run):
+    return {gate.name: gate.outcome for gate in smoke_gates(run)}
+
 
 GAPS = {
     "steps": lambda run: without_case(run, "training"),
@@ -379,6 +295,7 @@ def test_each_link_of_the_memory_order_is_judged():
 
 # Trends
 
+
 at_every_base = pytest.mark.parametrize("base_mib", [34.0, 1762.0, 20000.0])
 
 
@@ -463,50 +380,10 @@ def test_operators_that_were_not_counted_are_not_judged(profile):
     assert judged(without_case(healthy(), "profiler"), "operator_growth").outcome == NOT_RUN
 
 
-# The verdict
-
-
-def gate(outcome, *, required=True):
-    return GateResult(f"gate_{outcome}", required, outcome, detail="so")
-
-
-@pytest.mark.parametrize(
-    ("decisive", "found"),
-    [(FAIL, "NO-GO"), (NOT_RUN, "INCOMPLETE"), (WARN, "REVIEW"), (PASS, "GO")],
-)
-def test_the_words_come_in_their_order(decisive, found):
-    order = [FAIL, NOT_RUN, WARN, PASS]
-    gates = [gate(outcome) for outcome in order[order.index(decisive) :]]
-    for arranged in (gates, gates[::-1]):
-        word, reasons = verdict(arranged)
-        assert word == found
-        said = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}
-        assert reasons == ([] if found == "GO" else [f"gate_{decisive} {said[decisive]}: so"])
-
-
-def test_what_is_not_required_neither_fails_nor_completes_a_run():
-    optional = [gate(FAIL, required=False), gate(NOT_RUN, required=False), gate(PASS, required=False)]
-    assert verdict([gate(PASS), *optional]) == ("GO", [])
-    assert verdict(optional)[0] == "INCOMPLETE"
-
-
-def test_any_warning_is_for_a_person_to_see():
-    assert verdict([gate(PASS), gate(WARN, required=False)])[0] == "REVIEW"
-
-
-def test_no_gate_is_no_go_ahead():
-    assert verdict([])[0] == "INCOMPLETE"
-
-
 def test_the_attention_gate_says_what_it_cannot_see_under_compile():
     run = healthy(compile=True)
     assert judged(run, "attention").detail.endswith("compared before it was compiled")
     assert "compiled" not in judged(healthy(), "attention").detail
-
-
-def test_a_reason_names_the_figure_its_limit_and_its_unit():
-    _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
-    assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"
 
 
 # Advice
@@ -557,6 +434,7 @@ def test_a_short_run_can_be_advised(count):
 
 # From disk
 
+
 DAMAGES = {
     "healthy": lambda run: run,
     **{f"fault in {name}": fault for name, fault in FAULTS.items()},
@@ -571,7 +449,11 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_is_judged_from_its_files_as_from_memory(tmp_path, damage):
     run = DAMAGES[damage](healthy())
-    folder = save(run, tmp_path / "run")
-    read = open_run(folder)
+    read = open_run(save(run, tmp_path / "run"))
     assert smoke_gates(read) == smoke_gates(run)
     assert smoke_advice(read) == smoke_advice(run)
+
+
+def test_a_reason_names_the_figure_its_limit_and_its_unit():
+    _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
+    assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"

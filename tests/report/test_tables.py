@@ -1,0 +1,64 @@
+"""The tables of a report."""
+
+import re
+
+import pytest
+
+from nsa_lib.report.tables import (
+    advice_table,
+    cases_table,
+    environment_table,
+    format_value,
+    gates_table,
+    parameters_table,
+)
+from tests.samples import (
+    CASES,
+    ENVIRONMENT,
+    GATES,
+    PARAMETERS,
+    PAYLOAD,
+)
+
+
+def test_gates_are_sorted_by_what_decides():
+    wanted = [("FAIL", True), ("NOT_RUN", True), ("WARN", True), ("PASS", True), ("FAIL", False), ("PASS", False)]
+    gates = [{**GATES[0], "outcome": o, "required": r, "name": f"{o} {r}"} for o, r in reversed(wanted)]
+    assert [row[1].text for row in gates_table(gates).rows] == [f"{o} {r}" for o, r in wanted]
+
+
+def test_a_gate_row_shows_word_units_separators_and_signed_margin():
+    passed, failed = GATES[1], {**GATES[1], "outcome": "FAIL", "measured": 76_210.0, "margin": -6_210.0}
+    text = repr(gates_table([passed, failed]))
+    assert re.search(r"✘ FAIL +peak reserved memory +76,210 MiB +70,000 MiB +-8\.9 %", text)
+    assert re.search(r"✔ PASS +peak reserved memory +1,762 MiB +70,000 MiB +\+97\.5 %", text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"), (float("nan"), "–"), (float("inf"), "inf"), (True, "True"), (0, "0"), (3e-4, "0.0003"),
+        (2048, "2,048"), (1762.4, "1,762"), (-6210.5, "-6,210"), (0.12345, "0.1235"), ("bfloat16", "bfloat16"),
+        ([1, 2], "[1, 2]"),
+    ],
+)  # fmt: skip
+def test_values_are_written_for_reading(value, text):
+    assert format_value(value) == text
+
+
+def test_tables_show_origins_differences_and_nested_facts():
+    assert re.search(r"lr +0\.0003 +given +0\.0001 +▲ differs", repr(parameters_table(PARAMETERS)))
+    assert re.search(r"gpu\.name +NVIDIA H200", repr(environment_table(ENVIRONMENT)))
+    failed = CASES.assign(status=["ok", "oom", "ok"], reason=["", "out of memory at step 3", ""])
+    assert re.search(r"anomaly +✘ oom +10 +9\.8 s +out of memory at step 3", repr(cases_table(failed)))
+
+
+def test_advice_is_listed_and_its_absence_said():
+    assert repr(advice_table(["restart before step 900"])).endswith("\nrestart before step 900")
+    assert repr(advice_table([])).endswith("\nnone")
+    assert "<script" not in advice_table([PAYLOAD])._repr_html_()
+
+
+def test_tables_of_nothing_are_tables():
+    for table in (gates_table([]), parameters_table([]), cases_table(CASES[:0])):
+        assert "<tbody></tbody>" in table._repr_html_()
