@@ -38,7 +38,7 @@ def code_cells(notebook):
 
 def test_a_notebook_is_kept_clean(path, notebook):
     nbformat.validate(notebook)
-    assert path.read_text() == nbformat.writes(notebook) + "\n", "written by something else: every later change is noise"
+    assert path.read_text() == nbformat.writes(notebook) + "\n", "not as nbformat writes it"
     assert notebook.metadata.kernelspec.name == "python3"
     assert "papermill" not in notebook.metadata
     for cell in code_cells(notebook):
