@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from math import log10
 
 import pandas as pd
@@ -53,7 +52,8 @@ def axis_name(axis: str) -> str:
 def _curves(rows: pd.DataFrame, title: str, axis: str, limit_mib: float) -> Chart:
     facts = "predicted; bars are ranges" if any(rows["reason"]) else "predicted"
     figure = empty_chart(title, "MiB", f"{facts}; limit {limit_mib:,.0f} MiB")
-    for (variant, curve), (colour, dash) in zip(rows.groupby("variant", sort=False), cycle(LOOKS)):
+    for place, (variant, curve) in enumerate(rows.groupby("variant", sort=False)):
+        colour, dash = LOOKS[place % len(LOOKS)]
         figure.add_trace(_curve(curve.sort_values(axis), axis, str(variant).removeprefix("allocator "), colour, dash))
     sizes = sorted(set(rows[axis]))
     ticks = {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes]}
