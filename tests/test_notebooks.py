@@ -36,8 +36,9 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_a_notebook_is_kept_clean(notebook):
+def test_a_notebook_is_kept_clean(path, notebook):
     nbformat.validate(notebook)
+    assert path.read_text() == nbformat.writes(notebook) + "\n", "not as nbformat writes it"
     assert notebook.metadata.kernelspec.name == "python3"
     assert "papermill" not in notebook.metadata
     for cell in code_cells(notebook):

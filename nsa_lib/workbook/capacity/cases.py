@@ -1,9 +1,9 @@
-"""The cases of a capacity: train steps of few layers whose memory is predicted, at each length and batch."""
+"""The cases of a capacity: train steps whose memory is predicted, over lengths, batches and depths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nsa_lib.contract.case import DEVICES, CaseConfig
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
@@ -11,39 +11,71 @@ from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
 from nsa_lib.workbook.profiles import BACKEND, MACHINE, RUN, SIZES_OF
 
-DEPTHS = (2, 4)
-"""Layers that are predicted; every further layer adds what the last ones did."""
+DEEPEST = 48
+"""Layers up to which other depths than the one asked for are predicted: a layer takes a prediction 0.2 s."""
 
-VARIANTS = ("as asked", "other checkpointing", "loss in one piece")
+AS_ASKED, ONE_PIECE = "as asked", "loss in one piece"
 
 
-def capacity_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:
-    """Return the cases: every length in every variant, then every batch, each with DEPTHS layers.
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep."""
 
-    `other checkpointing` is without where it was asked for, and with where not; `loss in one piece` makes all logits at
-    once.
+    axis: str
+    """What grows along the sweep: `seq_len`, `batch` or `layers`; the other two are as asked."""
+    variant: str
+    """`as asked`, `checkpointing on`, `checkpointing off` or `loss in one piece`."""
+    case: CaseConfig
+
+
+def sweep_points(values: Mapping[str, Value]) -> list[Point]:
+    """Return the points of the sweep: lengths and depths in every variant, batches as asked.
+
+    `checkpointing off` is there where it was asked for, `on` where not; `loss in one piece` makes all logits at once.
     """
     unused = {"steps": 2, "lr": 3e-4, "seed": 0, "fault": "none", "device_budget_gib": None}
-    base = training_case({**values, **{name: Value(name, value, "default", None) for name, value in unused.items()}})
-    lengths, batches = values["seq_lens"].value, values["batches"].value
-    points = [replace(base, seq_len=length) for length in sorted({*lengths, base.seq_len})]
-    swept = [_varied(point, variant) for variant in VARIANTS for point in points]
-    swept += [replace(base, batch=batch) for batch in sorted({*batches, base.batch} - {base.batch})]
-    cases = [replace(case, model=replace(case.model, layers=depth)) for case in swept for depth in DEPTHS]
-    return tuple(replace(case, case_id=case_name(case)) for case in cases)
+    asked = training_case({**values, **{name: Value(name, value, "default", None) for name, value in unused.items()}})
+    sizes = {
+        "seq_len": {*values["seq_lens"].value, asked.seq_len},
+        "layers": _depths(asked.model.layers),
+        "batch": {*values["batches"].value, asked.batch},
+    }
+    checkpointing = "checkpointing off" if asked.grad_checkpointing else "checkpointing on"
+    return [
+        Point(axis, variant, _named(_varied(_sized(asked, axis, size), variant)))
+        for axis, swept in sizes.items()
+        for variant in ((AS_ASKED,) if axis == "batch" else (AS_ASKED, checkpointing, ONE_PIECE))
+        for size in sorted(swept)
+    ]
+
+
+def _depths(asked: int) -> set[int]:
+    return {asked, *(depth for depth in (asked // 2, 2 * asked, 4 * asked) if 0 < depth <= DEEPEST)}
+
+
+def _sized(case: CaseConfig, axis: str, size: int) -> CaseConfig:
+    if axis == "layers":
+        return replace(case, model=replace(case.model, layers=size))
+    return replace(case, **{axis: size})
 
 
 def _varied(case: CaseConfig, variant: str) -> CaseConfig:
-    if variant == "other checkpointing":
-        return replace(case, grad_checkpointing=not case.grad_checkpointing)
-    return replace(case, loss_chunk=case.batch * case.seq_len) if variant == "loss in one piece" else case
+    if variant == AS_ASKED:
+        return case
+    if variant == ONE_PIECE:
+        return replace(case, loss_chunk=case.batch * case.seq_len)
+    return replace(case, grad_checkpointing=not case.grad_checkpointing)
 
 
-def case_name(case: CaseConfig) -> str:
-    """Return the name of a case, made of what is swept."""
+def _named(case: CaseConfig) -> CaseConfig:
     checkpointing = "on" if case.grad_checkpointing else "off"
     sizes = f"s{case.seq_len}_b{case.batch}_l{case.model.layers}"
-    return f"{sizes}_checkpointing_{checkpointing}_loss_{case.loss_chunk}"
+    return replace(case, case_id=f"{sizes}_checkpointing_{checkpointing}_loss_{case.loss_chunk}")
+
+
+def capacity_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:
+    """Return the cases of the sweep, each once."""
+    return tuple({point.case.case_id: point.case for point in sweep_points(values)}.values())
 
 
 REQUEST = Request(

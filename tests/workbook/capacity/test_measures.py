@@ -1,23 +1,24 @@
-"""What fits: the sweep against direct predictions, the largest within a limit against a search, and the charts."""
+"""The sweep against direct predictions, its charts and tables, and what stops it."""
 
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.runs import environment
 from nsa_lib.runs.parameters import Value
 from nsa_lib.runs.training_case import training_case
 from nsa_lib.subject.config import ConfigError
-from nsa_lib.workbook.capacity import measures
-from nsa_lib.workbook.capacity.figures import capacity_curves, changes_table, fits_table, setting_curves, terms_chart
-from nsa_lib.workbook.capacity.measures import RESERVED_BY_SETTING, changes_rows, fits_rows, largest, limit_mib, sweep
+from nsa_lib.workbook.capacity import figures, measures
+from nsa_lib.workbook.capacity.fits import changes_rows, fits_rows, largest
+from nsa_lib.workbook.capacity.measures import SETTINGS, limit_mib, sweep
 from nsa_lib.workbook.questions import plan
 from nsa_lib.worker.prediction.predict import predict
 from tests.runs.test_plan import CPU
 
 SMALL = {
-    "dim": 64, "layers": 6, "heads": 2, "groups": 2, "d_k": 32, "d_v": 32, "n_sel": 4, "w": 64, "vocab": 2048,
+    "dim": 64, "layers": 3, "heads": 2, "groups": 2, "d_k": 32, "d_v": 32, "n_sel": 4, "w": 64, "vocab": 2048,
     "seq_len": 1024, "seq_lens": [1024, 2048], "batches": [1, 2],
 }  # fmt: skip
 
@@ -34,67 +35,76 @@ def rows(asked):
     return sweep(asked)
 
 
-def direct(asked, **changes):
-    """Predict a case with all its layers."""
+def direct(asked, layers=3, **changes):
+    """Predict one case by itself."""
     unused = {"steps": 2, "lr": 3e-4, "seed": 0, "fault": "none", "device_budget_gib": None}
     case = training_case({**asked.values, **{name: Value(name, value, "", None) for name, value in unused.items()}})
-    return predict(replace(case, **changes))
+    return predict(replace(case, model=replace(case.model, layers=layers), **changes))
 
 
 @pytest.mark.parametrize(
-    ("variant", "changes"),
+    ("axis", "variant", "changes"),
     [
-        ("as asked", {"seq_len": 2048}),
-        ("checkpointing off", {"grad_checkpointing": False}),
-        ("loss in one piece", {"loss_chunk": 1024}),
+        ("seq_len", "as asked", {"seq_len": 2048}),
+        ("seq_len", "checkpointing off", {"grad_checkpointing": False}),
+        ("seq_len", "loss in one piece", {"loss_chunk": 1024}),
+        ("batch", "as asked", {"batch": 2}),
+        ("layers", "as asked", {"layers": 12}),
+        ("layers", "checkpointing off", {"layers": 1, "grad_checkpointing": False}),
     ],
 )
-def test_a_few_layers_say_what_all_of_them_need(asked, rows, variant, changes):
-    length = changes.get("seq_len", 1024)
-    (row,) = rows[(rows["axis"] == "seq_len") & (rows["variant"] == variant) & (rows["seq_len"] == length)].to_dict(
-        "records"
-    )
+def test_every_row_is_the_prediction_of_its_own_sizes(asked, rows, axis, variant, changes):
+    sizes = {name: changes.get(name, asked[name]) for name in ("seq_len", "batch", "layers")}
+    curve = rows[(rows["axis"] == axis) & (rows["variant"] == variant)]
+    (row,) = curve[(curve[list(sizes)] == pd.Series(sizes)).all(axis=1)].to_dict("records")
     found = direct(asked, **changes)
-    assert row["layers"] == 6
-    assert row["peak_alloc_mib"] == pytest.approx(found["peak_alloc_mib"], rel=0.01)
-    assert row["peak_reserved_mib"] == pytest.approx(found["peak_reserved_mib"], rel=0.08)
+    assert row["peak_alloc_mib"] == found["peak_alloc_mib"]
+    assert row["peak_reserved_mib"] == found["peak_reserved_mib"]
+    assert row["terms"] == found["terms"][row["phase"]]
     assert sum(row["terms"].values()) == pytest.approx(row["peak_alloc_mib"])
 
 
-def test_every_axis_has_its_points(asked, rows):
+def test_an_allocator_setting_is_a_variant_of_its_own(asked, rows):
+    found = direct(asked, seq_len=2048)["settings"]
+    at = rows[(rows["axis"] == "seq_len") & (rows["seq_len"] == 2048)].set_index("variant")
+    assert {name: at.loc[variant, "peak_reserved_mib"] for variant, name in SETTINGS.items()} == {
+        name: found[name]["peak_reserved_mib"] for name in ALLOCATOR_SETTINGS
+    }
+
+
+def test_every_axis_has_its_points_and_no_reserved_lies_below_allocated(rows):
     own = rows[rows["variant"] == "as asked"]
     assert own[own["axis"] == "seq_len"]["seq_len"].tolist() == [1024, 2048]
-    assert sorted(own[own["axis"] == "batch"]["batch"]) == [1, 2]
-    assert 6 in own[own["axis"] == "layers"]["layers"].tolist()
-    assert set(rows["variant"]) == {"as asked", "checkpointing off", "loss in one piece"}
+    assert own[own["axis"] == "batch"]["batch"].tolist() == [1, 2]
+    assert own[own["axis"] == "layers"]["layers"].tolist() == [1, 3, 6, 12]
+    assert set(rows["variant"]) == {"as asked", "checkpointing off", "loss in one piece", *SETTINGS}
+    assert (rows["peak_alloc_mib"] <= rows["lowest_mib"]).all()
+    assert (rows["lowest_mib"] <= rows["highest_mib"]).all()
 
 
-def test_the_largest_that_fits_is_between_the_points_and_never_too_large():
-    sizes = [1, 4, 16, 64]
-    points = pd.DataFrame({"batch": sizes, "peak_reserved_mib": [100 + 30 * size + size**2 for size in sizes]})
-    size, open_ended = largest(points, "batch", 1000.0)
-    exact = next(b for b in range(64, 0, -1) if 100 + 30 * b + b**2 <= 1000)
-    assert not open_ended
-    assert 0.8 * exact <= size <= exact
-    assert largest(points, "batch", 1e6) == (64, True)
-    assert largest(points, "batch", 50.0) == (0, False)
+def test_a_deep_model_allocates_no_less_than_the_line_that_bounds_its_depth(rows):
+    points = rows[(rows["axis"] == "layers") & (rows["variant"] == "as asked")]
+    points = points.assign(lowest_mib=points["peak_alloc_mib"], highest_mib=points["peak_alloc_mib"])
+    shallow, deepest = points[points["layers"] < 12], points[points["layers"] == 12].iloc[0]
+    assert largest(shallow, "layers", deepest["peak_alloc_mib"] + 0.01) == (6, 12)
 
 
 def test_what_changes_and_what_fits_is_said_in_tables_and_charts(asked, rows):
     limit = limit_mib(asked)
     assert limit == 70_000
     changes = changes_rows(rows, asked, limit)
-    assert len(changes) == 3 + len(RESERVED_BY_SETTING)
+    assert len(changes) == 3 + len(SETTINGS)
     by_change = changes.set_index("change")["peak_alloc_mib"]
     assert by_change["as asked"] < by_change["loss in one piece"]
-    assert "at least 2,048" in fits_table(fits_rows(rows, limit))._repr_html_()
-    assert "loss in one piece" in changes_table(changes)._repr_html_()
+    assert "2,048 to " in figures.fits_table(fits_rows(rows, limit))._repr_html_()
+    assert "loss in one piece" in figures.changes_table(changes)._repr_html_()
     for axis in ("seq_len", "batch", "layers"):
-        figure = capacity_curves(rows, axis, limit)
+        figure = figures.capacity_curves(rows, axis, limit)
         assert figure.data[0].name == "as asked"
         assert (figure.data[-1].name, set(figure.data[-1].y)) == ("limit", {limit})
-        assert sum(trace.y[0] for trace in terms_chart(rows, axis).data) == pytest.approx(100, abs=1)
-    assert len(setting_curves(rows, RESERVED_BY_SETTING, limit).data) == 5
+        assert sum(trace.y[0] for trace in figures.terms_chart(rows, axis).data) == pytest.approx(100, abs=1)
+    names = [trace.name for trace in figures.setting_curves(rows, limit).data]
+    assert names == [*(conf or "(none)" for conf in ALLOCATOR_SETTINGS.values()), "limit"]
 
 
 def test_the_device_limits_where_it_is_smaller_than_the_checklist(asked):

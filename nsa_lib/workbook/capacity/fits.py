@@ -1,0 +1,110 @@
+"""What fits: the largest length, batch and depth within a limit, and what each setting changes."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from nsa_lib.runs.plan import Plan
+from nsa_lib.workbook.capacity.cases import AS_ASKED
+
+AXES = {"seq_len": "S, tokens", "batch": "batch", "layers": "layers"}
+"""What is swept, and how it is called."""
+
+
+def largest(points: pd.DataFrame, axis: str, limit_mib: float) -> tuple[int, int | None]:
+    """Return the largest value of an axis that fits for certain, and the largest that may fit, or None if unknown.
+
+    Between two predictions memory is taken to be a straight line in logarithms. That lies above a sum of powers, so the
+    answer is a little small. Beside a range nothing is put between: the answer is a point of the sweep. Beyond the last
+    point reserved is unknown; but it is not below allocated, and that does not fall below a straight line through its
+    last two points. 0 if not even the first point fits.
+    """
+    points = points.sort_values(axis)
+    beyond = [place for place, mib in enumerate(points["highest_mib"]) if mib > limit_mib]
+    within = [place for place, mib in enumerate(points["lowest_mib"]) if mib <= limit_mib]
+    certain = _before(points, axis, beyond[0], limit_mib) if beyond else int(points[axis].iloc[-1])
+    if not within:
+        return 0, 0
+    after = within[-1] + 1
+    if after < len(points):
+        return certain, _before(points, axis, after, limit_mib)
+    return certain, _allocated_within(points, axis, limit_mib)
+
+
+def _before(points: pd.DataFrame, axis: str, place: int, limit_mib: float) -> int:
+    """Return what fits before the point at `place`, that does not."""
+    if place == 0:
+        return 0
+    (small, fits_mib), (large, exceeds_mib) = zip(
+        *(points[column].iloc[place - 1 : place + 1] for column in (axis, "peak_reserved_mib")), strict=True
+    )
+    if any(points["reason"].iloc[place - 1 : place + 1]) or fits_mib <= 0:
+        return int(small)
+    share = math.log(limit_mib / fits_mib) / math.log(exceeds_mib / fits_mib)
+    return int(small * (large / small) ** share)
+
+
+def _allocated_within(points: pd.DataFrame, axis: str, limit_mib: float) -> int | None:
+    if len(points) < 2:
+        return None
+    (before, size), (before_mib, mib) = (points[column].iloc[-2:] for column in (axis, "peak_alloc_mib"))
+    if mib <= before_mib:
+        return None
+    return int(size + (limit_mib - mib) * (size - before) / (mib - before_mib))
+
+
+def fits_rows(rows: pd.DataFrame, limit_mib: float) -> pd.DataFrame:
+    """Return the largest S, batch and layers that fit, each with the other two as asked, and what memory is then.
+
+    Columns: axis and fits, in words; at (the largest point of the sweep that fits for certain, or else its first);
+    phase (of the peak there); dominated_by (the largest terms there).
+    """
+    found = []
+    for axis, words in AXES.items():
+        points = rows[(rows["axis"] == axis) & (rows["variant"] == AS_ASKED)].sort_values(axis)
+        certain, possible = largest(points, axis, limit_mib)
+        inside = points[points[axis] <= certain]
+        last = (points.iloc[:1] if inside.empty else inside).iloc[-1]
+        total = sum(last["terms"].values())
+        ranked = sorted(last["terms"].items(), key=lambda term: -term[1])[:3]
+        found.append(
+            {
+                "axis": words,
+                "fits": _said(certain, possible),
+                "at": f"{last[axis]:,}",
+                "dominated_by": ", ".join(f"{name} {mib / total:.0%}" for name, mib in ranked if mib),
+                "phase": last["phase"],
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _said(certain: int, possible: int | None) -> str:
+    if possible is None:
+        return f"at least {certain:,}"
+    if not possible:
+        return "nothing of the sweep"
+    return f"{certain:,}" if certain == possible else f"{certain:,} to {possible:,}"
+
+
+def changes_rows(rows: pd.DataFrame, plan: Plan, limit_mib: float) -> pd.DataFrame:
+    """Return what checkpointing, the loss in chunks and the allocator setting change, a row each, as asked first.
+
+    Columns: change, peak_alloc_mib, lowest_mib and highest_mib (of reserved) at the sizes asked for, seq_len and layers
+    (the largest that fit).
+    """
+    return pd.DataFrame(
+        [_change(rows[rows["variant"] == variant], plan, limit_mib) for variant in rows["variant"].unique()]
+    )
+
+
+def _change(rows: pd.DataFrame, plan: Plan, limit_mib: float) -> dict[str, object]:
+    points = {axis: rows[rows["axis"] == axis] for axis in ("seq_len", "layers")}
+    asked = points["seq_len"][points["seq_len"]["seq_len"] == plan["seq_len"]].iloc[0]
+    return {
+        "change": asked["variant"],
+        **{name: asked[name] for name in ("peak_alloc_mib", "lowest_mib", "highest_mib")},
+        **{axis: _said(*largest(found, axis, limit_mib)) for axis, found in points.items()},
+    }
