@@ -18,7 +18,11 @@ from nsa_lib.config import TREND_WINDOW
 FALL_SHARE = 0.5
 """Fall of the medians, as a share of the rise, up to which the rise is kept."""
 REST_SHARE = 0.2
-"""Share of the growth that a steady rise keeps without its two largest jumps."""
+"""Share of the growth that a steady rise keeps without its two largest steps."""
+SPILL = 2
+"""Part of two steps, in standard deviations of the noise, that medians can show beside their jumps."""
+REST_ERRORS = 1
+"""Standard errors by which noise can add to what means show beside two steps."""
 
 PARTS = 10
 """Parts of a window; two make one of its fifths."""
@@ -71,7 +75,9 @@ class Windows:
     fall: np.ndarray
     """The deepest fall of the medians."""
     rest: np.ndarray
-    """The rise without its two largest jumps."""
+    """The rise without its two largest jumps, by medians."""
+    sure_rest: np.ndarray
+    """What of that noise cannot feign."""
     error: np.ndarray
     """Standard error of the growth."""
     alias: np.ndarray
@@ -84,6 +90,10 @@ class Windows:
     @property
     def steady(self) -> np.ndarray:
         return self.kept & (self.rest >= REST_SHARE * self.growth)
+
+    @property
+    def surely_steady(self) -> np.ndarray:
+        return self.kept & (self.sure_rest >= REST_SHARE * self.growth)
 
 
 def running_sum(values: np.ndarray) -> np.ndarray:
@@ -143,15 +153,18 @@ def _read(levels: np.ndarray, total: np.ndarray, noise: Chunked, swing: Chunked,
         begin = start + parts_before * part
         return (total[begin + parts * part] - total[begin]) / (parts * part) + levels[0]
 
-    tenths, fifths = (mean(0, 1), mean(9, 1)), [mean(before, 2) for before in (0, 2, 6, 8)]
+    tenths, fifths = [mean(before, 1) for before in range(PARTS)], [mean(before, 2) for before in (0, 2, 6, 8)]
     # Centres of the outer parts are nine parts apart, and those of the outer fifths eight.
-    by_tenths = (tenths[1] - tenths[0]) * PARTS / (PARTS - 1)
+    by_tenths = (tenths[-1] - tenths[0]) * PARTS / (PARTS - 1)
     by_fifths = fifths[3] - fifths[0] + (fifths[1] - fifths[0] + fifths[3] - fifths[2]) / 2
 
     middles = medians(levels[start[0] :], 2 * part, stride)
     course = np.stack([middles[i * part // stride :][: len(start)] for i in range(PARTS - 1)], axis=1)
     rise = course[:, -1] - course[:, 0]
-    jumps = np.sort(np.diff(course, axis=1), axis=1)
+    noise_mib = noise.over(start, steps)
+    error_mib = GROWTH_ERROR * noise_mib / np.sqrt(steps)
+    rest = rise - np.sort(np.diff(course, axis=1), axis=1)[:, -2:].sum(axis=1)
+    by_means = _without_two_steps(np.stack(tenths, axis=1)) - REST_ERRORS * error_mib
     return Windows(
         steps=steps,
         start=start,
@@ -159,7 +172,16 @@ def _read(levels: np.ndarray, total: np.ndarray, noise: Chunked, swing: Chunked,
         growth=np.minimum(by_tenths, by_fifths) / tenths[0],
         rise=rise / tenths[0],
         fall=(np.maximum.accumulate(course, axis=1) - course).max(axis=1) / tenths[0],
-        rest=(rise - jumps[:, -2:].sum(axis=1)) / tenths[0],
-        error=GROWTH_ERROR * noise.over(start, steps) / np.sqrt(steps) / tenths[0],
+        rest=rest / tenths[0],
+        sure_rest=np.maximum(rest - SPILL * noise_mib, by_means) / tenths[0],
+        error=error_mib / tenths[0],
         alias=ALIAS_SHARE * swing.over(start, steps) / tenths[0],
     )
+
+
+def _without_two_steps(means: np.ndarray) -> np.ndarray:
+    """Return the rise of each row without the two steps that explain most of it; a step shows in two jumps."""
+    jumps = np.diff(means, axis=1)
+    steps = jumps[:, :-1] + jumps[:, 1:]
+    two = np.maximum.accumulate(steps, axis=1)[:, :-2] + steps[:, 2:]
+    return means[:, -1] - means[:, 0] - two.max(axis=1)

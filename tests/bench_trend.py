@@ -3,8 +3,8 @@
 Each kind of trace has a stated truth (`tests.traces`). What is counted: of what does not rise, FAILs and WARNs; of
 steps, FAILs; of steady rises, FAILs at 8 % and anything else than FAIL at 12 %; of net rises by 20 %, PASSes.
 
-All cases are counted a tenth at a time. What is counted is kept in reports/trend-counts.jsonl: a run that was stopped
-goes on from there, as long as rule and traces are the same. After each tenth the table of what there is goes to
+All cases are counted in rounds. What is counted is kept in reports/trend-counts.jsonl: a run that was stopped
+goes on from there, as long as rule and traces are the same. After each round the table of what there is goes to
 reports/trend-error-rates.md. All of it takes about 25 minutes of one core.
 """
 
@@ -24,10 +24,10 @@ from tests.traces import HARD, LATE, NET, RISING, STABLE, STEPPED, trace
 
 REPORTS = environment.PROJECT / "reports"
 NOISES = (0.003, 0.01, 0.05)
-TENTHS = 10
-BATCH = {100: 300, 1000: 100, 20_000: 10, 200_000: 2}
-"""Traces of each kind in a tenth, by their steps."""
-NOISE_BATCH = {100: 600, 1000: 300, 20_000: 30, 200_000: 3}
+ROUNDS = 15
+BATCH = {100: 200, 1000: 60, 20_000: 6, 200_000: 1}
+"""Traces of each kind in a round, by their steps."""
+NOISE_BATCH = {100: 600, 1000: 200, 20_000: 20, 200_000: 2}
 """Traces of noise alone: there are more of them, for its false alarms must be rarest."""
 SIZE, SMALL, LARGE, CLIMB = 0.3, 0.08, 0.12, 0.2
 """Height of what does not rise; rises that must not fail, and that must; net rise."""
@@ -66,8 +66,8 @@ def main() -> bool:
     late = [
         (kind, growth, 0.05, 1000 if int(kind.split()[1]) <= 500 else 20_000) for kind in LATE for growth in GROWTHS
     ]
-    for tenth in range(TENTHS):
-        counts = counted([*cases, *late], tenth)
+    for number in range(ROUNDS):
+        counts = counted([*cases, *late], number)
         text = "\n\n".join([HEADING, *(_table(steps, counts) for steps in BATCH), _late_table(late, counts)])
         (REPORTS / "trend-error-rates.md").write_text(text + "\n")
     print(text)
@@ -75,16 +75,16 @@ def main() -> bool:
     return all(rate <= goal for case in promised for rate, goal in _rates(case, counts))
 
 
-def counted(cases: list[Case], tenth: int) -> dict[Case, Counter]:
-    """Count one tenth of each case, where it has not been, and return the outcomes of all that was counted."""
+def counted(cases: list[Case], number: int) -> dict[Case, Counter]:
+    """Count one round of each case, where it has not been, and return the outcomes of all that was counted."""
     kept = REPORTS / "trend-counts.jsonl"
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    done = {(tuple(line["case"]), line["tenth"]): line["outcomes"] for line in lines if line["source"] == SOURCE}
-    left = [case for case in cases if (case, tenth) not in done]
+    done = {(tuple(line["case"]), line["round"]): line["outcomes"] for line in lines if line["source"] == SOURCE}
+    left = [case for case in cases if (case, number) not in done]
     with ProcessPoolExecutor() as pool, kept.open("a") as file:
-        for case, outcomes in zip(left, pool.map(_outcomes, left, [tenth] * len(left))):
-            done[case, tenth] = outcomes
-            line = {"source": SOURCE, "case": case, "tenth": tenth, "outcomes": outcomes}
+        for case, outcomes in zip(left, pool.map(_outcomes, left, [number] * len(left))):
+            done[case, number] = outcomes
+            line = {"source": SOURCE, "case": case, "round": number, "outcomes": outcomes}
             print(json.dumps(line), file=file, flush=True)
     counts = defaultdict(Counter)
     for (case, _), outcomes in done.items():
@@ -92,12 +92,12 @@ def counted(cases: list[Case], tenth: int) -> dict[Case, Counter]:
     return counts
 
 
-def _outcomes(case: Case, tenth: int) -> Counter:
+def _outcomes(case: Case, number: int) -> Counter:
     kind, growth, noise, steps = case
     batch = (NOISE_BATCH if kind == "noise" else BATCH)[steps]
     return Counter(
         judge_trend(*trace(kind, growth=growth, seed=seed, noise=noise, steps=steps)).outcome
-        for seed in range(tenth * batch, (tenth + 1) * batch)
+        for seed in range(number * batch, (number + 1) * batch)
     )
 
 
