@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, compressed_probabilities, fused, reference
 from nsa_lib.attention import select_blocks as choose
-from nsa_lib.attention.fused import grouped, listed, selected, short, whole
+from nsa_lib.attention.fused import grouped, listed, selected, short, tma, whole
 from nsa_lib.attention.rope import apply_rope
 from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import BRANCHES, FUSED_MOST_SELECTED, NSAConfig
@@ -27,6 +27,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE == "cuda" else ())
 SCALE = 0.25
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_source = pytest.mark.parametrize("by_tma", [False, True], ids=["plain", "TMA"])
+HAS_TMA = DEVICE == "cpu" or torch.cuda.get_device_capability()[0] == 9  # the interpreter takes descriptors too
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,13 @@ def assert_equal(function, judge, tensors, dtype, *, keys, scale):
 def random_blocks(length, *, l_sel, n_sel, groups=1):
     scores = torch.rand(1, groups, length, math.ceil(length / l_sel), dtype=torch.float64)
     return choose(scores, l_sel=l_sel, n_sel=n_sel)
+
+
+def read(monkeypatch, by_tma):
+    """Have 16-bit tiles read through descriptors, or not."""
+    if by_tma and not HAS_TMA:
+        pytest.skip("tensor descriptors need compute capability 9.0")
+    monkeypatch.setattr(tma, "has_engine", lambda x: by_tma)
 
 
 def scale_for(tensors, largest_logit):
@@ -143,9 +152,11 @@ def one_branch(branch, config):
 BANDS = [(15, 32, 16, 32, 1), (64, 16, 16, 32, 2), (150, 32, 16, 32, 1), (70, 1, 1, 16, 2)]
 
 
+@every_source
 @every_dtype
 @pytest.mark.parametrize(("length", "l", "d", "l_sel", "groups"), BANDS)
-def test_compressed_attention_equals_the_reference(length, l, d, l_sel, groups, dtype):
+def test_compressed_attention_equals_the_reference(monkeypatch, length, l, d, l_sel, groups, dtype, by_tma):
+    read(monkeypatch, by_tma)
     keys = max(0, (length - l) // d + 1)
     tensors = sample(length, 2, groups, keys)
     function = one_branch("cmp", sizes(2, groups, l=l, d=d, l_sel=l_sel))
@@ -153,9 +164,11 @@ def test_compressed_attention_equals_the_reference(length, l, d, l_sel, groups, 
     assert_equal(function, judge, tensors, dtype, keys=max(1, keys), scale=SCALE)
 
 
+@every_source
 @every_dtype
 @pytest.mark.parametrize(("length", "w", "groups"), [(1, 1, 1), (65, 64, 2), (150, 48, 1), (70, 1, 2), (40, 256, 1)])
-def test_sliding_attention_equals_the_reference(length, w, groups, dtype):
+def test_sliding_attention_equals_the_reference(monkeypatch, length, w, groups, dtype, by_tma):
+    read(monkeypatch, by_tma)
     tensors = sample(length, 2, groups)
     judge = partial(reference.sliding_attention, w=w, scale=SCALE)
     function = one_branch("win", sizes(2, groups, w=w))
@@ -371,8 +384,11 @@ def test_a_value_reaches_exactly_the_rows_that_chose_its_block(monkeypatch, way)
         assert torch.equal(changed, expected.expand_as(changed)), f"token {token}"
 
 
-def test_cut_and_misaligned_rows_are_read_rightly():
-    wide = torch.randn(1, 40, 3 * 16 + 5, device=DEVICE)
+@every_source
+@pytest.mark.parametrize("width", [3 * 16 + 5, 3 * 16 + 8])
+def test_cut_and_misaligned_rows_are_read_rightly(monkeypatch, width, by_tma):
+    read(monkeypatch, by_tma)
+    wide = torch.randn(1, 40, width, device=DEVICE, dtype=torch.float16)
     q, k, v = (wide[..., 5 + i * 16 : 21 + i * 16][:, None] for i in range(3))
     attend = one_branch("win", sizes(1, d_v=16, w=16))
     assert torch.equal(attend(q, k, v), attend(q.contiguous(), k.contiguous(), v.contiguous()))

@@ -29,6 +29,25 @@ def load_tile(base, stride, first, N: tl.constexpr, D: tl.constexpr, DP: tl.cons
 
 
 @triton.jit
+def load_head_tile(
+    X, b, h, x_b, x_h, x_t, first, end, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, WHOLE: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """Load N rows of a head from `first` on, [N, DP], 0 from row `end` on; WHOLE says that all of them exist.
+
+    With TMA X is a descriptor, which knows strides and end (see `tma.py`).
+    """
+    if TMA:
+        x = tl.reshape(X.load([tl.cast(b, tl.int32), tl.cast(h, tl.int32), first, 0]), (N, DP))
+    elif WHOLE:
+        x = load_tile(X + b * x_b + h * x_h, x_t, first, N, D, DP)
+    else:
+        rows = first + tl.arange(0, N)
+        x = load_rows(X + b * x_b + h * x_h, x_t, rows, rows < end, D, DP)
+    return x
+
+
+@triton.jit
 def store_rows(base, stride, rows, valid, x, D: tl.constexpr, DP: tl.constexpr):
     """Store rows [rows, DP] in the dtype of their tensor, those that are valid, up to D."""
     column = tl.arange(0, DP)

@@ -1,0 +1,47 @@
+"""Tiles by tensor descriptors: the copy engine (TMA) of compute capability 9.0 fetches them and reckons the addresses.
+
+Kernels that can read either way have a constant TMA, set in the row of their table that is for such a device: with it
+they are given descriptors, without it the tensors themselves.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from nsa_lib.attention.fused.shape import power_of_two
+
+_MAJOR = 9
+_ALIGNED = 16
+"""Bytes at whose multiples a described tensor begins; `shape.aligned` sees to its strides."""
+
+
+def takes(*tensors: torch.Tensor) -> bool:
+    """Return whether tiles of the tensors come through descriptors.
+
+    Their device has a copy engine, and they are neither float32, which goes without hurry, nor empty, nor misaligned.
+    """
+    return has_engine(tensors[0]) and not any(
+        x.dtype == torch.float32 or x.numel() == 0 or x.data_ptr() % _ALIGNED for x in tensors
+    )
+
+
+def has_engine(x: torch.Tensor) -> bool:
+    """Return whether the device of x has the copy engine."""
+    return x.is_cuda and _major(x.device) == _MAJOR
+
+
+def described(x: torch.Tensor, rows: int):
+    """Return a descriptor of x [B, heads, T, width], aligned, that hands out `rows` rows of a head, 0 beyond the last.
+
+    A tile is as wide as a power of two; it is 0 beyond the width too.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, power_of_two(x.shape[-1])])
+
+
+@cache
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
