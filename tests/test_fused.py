@@ -94,10 +94,12 @@ def force(monkeypatch, way):
         monkeypatch.setattr(short, "MOST_BLOCKS", 0)
 
 
+@every_source
 @every_dtype
 @pytest.mark.parametrize(("way", "length", "l_sel", "n_sel", "heads", "groups"), WAYS)
-def test_selected_attention_equals_the_reference(monkeypatch, way, length, l_sel, n_sel, heads, groups, dtype):
+def test_selected_attention_equals_the_reference(monkeypatch, way, length, l_sel, n_sel, heads, groups, dtype, by_tma):
     force(monkeypatch, way)
+    read(monkeypatch, by_tma)
     tensors, scale = sample(length, heads, groups), 0.25
     blocks = random_blocks(length, l_sel=l_sel, n_sel=n_sel, groups=groups)
     assert selected.way(*tensors[:2], l_sel).__name__.endswith(way)
@@ -129,6 +131,28 @@ def test_passes_over_few_heads_change_nothing(monkeypatch):
     monkeypatch.setattr(listed, "PARTIAL_BYTES", 1)
     assert listed._heads_a_pass(q, k, blocks, 24) == 2
     for one, other in zip(budget.with_gradients(attend, (q, k, v), weight), whole, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_as_many_blocks_as_there_may_be(monkeypatch):
+    """A bit of a word stands for each."""
+    force(monkeypatch, "listed")
+    tensors = sample(40 * 16, 1)
+    blocks = random_blocks(40 * 16, l_sel=16, n_sel=FUSED_MOST_SELECTED)
+    blocks[:, :, -64:] = torch.arange(1, FUSED_MOST_SELECTED + 1)  # all of them far
+    function = partial(fused.selected_attention, block_indices=blocks.to(DEVICE), l_sel=16, scale=SCALE)
+    judge = partial(reference.selected_attention, block_indices=blocks, l_sel=16, scale=SCALE)
+    assert_equal(function, judge, tensors, torch.float32, keys=FUSED_MOST_SELECTED * 16, scale=SCALE)
+
+
+def test_long_offsets_change_nothing(monkeypatch):
+    force(monkeypatch, "listed")
+    q, k, v, weight = on_device(sample(90, 2, 2), torch.float32)
+    blocks = random_blocks(90, l_sel=16, n_sel=5, groups=2).to(DEVICE)
+    attend = partial(fused.selected_attention, block_indices=blocks, l_sel=16, scale=SCALE)
+    short_ones = budget.with_gradients(attend, (q, k, v), weight)
+    monkeypatch.setattr(listed, "_MOST_OFFSET", 0)
+    for one, other in zip(budget.with_gradients(attend, (q, k, v), weight), short_ones, strict=True):
         assert torch.equal(one, other)
 
 

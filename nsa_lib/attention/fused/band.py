@@ -108,11 +108,6 @@ def _constants(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, stride: int, o
     return {"STRIDE": stride, "OFFSET": offset, "WINDOWED": window > 0, "GS": share, **widths(q, v)}
 
 
-def _sources(tiles: dict, rows: int, *tensors: torch.Tensor) -> list:
-    """Return what a kernel reads tiles of so many rows from: the tensors, or descriptors of them."""
-    return [tma.described(x, rows) for x in tensors] if tiles["TMA"] else list(tensors)
-
-
 @op(
     "band_forward(Tensor q, Tensor k, Tensor v, Tensor(a!) outputs, Tensor(b!) lse, int branch, Tensor? gates, "
     "Tensor(c!)? mixed, int stride, int offset, int window, float scale)"
@@ -128,7 +123,7 @@ def attend(q, k, v, outputs, lse, branch, gates, mixed, stride, offset, window, 
     (batch, heads, length, _), tiles = q.shape, _row(_FORWARD, window, _SHORT, q, k, v)
     mixes = gates is not None
     band_forward[batch * heads, cdiv(length, tiles["M"])](
-        q, *_sources(tiles, tiles["BN"], k, v), outputs, lse, *((gates, mixed) if mixes else (q, outputs)),
+        q, *tma.sources(tiles["TMA"], tiles["BN"], k, v), outputs, lse, *((gates, mixed) if mixes else (q, outputs)),
         *strides(q, k, v), length, k.shape[2], heads, window, batch * heads * length, scale,
         BRANCH=branch, BRANCHES=len(outputs), MIX=mixes, **_constants(q, k, v, stride, offset, window), **tiles,
     )  # fmt: skip
@@ -144,7 +139,7 @@ def query_gradient(q, k, v, d_out, state, dq, adds, stride, offset, window, scal
 
     (batch, heads, length, _), tiles = q.shape, _row(_QUERY_GRADIENT, window, _SHORT, q, k, v)
     band_query_gradient[batch * heads, cdiv(length, tiles["M"])](
-        q, *_sources(tiles, tiles["BN"], k, v), d_out, state, dq, *strides(q, k, v),
+        q, *tma.sources(tiles["TMA"], tiles["BN"], k, v), d_out, state, dq, *strides(q, k, v),
         length, k.shape[2], heads, window, scale,
         ADD=adds, **_constants(q, k, v, stride, offset, window), **tiles,
     )  # fmt: skip
@@ -161,9 +156,9 @@ def _key_gradient(q, k, v, d_out, state, pairs, stride, offset, window, scale):
         return
     (batch, groups, keys, _), parts = k.shape, len(pairs)
     tiles = _row(_KEY_GRADIENT, window, _MEDIUM, q, q, d_out, k, v)
-    (queries, d_outs), keys_values = (_sources(tiles, tiles[n], *x) for n, x in (("M", (q, d_out)), ("BN", (k, v))))
+    queries, d_outs = tma.sources(tiles["TMA"], tiles["M"], q, d_out)
     band_key_gradient[batch * groups * parts, cdiv(keys, tiles["BN"])](
-        queries, *keys_values, d_outs, state, pairs, *strides(q, k, v), q.shape[2], keys, q.shape[1], window, parts,
-        batch * groups * keys, scale,
+        queries, *tma.sources(tiles["TMA"], tiles["BN"], k, v), d_outs, state, pairs, *strides(q, k, v),
+        q.shape[2], keys, q.shape[1], window, parts, batch * groups * keys, scale,
         **_constants(q, k, v, stride, offset, window), **tiles,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nsa_lib.attention.fused import tma
 from nsa_lib.attention.fused.block_0 import add_shares, empty_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
@@ -12,21 +13,28 @@ from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, stride
 PARTIAL_BYTES = 400 * 2**20
 """Most bytes of partial outputs, and of partial dq: the heads go in passes of so many, one group at least."""
 
+_MOST_OFFSET = 2**31 - 1
+
 _FAR = {
     "narrow": {"TQ": 64, "SHARES": 2, "num_warps": 4, "num_stages": 5},
     "wide": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 2},
     "float32": {"TQ": 32, "SHARES": 4, "num_warps": 4, "num_stages": 1},
 }
 _MERGE = {
-    "narrow": {"STAGES": 5, "num_warps": 4},
-    "wide": {"STAGES": 2, "num_warps": 4},
-    "float32": {"STAGES": 1, "num_warps": 4},
+    "narrow": {"STAGES": 5, "NEAR_STAGES": 1, "num_warps": 4},
+    "wide": {"STAGES": 2, "NEAR_STAGES": 1, "num_warps": 4},
+    "float32": {"STAGES": 1, "NEAR_STAGES": 1, "num_warps": 4},
+    "narrow, TMA": {"STAGES": 5, "NEAR_STAGES": 2, "num_warps": 4},
+    "wide, TMA": {"STAGES": 2, "NEAR_STAGES": 2, "num_warps": 4},
 }
 _BLOCK = {
-    "narrow": {"TQ": 128, "num_warps": 4, "num_stages": 2},
-    "wide": {"TQ": 32, "num_warps": 8, "num_stages": 2},
-    "float32": {"TQ": 32, "num_warps": 4, "num_stages": 1},
+    "narrow": {"TQ": 64, "STAGES": 2, "NEAR_STAGES": 1, "num_warps": 4, "maxnreg": 168},
+    "wide": {"TQ": 32, "STAGES": 2, "NEAR_STAGES": 1, "num_warps": 8},
+    "float32": {"TQ": 32, "STAGES": 1, "NEAR_STAGES": 1, "num_warps": 4},
+    "narrow, TMA": {"TQ": 64, "STAGES": 3, "NEAR_STAGES": 2, "num_warps": 4, "maxnreg": 168},
+    "wide, TMA": {"TQ": 32, "STAGES": 2, "NEAR_STAGES": 1, "num_warps": 8},
 }
+"""By class of tile; the rows of TMA are for compute capability 9.0 (see `tma.py`)."""
 
 
 def forward(q, k, v, chosen, out, lse, l_sel, scale):
@@ -36,7 +44,7 @@ def forward(q, k, v, chosen, out, lse, l_sel, scale):
     part = _partials(q, chosen, heads, v.shape[-1])
     part_lse = torch.empty(part.shape[:3], dtype=torch.float32, device=q.device)
     for head in range(0, q.shape[0] * q.shape[1], heads):
-        _forward(q, k, v, chosen, *inverse, part, part_lse, out, lse, head, l_sel, scale)
+        _forward(q, k, v, *inverse, part, part_lse, out, lse, head, l_sel, scale)
     return inverse
 
 
@@ -46,7 +54,7 @@ def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
     part, pair = _partials(q, chosen, heads, q.shape[-1]), empty_pair(k, v)
     shares = empty_shares(k, v, l_sel)
     for head in range(0, q.shape[0] * q.shape[1], heads):
-        _gradient(q, k, v, chosen, *inverse, d_out, state, part, shares, dq, pair, head, adds, l_sel, scale)
+        _gradient(q, k, v, *inverse, d_out, state, part, shares, dq, pair, head, adds, l_sel, scale)
     add_shares(pair, shares, k, v)
     return pair
 
@@ -62,49 +70,61 @@ def _partials(q, chosen, heads, width) -> torch.Tensor:
     return torch.empty(heads, *chosen.shape[2:], width, dtype=q.dtype, device=q.device)
 
 
-def _constants(q, k, v, chosen, l_sel) -> dict:
-    n = chosen.shape[-1]
-    return {"n": n, "BS": l_sel, "GS": q.shape[1] // k.shape[1], **widths(q, v)}
+def _row(table: dict[str, dict], *read: torch.Tensor) -> dict:
+    """Return the row of a table, and whether what is near comes by TMA."""
+    by = ", TMA" if tma.takes(*read) else ""
+    return {"TMA": bool(by), **table[tile_class(*read[-2:]) + by]}
+
+
+def _constants(q, k, v, part, l_sel) -> dict:
+    return {"n": part.shape[2], "BS": l_sel, "GS": q.shape[1] // k.shape[1], **widths(q, v)}
+
+
+def _is_long(q: torch.Tensor, v: torch.Tensor, part: torch.Tensor) -> bool:
+    """Return whether offsets into a head, of queries, of dOut or of partials, need more than 32 bits."""
+    _, heads, length, _ = q.shape
+    return max(length * q.stride(2), length * heads * v.shape[-1], part[0].numel()) > _MOST_OFFSET
 
 
 @op(
-    "listed_forward(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
-    "Tensor(a!) part, Tensor(b!) part_lse, Tensor(c!) out, Tensor(d!) lse, int head, int l_sel, float scale)"
+    "listed_forward(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor slots, Tensor(a!) part, "
+    "Tensor(b!) part_lse, Tensor(c!) out, Tensor(d!) lse, int head, int l_sel, float scale)"
 )
-def _forward(q, k, v, chosen, entries, start, slots, part, part_lse, out, lse, head, l_sel, scale):
+def _forward(q, k, v, entries, start, slots, part, part_lse, out, lse, head, l_sel, scale):
     from nsa_lib.attention.fused.kernels.listed import far_forward, merge
 
     (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
-    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
+    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, part, l_sel)
     if blocks > 3:  # else every pair is near
         far_forward[blocks - 3, _FAR[kind]["SHARES"], here](
             q, k, v, entries, start, part, part_lse, *strides(q, k, v), length, blocks, heads, head, scale,
-            **constants, **_FAR[kind],
+            LONG=_is_long(q, v, part), **constants, **_FAR[kind],
         )  # fmt: skip
+    tiles = _row(_MERGE, k, v)
     merge[blocks, here](
-        q, k, v, chosen, slots, part, part_lse, out, lse, *strides(q, k, v), length, heads, head, scale,
-        NP=power_of_two(constants["n"], 4), **constants, **_MERGE[kind],
+        q, *tma.sources(tiles["TMA"], l_sel, k, v), slots, part, part_lse, out, lse, *strides(q, k, v),
+        length, heads, head, scale, NP=power_of_two(constants["n"], 4), **constants, **tiles,
     )  # fmt: skip
 
 
 @op(
-    "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor chosen, Tensor entries, Tensor start, Tensor slots, "
-    "Tensor d_out, Tensor state, Tensor(a!) part, Tensor(b!) pair_0, Tensor(c!) dq, Tensor(d!) pair, int head, "
-    "bool adds, int l_sel, float scale)"
+    "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor slots, Tensor d_out, "
+    "Tensor state, Tensor(a!) part, Tensor(b!) pair_0, Tensor(c!) dq, Tensor(d!) pair, int head, bool adds, "
+    "int l_sel, float scale)"
 )
-def _gradient(q, k, v, chosen, entries, start, slots, d_out, state, part, pair_0, dq, pair, head, adds, l_sel, scale):
+def _gradient(q, k, v, entries, start, slots, d_out, state, part, pair_0, dq, pair, head, adds, l_sel, scale):
     from nsa_lib.attention.fused.kernels.listed import block_gradient, merge_query_gradient
 
-    (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
-    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, chosen, l_sel)
-    total = batch * k.shape[1] * length
-    constants["NP"] = power_of_two(constants["n"], 4)
-    shares = pair_0.shape[1]
+    (batch, heads, length, _), blocks, shares = q.shape, cdiv(k.shape[2], l_sel), pair_0.shape[1]
+    here, constants = min(len(part), batch * heads - head), _constants(q, k, v, part, l_sel)
+    tiles = _row(_BLOCK, q, d_out, k, v)
     block_gradient[here // constants["GS"], shares + blocks - 1](
-        q, k, v, d_out, state, chosen, entries, start, part, pair, pair_0, *strides(q, k, v),
-        length, blocks, heads, head, total, scale, SHARES=shares, **constants, **_BLOCK[kind],
+        q, d_out, *tma.sources(tiles["TMA"], l_sel, q, d_out, k, v), state, slots, entries, start, part, pair, pair_0,
+        *strides(q, k, v), length, blocks, heads, head, batch * k.shape[1] * length, scale,
+        SHARES=shares, LONG=_is_long(q, v, part), **constants, **tiles,
     )  # fmt: skip
+    tiles = _row(_MERGE, k, v)
     merge_query_gradient[blocks, here](
-        q, k, v, d_out, state, chosen, slots, part, dq, *strides(q, k, v), length, heads, head, scale,
-        ADD=adds, **constants, **_MERGE[kind],
+        q, *tma.sources(tiles["TMA"], l_sel, k, v), d_out, state, slots, part, dq, *strides(q, k, v),
+        length, heads, head, scale, ADD=adds, **constants, **tiles,
     )  # fmt: skip

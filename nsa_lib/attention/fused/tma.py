@@ -42,6 +42,11 @@ def described(x: torch.Tensor, rows: int):
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, power_of_two(x.shape[-1])])
 
 
+def sources(tma: bool, rows: int, *tensors: torch.Tensor) -> list:
+    """Return what a kernel reads tiles of so many rows from: descriptors of the tensors, or the tensors themselves."""
+    return [described(x, rows) for x in tensors] if tma else list(tensors)
+
+
 @cache
 def _major(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]

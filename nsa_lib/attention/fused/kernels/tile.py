@@ -29,6 +29,16 @@ def load_tile(base, stride, first, N: tl.constexpr, D: tl.constexpr, DP: tl.cons
 
 
 @triton.jit
+def gather_rows(base, stride, rows, D: tl.constexpr, DP: tl.constexpr):
+    """Load rows all of which exist, [rows, DP], by offsets as wide as `rows` are."""
+    column = tl.arange(0, DP)
+    pointers = base + (rows * stride)[:, None] + column[None, :]
+    if D < DP:
+        return tl.load(pointers, mask=(column < D)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
 def load_head_tile(
     X, b, h, x_b, x_h, x_t, first, end, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, WHOLE: tl.constexpr,
     TMA: tl.constexpr,
@@ -72,6 +82,23 @@ def attend(q, k, v, m, l, acc, scale2, seen, MASKED: tl.constexpr, PRECISION: tl
     else:
         m_new = tl.maximum(m, tl.max(s, 1) * scale2)
         p = tl.math.exp2(s * scale2 - m_new[:, None])
+    shrink = tl.math.exp2(m - m_new)
+    l = l * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return m_new, l, acc
+
+
+@triton.jit
+def attend_selected(q, k, v, m, l, acc, scale2, selects, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Take one tile of keys into the softmax of the rows that select it (see `attend`).
+
+    A row that does not has a maximum of +inf here, so that its p is 0 without a mask over the tile.
+    """
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if MASKED:
+        s = tl.where(seen, s, float("-inf"))
+    m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
+    p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
     shrink = tl.math.exp2(m - m_new)
     l = l * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
