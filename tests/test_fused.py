@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nsa_lib.attention import BACKENDS, NSAttention, block_scores, compressed_probabilities, fused, reference
 from nsa_lib.attention import select_blocks as choose
-from nsa_lib.attention.fused import grouped, listed, selected, short, tma, whole
+from nsa_lib.attention.fused import compressed, grouped, listed, selected, short, tma, whole
 from nsa_lib.attention.rope import apply_rope
 from nsa_lib.attention.tables import own_tables
 from nsa_lib.config import BRANCHES, FUSED_MOST_SELECTED, NSAConfig
@@ -255,7 +255,7 @@ def test_the_gated_sum_and_all_its_gradients(monkeypatch, way, branches, groups,
 
 
 # length, l, l_sel, n_sel, heads, groups: heads that choose alone by one kernel, by another where its tiles would be too
-# large, and together.
+# large, and together; and, in 16 bits, what attends and chooses at once.
 CHOICES = [
     (200, 16, 16, 32, 4, 2, 2),
     (260, 32, 16, 64, 3, 2, 1),
@@ -263,12 +263,17 @@ CHOICES = [
     (150, 32, 16, 32, 5, 3, 1),
     (20, 32, 16, 64, 4, 1, 1),
     (200, 4, 2, 32, 4, 2, 2),
+    (1100, 4, 4, 16, 6, 1, 1),
 ]
 
 
+@every_source
 @every_dtype
 @pytest.mark.parametrize(("length", "l", "d", "l_sel", "n_sel", "heads", "groups"), CHOICES)
-def test_the_choice_is_that_of_float64_where_scores_are_apart(length, l, d, l_sel, n_sel, heads, groups, dtype):
+def test_the_choice_is_that_of_float64_where_scores_are_apart(
+    monkeypatch, length, l, d, l_sel, n_sel, heads, groups, dtype, by_tma
+):
+    read(monkeypatch, by_tma)
     keys = max(0, (length - l) // d + 1)
     q, k, *_ = sample(length, heads, groups, keys)
     config = sizes(heads, groups, l=l, d=d, l_sel=l_sel, n_sel=n_sel)
@@ -278,10 +283,10 @@ def test_the_choice_is_that_of_float64_where_scores_are_apart(length, l, d, l_se
     scores = block_scores(p, groups=groups, l=l, d=d, l_sel=l_sel)
     exact = choose(scores, l_sel=l_sel, n_sel=n_sel)
     differ = (found.cpu().long() != exact).any(-1)
-    # Inputs are exact in every dtype; what is left is float32, and the bits that ranking drops: 19 of 24 stay here.
+    # Inputs are exact in every dtype; what is left is float32, and the bits that ranking drops: 17 of 24 stay here.
     worst = scores.gather(-1, exact.clamp(min=0)).masked_fill(exact < 0, math.inf).amin(-1)
     best_left = scores.scatter(-1, exact.clamp(min=0), -1.0).amax(-1)
-    assert (best_left[differ] >= worst[differ] * (1 - 2**-17)).all()
+    assert (best_left[differ] >= worst[differ] * (1 - 2**-15)).all()
     assert differ.float().mean() < 0.01
 
 
@@ -301,6 +306,51 @@ def test_all_branches_at_once_are_those_one_by_one(monkeypatch, l, n_sel, w, dty
         assert budget.error(mine, other) <= budget.steps(dtype, roundings=4, terms=100)
 
 
+@every_source
+def test_a_head_attends_and_chooses_at_once(monkeypatch, by_tma):
+    """Two tiles of keys, the last one cut; output and gradients of the compressed branch."""
+    monkeypatch.setattr(short, "MOST_BLOCKS", 0)
+    read(monkeypatch, by_tma)
+    config = sizes(1, 1, l=4, d=4, l_sel=16, n_sel=5, branches=("cmp", "slc"))
+    tensors = sample(310, 1, 1, 77)
+    assert compressed.takes(tensors[0].half(), config)
+
+    def run(q, k, v):
+        gates = torch.tensor([1.0, 0.0], device=q.device, dtype=q.dtype).expand(1, 1, 310, 2)
+        k_slc, v_slc = q.detach(), torch.zeros(1, 1, 310, 24, device=q.device, dtype=q.dtype)
+        return fused.nsa(q, k, v, k_slc, v_slc, None, None, gates, config=config)
+
+    judge = partial(reference.compressed_attention, l=4, d=4, scale=SCALE)
+    assert_equal(run, judge, tensors, torch.float16, keys=77, scale=SCALE)
+
+
+def scored(blocks, heads, best):
+    """Return queries, and keys four a block, by which each head scores the blocks of `best` {block: key} higher."""
+    q = torch.randn(1, heads, 1, 16)
+    k = -q[:, :, None].expand(1, heads, blocks, 4, 16).clone()
+    for block, key in best.items():
+        k[:, :, block, block % 4] = key(q[:, :, 0])
+    return [x.half().to(DEVICE) for x in (q.expand(1, heads, blocks * 16, 16), k.flatten(2, 3))]
+
+
+def test_equal_scores_go_to_the_lower_block_whichever_tile_they_are_in():
+    """Blocks of three tiles have the same score, while the maximum rises from tile to tile."""
+    same = torch.randn(1, 2, 16) * 0.3
+    rising = {17 * i: lambda q, i=i: q * (1 + 0.37 * i) for i in (1, 2)}
+    q, k = scored(40, 2, {j: lambda q: same for j in (4, 6, 8, 20, 30, 32, 36)} | rising)
+    found = fused.chosen_blocks(q, k, config=sizes(2, 2, l=4, d=4, l_sel=16, n_sel=8)).cpu()
+    assert found[0, :, -1].tolist() == [[0, 4, 6, 8, 17, 34, 38, 39]] * 2
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a minute in the interpreter")
+def test_more_of_the_best_blocks_in_one_set_than_it_keeps():
+    """The tile's queries are scored again."""
+    best = {5 + 16 * i: lambda q, i=i: q * (1 + 0.2 * (i * 5 % 8)) for i in range(8)}
+    q, k = scored(120, 1, best)
+    found = fused.chosen_blocks(q, k, config=sizes(1, 1, l=4, d=4, l_sel=16, n_sel=11)).cpu()
+    assert found[0, 0, -1].tolist() == [0, *best, 118, 119]
+
+
 def test_equal_scores_go_to_the_lower_block():
     length, l_sel = 400, 32
     # Every block of two keys the same, and products exact, in whatever order they are added.
@@ -314,11 +364,12 @@ def test_equal_scores_go_to_the_lower_block():
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")  # where a query does not see the key
 @pytest.mark.parametrize("steepness", [3, 100, -100])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_scores_that_rise_or_fall_beyond_all_measure(heads, steepness):
+@every_dtype
+def test_scores_that_rise_or_fall_beyond_all_measure(heads, steepness, dtype):
     """Rising ones replace the whole list, again and again, and those far below the largest count as equal."""
     length, l_sel = 1000, 16
-    k = torch.linspace(0, steepness, 62)[None, None, :, None].expand(1, 1, 62, 16).contiguous().to(DEVICE)
-    q = torch.ones(1, heads, length, 16).to(DEVICE)
+    k = torch.linspace(0, steepness, 62)[None, None, :, None].expand(1, 1, 62, 16).contiguous().to(DEVICE, dtype)
+    q = torch.ones(1, heads, length, 16).to(DEVICE, dtype)
     found = fused.chosen_blocks(q, k, config=sizes(heads, l_sel=l_sel, n_sel=8)).cpu()
     best = list(range(56, 61)) if steepness > 0 else list(range(1, 6))
     assert torch.equal(found[0, 0, -1], torch.tensor([0, *best, 61, 62], dtype=torch.int32))

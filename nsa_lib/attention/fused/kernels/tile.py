@@ -110,7 +110,7 @@ def finish(m, l, acc):
     """Return output and log2-sum-exp of a softmax; 0 and +inf for a row that saw nothing, whose every p is so 0."""
     has = l > 0
     total = tl.where(has, l, 1.0)
-    return acc / total[:, None], tl.where(has, m + tl.math.log2(total), float("inf"))
+    return acc * (1.0 / total)[:, None], tl.where(has, m + tl.math.log2(total), float("inf"))
 
 
 @triton.jit
