@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nsa_lib.attention.fused import tma
 from nsa_lib.attention.fused.block_0 import add_shares, empty_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
@@ -11,10 +12,14 @@ FEWEST_HEADS = 8
 """Heads a group that fill at least half of the shortest product."""
 
 _QUERY = {
-    "narrow": {"num_warps": 2, "num_stages": 3},
-    "wide": {"num_warps": 4, "num_stages": 2},
-    "float32": {"num_warps": 4, "num_stages": 1},
+    "narrow": {"STAGES": 3, "num_warps": 2},
+    "wide": {"STAGES": 2, "num_warps": 4},
+    "float32": {"STAGES": 1, "num_warps": 4},
+    "narrow, TMA": {"STAGES": 2, "num_warps": 2},
+    "wide, TMA": {"STAGES": 2, "num_warps": 2},
 }
+"""By class of tile; the rows of TMA are for compute capability 9.0 (see `tma.py`)."""
+
 _KEY = {
     "narrow": {"rows": 64, "num_warps": 4, "num_stages": 2},
     "wide": {"rows": 32, "num_warps": 4, "num_stages": 2},
@@ -51,10 +56,10 @@ def _constants(q, k, v, l_sel) -> dict:
 def _forward(q, k, v, chosen, out, lse, l_sel, scale):
     from nsa_lib.attention.fused.kernels.grouped import grouped_forward
 
-    (batch, groups, length, _), heads = k.shape, q.shape[1]
+    (batch, groups, length, _), heads, tiles = k.shape, q.shape[1], tma.row(_QUERY, k, v)
     grouped_forward[length, batch * groups](
-        q, k, v, chosen, out, lse, *strides(q, k, v), length, heads, scale,
-        n=chosen.shape[-1], **_constants(q, k, v, l_sel), **_QUERY[tile_class(q, v)],
+        q, *tma.sources(tiles["TMA"], l_sel, k, v), chosen, out, lse, *strides(q, k, v), length, heads, scale,
+        n=chosen.shape[-1], **_constants(q, k, v, l_sel), **tiles,
     )  # fmt: skip
 
 
@@ -65,10 +70,10 @@ def _forward(q, k, v, chosen, out, lse, l_sel, scale):
 def _query_gradient(q, k, v, chosen, d_out, state, dq, adds, l_sel, scale):
     from nsa_lib.attention.fused.kernels.grouped import grouped_query_gradient
 
-    (batch, groups, length, _), heads = k.shape, q.shape[1]
+    (batch, groups, length, _), heads, tiles = k.shape, q.shape[1], tma.row(_QUERY, k, v)
     grouped_query_gradient[length, batch * groups](
-        q, k, v, d_out, state, chosen, dq, *strides(q, k, v), length, heads, scale,
-        n=chosen.shape[-1], ADD=adds, **_constants(q, k, v, l_sel), **_QUERY[tile_class(q, v)],
+        q, *tma.sources(tiles["TMA"], l_sel, k, v), d_out, state, chosen, dq, *strides(q, k, v), length, heads, scale,
+        n=chosen.shape[-1], ADD=adds, **_constants(q, k, v, l_sel), **tiles,
     )  # fmt: skip
 
 

@@ -70,12 +70,6 @@ def _partials(q, chosen, heads, width) -> torch.Tensor:
     return torch.empty(heads, *chosen.shape[2:], width, dtype=q.dtype, device=q.device)
 
 
-def _row(table: dict[str, dict], *read: torch.Tensor) -> dict:
-    """Return the row of a table, and whether what is near comes by TMA."""
-    by = ", TMA" if tma.takes(*read) else ""
-    return {"TMA": bool(by), **table[tile_class(*read[-2:]) + by]}
-
-
 def _constants(q, k, v, part, l_sel) -> dict:
     return {"n": part.shape[2], "BS": l_sel, "GS": q.shape[1] // k.shape[1], **widths(q, v)}
 
@@ -100,7 +94,7 @@ def _forward(q, k, v, entries, start, slots, part, part_lse, out, lse, head, l_s
             q, k, v, entries, start, part, part_lse, *strides(q, k, v), length, blocks, heads, head, scale,
             LONG=_is_long(q, v, part), **constants, **_FAR[kind],
         )  # fmt: skip
-    tiles = _row(_MERGE, k, v)
+    tiles = tma.row(_MERGE, k, v)
     merge[blocks, here](
         q, *tma.sources(tiles["TMA"], l_sel, k, v), slots, part, part_lse, out, lse, *strides(q, k, v),
         length, heads, head, scale, NP=power_of_two(constants["n"], 4), **constants, **tiles,
@@ -117,13 +111,13 @@ def _gradient(q, k, v, entries, start, slots, d_out, state, part, pair_0, dq, pa
 
     (batch, heads, length, _), blocks, shares = q.shape, cdiv(k.shape[2], l_sel), pair_0.shape[1]
     here, constants = min(len(part), batch * heads - head), _constants(q, k, v, part, l_sel)
-    tiles = _row(_BLOCK, q, d_out, k, v)
+    tiles = tma.row(_BLOCK, q, d_out, k, v)
     block_gradient[here // constants["GS"], shares + blocks - 1](
         q, d_out, *tma.sources(tiles["TMA"], l_sel, q, d_out, k, v), state, slots, entries, start, part, pair, pair_0,
         *strides(q, k, v), length, blocks, heads, head, batch * k.shape[1] * length, scale,
         SHARES=shares, LONG=_is_long(q, v, part), **constants, **tiles,
     )  # fmt: skip
-    tiles = _row(_MERGE, k, v)
+    tiles = tma.row(_MERGE, k, v)
     merge_query_gradient[blocks, here](
         q, *tma.sources(tiles["TMA"], l_sel, k, v), d_out, state, slots, part, dq, *strides(q, k, v),
         length, heads, head, scale, ADD=adds, **constants, **tiles,

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from nsa_lib.attention.fused.shape import power_of_two
+from nsa_lib.attention.fused.shape import power_of_two, tile_class
 
 _MAJOR = 9
 _ALIGNED = 16
@@ -40,6 +40,12 @@ def described(x: torch.Tensor, rows: int):
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, power_of_two(x.shape[-1])])
+
+
+def row(table: dict[str, dict], *read: torch.Tensor) -> dict:
+    """Return the row of a table for what is read, keys and values last, and whether it is read by TMA."""
+    by = ", TMA" if takes(*read) else ""
+    return {"TMA": bool(by), **table[tile_class(*read[-2:]) + by]}
 
 
 def sources(tma: bool, rows: int, *tensors: torch.Tensor) -> list:

@@ -1,7 +1,9 @@
 """Selected attention query by query, where the heads of a group fill the rows of a product.
 
 All heads of a group read the same blocks, so one query's heads are a tile, and nothing partial is written. For keys and
-values the inverse of the selection gives each block's queries, several of them with all their heads in a tile.
+values the inverse of the selection gives each block's queries, several of them with all their heads in a tile. They are
+taken from the last to the first: late queries choose all blocks alike, so programs that start together read the same
+ones, and a cache serves all but the first.
 """
 
 import triton
@@ -12,7 +14,9 @@ from nsa_lib.attention.fused.kernels.tile import (
     LOWEST,
     attend,
     finish,
+    gather_rows,
     key_gradient,
+    load_head_tile,
     load_rows,
     query_gradient,
     row_state,
@@ -27,7 +31,7 @@ _SIZES = ["T", "N", "H"]
 def grouped_forward(
     Q, K, V, CHOSEN, OUT, LSE, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Write output and log2-sum-exp of one query's heads of a group. Grid (T, B * G)."""
     t = tl.program_id(0)
@@ -36,16 +40,16 @@ def grouped_forward(
     h = tl.arange(0, GP)
     valid = h < GS
     q = load_rows(Q + b * q_b + g * GS * q_h + t.to(tl.int64) * q_t, q_h, h, valid, D, DP)
-    k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
     chosen = CHOSEN + ((b * G + g) * T + t) * n
     scale2 = scale * LOG2E
     m, l = tl.full((GP,), LOWEST, tl.float32), tl.zeros((GP,), tl.float32)
     acc = tl.zeros((GP, EP), tl.float32)
-    for slot in range(0, n):
+    for slot in tl.range(0, n, num_stages=STAGES):
         block = tl.load(chosen + slot).to(tl.int32)
-        key = tl.maximum(block, 0) * BS + tl.arange(0, BS)
-        seen = (key <= t) & (block >= 0)
-        k, v = load_rows(k_base, k_t, key, seen, D, DP), load_rows(v_base, v_t, key, seen, E, EP)
+        first = tl.maximum(block, 0) * BS
+        seen = (first + tl.arange(0, BS) <= t) & (block >= 0)
+        k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
+        v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
         m, l, acc = attend(q, k, v, m, l, acc, scale2, seen[None, :], True, PRECISION)
     out, lse = finish(m, l, acc)
     store_rows(OUT + ((b * T + t) * H + g * GS) * E, E, h, valid, out, E, EP)
@@ -56,7 +60,8 @@ def grouped_forward(
 def grouped_query_gradient(
     Q, K, V, D_OUT, STATE, CHOSEN, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """Write dq of one query's heads of a group, or add it to what DQ holds. Grid (T, B * G)."""
     t = tl.program_id(0)
@@ -68,14 +73,14 @@ def grouped_query_gradient(
     q = load_rows(Q + b * q_b + g * GS * q_h + t.to(tl.int64) * q_t, q_h, h, valid, D, DP)
     d_out = load_rows(D_OUT + token * E, E, h, valid, E, EP)
     lse, delta = row_state(STATE, b * H + g * GS + h, t, valid, T)
-    k_base, v_base = K + b * k_b + g * k_h, V + b * v_b + g * v_h
     chosen = CHOSEN + ((b * G + g) * T + t) * n
     dq = tl.zeros((GP, DP), tl.float32)
-    for slot in range(0, n):
+    for slot in tl.range(0, n, num_stages=STAGES):
         block = tl.load(chosen + slot).to(tl.int32)
-        key = tl.maximum(block, 0) * BS + tl.arange(0, BS)
-        seen = (key <= t) & (block >= 0)
-        k, v = load_rows(k_base, k_t, key, seen, D, DP), load_rows(v_base, v_t, key, seen, E, EP)
+        first = tl.maximum(block, 0) * BS
+        seen = (first + tl.arange(0, BS) <= t) & (block >= 0)
+        k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
+        v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
         dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale * LOG2E, seen[None, :], True, PRECISION)
     dq *= scale
     if ADD:
@@ -102,21 +107,22 @@ def grouped_key_gradient(
     is_0 = program < SHARES
     j = tl.where(is_0, 0, program - SHARES + 1)
     start, end = tl.load(START + bg * (N + 1) + j), tl.load(START + bg * (N + 1) + j + 1)
-    start, step = start + tl.where(is_0, program, 0) * TQ, tl.where(is_0, SHARES, 1) * TQ
+    begin, step = tl.where(is_0, program, 0) * TQ, tl.where(is_0, SHARES, 1) * TQ
     key = j * BS + tl.arange(0, BS)
     k = load_rows(K + b * k_b + g * k_h, k_t, key, key < T, D, DP)
     v = load_rows(V + b * v_b + g * v_h, v_t, key, key < T, E, EP)
     row = tl.arange(0, TQ * GP)  # query by query, the heads of each together
-    h = g * GS + row % GP
+    head, is_head = tl.minimum(row % GP, GS - 1), row % GP < GS
+    queries, d_outs = Q + b * q_b + g * GS * q_h, D_OUT + (b * T * H + g * GS) * E
+    entries, state = ENTRIES + bg * T * n, STATE + (b * H + g * GS + head) * 2 * T
     scale2 = scale * LOG2E
     dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
-    for first in range(start, end, step):
-        place = first + row // GP
-        valid = (place < end) & (row % GP < GS)
-        t = (tl.load(ENTRIES + bg * T * n + place, mask=valid, other=0) // n).to(tl.int64)
-        q = load_rows(Q + b * q_b, 1, t * q_t + h * q_h, valid, D, DP)
-        d_out = load_rows(D_OUT, E, (b * T + t) * H + h, valid, E, EP)
-        lse, delta = row_state(STATE, b * H + h, t, valid, T)
+    for first in tl.range(begin, end - start, step):
+        place = end - 1 - first - row // GP
+        t = (tl.load(entries + tl.maximum(place, start)) // n).to(tl.int64)
+        q, d_out = gather_rows(queries, 1, t * q_t + head * q_h, D, DP), gather_rows(d_outs, E, t * H + head, E, EP)
+        lse = tl.where((place >= start) & is_head, tl.load(state + t), float("inf"))
+        delta = tl.load(state + T + t)
         seen = t[None, :] >= key[:, None]
         dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
     if is_0:
