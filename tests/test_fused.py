@@ -134,6 +134,20 @@ def test_passes_over_few_heads_change_nothing(monkeypatch):
         assert torch.equal(one, other)
 
 
+@every_source
+@pytest.mark.parametrize("together", [0, 0.3, 1])
+def test_queries_with_their_neighbours_and_alone(monkeypatch, together, by_tma):
+    """Some tiles of four choose alike, others do not; the gradient of all is right whichever way each goes."""
+    force(monkeypatch, "grouped")
+    read(monkeypatch, by_tma)
+    monkeypatch.setattr(grouped, "_MOST_SHARED", together)
+    tensors, blocks = sample(100, 9), random_blocks(100, l_sel=16, n_sel=4)
+    blocks[:, :, 80:90] = blocks[:, :, 80:81]
+    function = partial(fused.selected_attention, block_indices=blocks.to(DEVICE), l_sel=16, scale=SCALE)
+    judge = partial(reference.selected_attention, block_indices=blocks, l_sel=16, scale=SCALE)
+    assert_equal(function, judge, tensors, torch.float16, keys=64, scale=SCALE)
+
+
 def test_as_many_blocks_as_there_may_be(monkeypatch):
     """A bit of a word stands for each."""
     force(monkeypatch, "listed")

@@ -1,6 +1,7 @@
-"""Selected attention query by query, where the heads of a group fill the rows of a product.
+"""The gradients of selected attention where the heads of a group fill the rows of a product.
 
-All heads of a group read the same blocks, so one query's heads are a tile, and nothing partial is written. For keys and
+All heads of a group read the same blocks, so one query's heads are a tile, and nothing partial is written. So goes dq
+of queries whose neighbours chose otherwise; the others go together (see `union`), as all do forward. For keys and
 values the inverse of the selection gives each block's queries, several of them with all their heads in a tile. They are
 taken from the last to the first: late queries choose all blocks alike, so programs that start together read the same
 ones, and a cache serves all but the first.
@@ -11,9 +12,6 @@ import triton.language as tl
 
 from nsa_lib.attention.fused.kernels.tile import (
     LOG2E,
-    LOWEST,
-    attend,
-    finish,
     gather_rows,
     key_gradient,
     load_head_tile,
@@ -27,65 +25,39 @@ from nsa_lib.attention.fused.kernels.tile import (
 _SIZES = ["T", "N", "H"]
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def grouped_forward(
-    Q, K, V, CHOSEN, OUT, LSE, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
-    n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """Write output and log2-sum-exp of one query's heads of a group. Grid (T, B * G)."""
-    t = tl.program_id(0)
-    G = H // GS
-    b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
-    h = tl.arange(0, GP)
-    valid = h < GS
-    q = load_rows(Q + b * q_b + g * GS * q_h + t.to(tl.int64) * q_t, q_h, h, valid, D, DP)
-    chosen = CHOSEN + ((b * G + g) * T + t) * n
-    scale2 = scale * LOG2E
-    m, l = tl.full((GP,), LOWEST, tl.float32), tl.zeros((GP,), tl.float32)
-    acc = tl.zeros((GP, EP), tl.float32)
-    for slot in tl.range(0, n, num_stages=STAGES):
-        block = tl.load(chosen + slot).to(tl.int32)
-        first = tl.maximum(block, 0) * BS
-        seen = (first + tl.arange(0, BS) <= t) & (block >= 0)
-        k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
-        v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
-        m, l, acc = attend(q, k, v, m, l, acc, scale2, seen[None, :], True, PRECISION)
-    out, lse = finish(m, l, acc)
-    store_rows(OUT + ((b * T + t) * H + g * GS) * E, E, h, valid, out, E, EP)
-    tl.store(LSE + (b * H + g * GS + h) * T + t, lse, mask=valid)
-
-
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "MOST"])
 def grouped_query_gradient(
-    Q, K, V, D_OUT, STATE, CHOSEN, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, scale,
+    Q, K, V, D_OUT, STATE, CHOSEN, COUNT, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, MOST, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr,
-    TMA: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr, TQ: tl.constexpr,
+    STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Write dq of one query's heads of a group, or add it to what DQ holds. Grid (T, B * G)."""
+    """Write dq of one query's heads of a group, or add it to DQ, if its tile's list is longer than MOST (see `union`).
+
+    COUNT [B * G, tiles] has those lengths, of tiles of TQ queries. Grid (T, B * G).
+    """
     t = tl.program_id(0)
     G = H // GS
     b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
     h = tl.arange(0, GP)
-    valid = h < GS
-    token = ((b * T + t) * H + g * GS).to(tl.int64)
-    q = load_rows(Q + b * q_b + g * GS * q_h + t.to(tl.int64) * q_t, q_h, h, valid, D, DP)
-    d_out = load_rows(D_OUT + token * E, E, h, valid, E, EP)
-    lse, delta = row_state(STATE, b * H + g * GS + h, t, valid, T)
-    chosen = CHOSEN + ((b * G + g) * T + t) * n
-    dq = tl.zeros((GP, DP), tl.float32)
-    for slot in tl.range(0, n, num_stages=STAGES):
-        block = tl.load(chosen + slot).to(tl.int32)
-        first = tl.maximum(block, 0) * BS
-        seen = (first + tl.arange(0, BS) <= t) & (block >= 0)
-        k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
-        v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
-        dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale * LOG2E, seen[None, :], True, PRECISION)
-    dq *= scale
-    if ADD:
-        dq += load_rows(DQ + token * D, D, h, valid, D, DP).to(tl.float32)
-    store_rows(DQ + token * D, D, h, valid, dq, D, DP)
+    if tl.load(COUNT + (b * G + g) * tl.cdiv(T, TQ) + t // TQ) > MOST:
+        valid, token = h < GS, (b * T + t) * H + g * GS
+        q = load_rows(Q + b * q_b + g * GS * q_h + t.to(tl.int64) * q_t, q_h, h, valid, D, DP)
+        d_out = load_rows(D_OUT + token * E, E, h, valid, E, EP)
+        lse, delta = row_state(STATE, b * H + g * GS + h, t, valid, T)
+        chosen = CHOSEN + ((b * G + g) * T + t) * n
+        dq = tl.zeros((GP, DP), tl.float32)
+        for slot in tl.range(0, n, num_stages=STAGES):
+            block = tl.load(chosen + slot).to(tl.int32)
+            first = tl.maximum(block, 0) * BS
+            seen = (first + tl.arange(0, BS) <= t) & (block >= 0)
+            k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
+            v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
+            dq = query_gradient(q, k, v, d_out, lse, delta, dq, scale * LOG2E, seen[None, :], True, PRECISION)
+        dq *= scale
+        if ADD:
+            dq += load_rows(DQ + token * D, D, h, valid, D, DP).to(tl.float32)
+        store_rows(DQ + token * D, D, h, valid, dq, D, DP)
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "total"])

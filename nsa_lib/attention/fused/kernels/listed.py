@@ -130,7 +130,8 @@ def merge(
         k = load_head_tile(K, b, g, k_b, k_h, k_t, j * BS, T, BS, D, DP, False, TMA)
         v = load_head_tile(V, b, g, v_b, v_h, v_t, j * BS, T, BS, E, EP, False, TMA)
         seen = t[:, None] >= (j * BS + tl.arange(0, BS))[None, :]
-        m, l, acc = attend_selected(q, k, v, m, l, acc, scale2, selects, seen, True, PRECISION)
+        s = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
+        m, l, acc = attend_selected(s, v, m, l, acc, scale2, selects, PRECISION)
     if i > 2:
         slots = tl.load(SLOTS + bg * 2 * T + t, mask=valid, other=0)
         first, slot = (local * T + t) * n, tl.arange(0, NP)

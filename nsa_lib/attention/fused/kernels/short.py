@@ -39,7 +39,8 @@ def attend_words(
     for j in range(0, i * (TQ // BS)):
         selects = ((word >> j) & 1) == 1
         k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
-        m, l, acc = attend_selected(q, k, v, m, l, acc, scale2, selects, t, False, PRECISION)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        m, l, acc = attend_selected(s, v, m, l, acc, scale2, selects, PRECISION)
     for z in tl.static_range(TQ // BS):
         j = i * (TQ // BS) + z
         key = j * BS + tl.arange(0, BS)

@@ -89,14 +89,11 @@ def attend(q, k, v, m, l, acc, scale2, seen, MASKED: tl.constexpr, PRECISION: tl
 
 
 @triton.jit
-def attend_selected(q, k, v, m, l, acc, scale2, selects, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """Take one tile of keys into the softmax of the rows that select it (see `attend`).
+def attend_selected(s, v, m, l, acc, scale2, selects, PRECISION: tl.constexpr):
+    """Take one tile of keys, with logits s before their scale, into the softmax of the rows that select it.
 
     A row that does not has a maximum of +inf here, so that its p is 0 without a mask over the tile.
     """
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if MASKED:
-        s = tl.where(seen, s, float("-inf"))
     m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
     p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
     shrink = tl.math.exp2(m - m_new)
