@@ -134,6 +134,25 @@ def test_passes_over_few_heads_change_nothing(monkeypatch):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("way", ["listed", "grouped"])
+def test_blocks_that_all_queries_chose_are_shared_out(monkeypatch, way):
+    """Several programs work on each of them, and several shares are added, always in the same order."""
+    force(monkeypatch, way)
+    monkeypatch.setattr(listed, "_FORWARD_CHUNK", 32)
+    monkeypatch.setattr(listed, "_LEAST_CHUNK", 4)
+    monkeypatch.setattr(grouped, "_LEAST_CHUNK", 4)
+    tensors, length = sample(150, 9 if way == "grouped" else 2, 1), 150
+    blocks = random_blocks(length, l_sel=16, n_sel=6)
+    late = torch.arange(6 * 16, length)
+    blocks[:, :, late] = torch.stack([late * 0 + j for j in (0, 1, 3)] + [late // 16 - 1, late // 16, late * 0 - 1], -1)
+    function = partial(fused.selected_attention, block_indices=blocks.to(DEVICE), l_sel=16, scale=SCALE)
+    judge = partial(reference.selected_attention, block_indices=blocks, l_sel=16, scale=SCALE)
+    assert_equal(function, judge, tensors, torch.float16, keys=96, scale=SCALE)
+    *inputs, weight = on_device(tensors, torch.float16)
+    for one, other in zip(*(budget.with_gradients(function, inputs, weight) for _ in range(2)), strict=True):
+        assert torch.equal(one, other)
+
+
 @every_source
 @pytest.mark.parametrize("together", [0, 0.3, 1])
 def test_queries_with_their_neighbours_and_alone(monkeypatch, together, by_tma):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nsa_lib.attention.fused import tma
-from nsa_lib.attention.fused.block_0 import add_shares, empty_shares
+from nsa_lib.attention.fused.chunks import add_shares, cut, empty_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
@@ -35,6 +35,12 @@ _ROWS = 64
 _MOST_SHARED = 5 / 8
 """Longest list of such a tile, as a share of all its choices, up to which dq by the list is faster than one by one."""
 
+_SHARES = 16
+"""Programs that share a block that all queries chose, as block 0."""
+
+_LEAST_CHUNK = 256
+"""Fewest queries that are worth a share of their own."""
+
 _KEY = {
     "narrow": {"rows": 64, "num_warps": 4, "num_stages": 2},
     "wide": {"rows": 32, "num_warps": 4, "num_stages": 2},
@@ -56,10 +62,12 @@ def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
     """Write dq, or add to it; return the pair of gradients of keys and values."""
     _query_gradient(q, k, v, chosen, *inverse, d_out, state, dq, adds, l_sel, scale)
     entries, start, _ = invert(chosen, l_sel, near=True)
-    pair = empty_pair(k, v)
-    shares = empty_shares(k, v, l_sel)
-    _key_gradient(q, k, v, entries, start, d_out, state, shares, pair, chosen.shape[-1], l_sel, scale)
-    add_shares(pair, shares, k, v)
+    chunks = cut(start, entries, max(_LEAST_CHUNK, chosen.shape[2] // _SHARES))
+    shares, pair, n = empty_shares(chunks, len(start), k, v, l_sel), empty_pair(k, v), chosen.shape[-1]
+    _key_gradient(
+        q, k, v, entries, start, chunks.first, chunks.block, d_out, state, shares, pair, chunks.size, n, l_sel, scale
+    )  # fmt: skip
+    add_shares(shares, chunks.first, k, v, pair, 0, len(start), l_sel)
     return pair
 
 
@@ -113,16 +121,16 @@ def _query_gradient(q, k, v, chosen, entries, count, d_out, state, dq, adds, l_s
 
 
 @op(
-    "grouped_key_gradient(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor d_out, Tensor state, "
-    "Tensor(a!) pair_0, Tensor(b!) pair, int n, int l_sel, float scale)"
+    "grouped_key_gradient(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor first, Tensor block, "
+    "Tensor d_out, Tensor state, Tensor(a!) shares, Tensor(b!) pair, int size, int n, int l_sel, float scale)"
 )
-def _key_gradient(q, k, v, entries, start, d_out, state, pair_0, pair, n, l_sel, scale):
+def _key_gradient(q, k, v, entries, start, first, block, d_out, state, shares, pair, size, n, l_sel, scale):
     from nsa_lib.attention.fused.kernels.grouped import grouped_key_gradient
 
-    (lanes, shares), (length, blocks) = pair_0.shape[:2], (k.shape[2], start.shape[1] - 1)
+    (lanes, places), length, blocks, most = shares.shape[:2], k.shape[2], start.shape[1] - 1, block.shape[1]
     constants, tiles = _constants(q, k, v, l_sel), dict(_KEY[tile_class(q, v)])
     queries = max(1, tiles.pop("rows") // constants["GP"])
-    grouped_key_gradient[lanes, shares + blocks - 1](
-        q, k, v, d_out, state, entries, start, pair, pair_0, *strides(q, k, v),
-        length, blocks, q.shape[1], lanes * length, scale, n=n, TQ=queries, SHARES=shares, **constants, **tiles,
+    grouped_key_gradient[lanes, most](
+        q, k, v, d_out, state, entries, start, first, block, pair, shares, *strides(q, k, v),
+        length, blocks, q.shape[1], most, size, places, lanes * length, scale, n=n, TQ=queries, **constants, **tiles,
     )  # fmt: skip

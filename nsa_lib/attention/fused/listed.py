@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nsa_lib.attention.fused import tma
-from nsa_lib.attention.fused.block_0 import add_shares, empty_shares
+from nsa_lib.attention.fused.chunks import add_shares, cut, empty_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
@@ -15,10 +15,18 @@ PARTIAL_BYTES = 400 * 2**20
 
 _MOST_OFFSET = 2**31 - 1
 
+_FORWARD_CHUNK = 512
+"""Entries of a list that one program works on, forward; backward, where each share of a gradient is to be added up, as
+many as make a chunk an eighth of the queries, so that the block that all of them chose is in eight."""
+
+_LEAST_CHUNK = 256
+_MOST_OF_BLOCK_0 = 32
+"""Shares of block 0, which is near to all queries."""
+
 _FAR = {
-    "narrow": {"TQ": 64, "SHARES": 2, "num_warps": 4, "num_stages": 5},
-    "wide": {"TQ": 64, "SHARES": 4, "num_warps": 4, "num_stages": 2},
-    "float32": {"TQ": 32, "SHARES": 4, "num_warps": 4, "num_stages": 1},
+    "narrow": {"TQ": 64, "num_warps": 4, "num_stages": 5},
+    "wide": {"TQ": 64, "num_warps": 4, "num_stages": 2},
+    "float32": {"TQ": 32, "num_warps": 4, "num_stages": 1},
 }
 _MERGE = {
     "narrow": {"STAGES": 5, "NEAR_STAGES": 1, "num_warps": 4},
@@ -40,22 +48,35 @@ _BLOCK = {
 def forward(q, k, v, chosen, out, lse, l_sel, scale):
     """Write output and log2-sum-exp; return the inverse of the selection."""
     inverse = invert(chosen, l_sel, near=False)
+    entries, start, slots = inverse
+    chunks = cut(start, entries, _FORWARD_CHUNK)
     heads = _heads_a_pass(q, k, chosen, v.shape[-1])
     part = _partials(q, chosen, heads, v.shape[-1])
     part_lse = torch.empty(part.shape[:3], dtype=torch.float32, device=q.device)
     for head in range(0, q.shape[0] * q.shape[1], heads):
-        _forward(q, k, v, *inverse, part, part_lse, out, lse, head, l_sel, scale)
+        _forward(
+            q, k, v, entries, start, chunks.first, chunks.block, slots, part, part_lse, out, lse,
+            chunks.size, head, l_sel, scale,
+        )  # fmt: skip
     return inverse
 
 
 def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
     """Write dq, or add to it; return the pair of gradients of keys and values."""
+    entries, start, slots = inverse
+    length, share = q.shape[2], q.shape[1] // k.shape[1]
+    least = min(_MOST_OF_BLOCK_0, power_of_two(cdiv(length, l_sel), 1))
+    chunks = cut(start, entries, max(_LEAST_CHUNK, length // 8), least=least)
     heads = _heads_a_pass(q, k, chosen, q.shape[-1])
     part, pair = _partials(q, chosen, heads, q.shape[-1]), empty_pair(k, v)
-    shares = empty_shares(k, v, l_sel)
+    shares = empty_shares(chunks, heads // share, k, v, l_sel)
     for head in range(0, q.shape[0] * q.shape[1], heads):
-        _gradient(q, k, v, *inverse, d_out, state, part, shares, dq, pair, head, adds, l_sel, scale)
-    add_shares(pair, shares, k, v)
+        _gradient(
+            q, k, v, entries, start, chunks.first, chunks.block, slots, d_out, state, part, shares, dq, pair,
+            chunks.size, head, adds, l_sel, scale,
+        )  # fmt: skip
+        groups = min(heads, q.shape[0] * q.shape[1] - head) // share
+        add_shares(shares, chunks.first, k, v, pair, head // share, groups, l_sel)
     return pair
 
 
@@ -81,17 +102,19 @@ def _is_long(q: torch.Tensor, v: torch.Tensor, part: torch.Tensor) -> bool:
 
 
 @op(
-    "listed_forward(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor slots, Tensor(a!) part, "
-    "Tensor(b!) part_lse, Tensor(c!) out, Tensor(d!) lse, int head, int l_sel, float scale)"
+    "listed_forward(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor first, Tensor block, "
+    "Tensor slots, Tensor(a!) part, Tensor(b!) part_lse, Tensor(c!) out, Tensor(d!) lse, int size, int head, "
+    "int l_sel, float scale)"
 )
-def _forward(q, k, v, entries, start, slots, part, part_lse, out, lse, head, l_sel, scale):
+def _forward(q, k, v, entries, start, first, block, slots, part, part_lse, out, lse, size, head, l_sel, scale):
     from nsa_lib.attention.fused.kernels.listed import far_forward, merge
 
     (batch, heads, length, _), blocks, kind = q.shape, cdiv(k.shape[2], l_sel), tile_class(q, v)
     here, constants = min(len(part), batch * heads - head), _constants(q, k, v, part, l_sel)
     if blocks > 3:  # else every pair is near
-        far_forward[blocks - 3, _FAR[kind]["SHARES"], here](
-            q, k, v, entries, start, part, part_lse, *strides(q, k, v), length, blocks, heads, head, scale,
+        far_forward[block.shape[1], here](
+            q, k, v, entries, start, first, block, part, part_lse, *strides(q, k, v),
+            length, blocks, heads, head, block.shape[1], size, scale,
             LONG=_is_long(q, v, part), **constants, **_FAR[kind],
         )  # fmt: skip
     tiles = tma.row(_MERGE, k, v)
@@ -102,20 +125,22 @@ def _forward(q, k, v, entries, start, slots, part, part_lse, out, lse, head, l_s
 
 
 @op(
-    "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor slots, Tensor d_out, "
-    "Tensor state, Tensor(a!) part, Tensor(b!) pair_0, Tensor(c!) dq, Tensor(d!) pair, int head, bool adds, "
-    "int l_sel, float scale)"
+    "listed_gradient(Tensor q, Tensor k, Tensor v, Tensor entries, Tensor start, Tensor first, Tensor block, "
+    "Tensor slots, Tensor d_out, Tensor state, Tensor(a!) part, Tensor(b!) shares, Tensor(c!) dq, Tensor(d!) pair, "
+    "int size, int head, bool adds, int l_sel, float scale)"
 )
-def _gradient(q, k, v, entries, start, slots, d_out, state, part, pair_0, dq, pair, head, adds, l_sel, scale):
+def _gradient(
+    q, k, v, entries, start, first, block, slots, d_out, state, part, shares, dq, pair, size, head, adds, l_sel, scale
+):  # fmt: skip
     from nsa_lib.attention.fused.kernels.listed import block_gradient, merge_query_gradient
 
-    (batch, heads, length, _), blocks, shares = q.shape, cdiv(k.shape[2], l_sel), pair_0.shape[1]
+    (batch, heads, length, _), blocks, most = q.shape, cdiv(k.shape[2], l_sel), block.shape[1]
     here, constants = min(len(part), batch * heads - head), _constants(q, k, v, part, l_sel)
     tiles = tma.row(_BLOCK, q, d_out, k, v)
-    block_gradient[here // constants["GS"], shares + blocks - 1](
-        q, d_out, *tma.sources(tiles["TMA"], l_sel, q, d_out, k, v), state, slots, entries, start, part, pair, pair_0,
-        *strides(q, k, v), length, blocks, heads, head, batch * k.shape[1] * length, scale,
-        SHARES=shares, LONG=_is_long(q, v, part), **constants, **tiles,
+    block_gradient[here // constants["GS"], most](
+        q, d_out, *tma.sources(tiles["TMA"], l_sel, q, d_out, k, v), state, slots, entries, start, first, block,
+        part, pair, shares, *strides(q, k, v), length, blocks, heads, head, most, size, shares.shape[1],
+        batch * k.shape[1] * length, scale, LONG=_is_long(q, v, part), **constants, **tiles,
     )  # fmt: skip
     tiles = tma.row(_MERGE, k, v)
     merge_query_gradient[blocks, here](

@@ -10,6 +10,7 @@ ones, and a cache serves all but the first.
 import triton
 import triton.language as tl
 
+from nsa_lib.attention.fused.kernels.chunks import chunk, store_share
 from nsa_lib.attention.fused.kernels.tile import (
     LOG2E,
     gather_rows,
@@ -18,7 +19,6 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_rows,
     query_gradient,
     row_state,
-    store_key_gradients,
     store_rows,
 )
 
@@ -60,46 +60,38 @@ def grouped_query_gradient(
         store_rows(DQ + token * D, D, h, valid, dq, D, DP)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "total"])
+@triton.jit(do_not_specialize=[*_SIZES, "MOST", "SIZE", "places", "total"])
 def grouped_key_gradient(
-    Q, K, V, D_OUT, STATE, ENTRIES, START, PAIR, PAIR_0,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, total, scale,
-    n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr,
+    Q, K, V, D_OUT, STATE, ENTRIES, START, FIRST, BLOCK, PAIR, SHARES, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    T, N, H, MOST, SIZE, places, total, scale, n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of a block, from the queries that chose it, TQ of them with all their heads at a time.
+    """Write dk and dv of a chunk, TQ of its queries with all their heads at a time.
 
-    They go to PAIR (see `store_key_gradients`). Every query chose block 0, so SHARES programs share it; they write to
-    PAIR_0 [B * G, SHARES, BS, D + E], to be added up. Grid (B * G, SHARES + blocks - 1).
+    See `store_share` for where they go. Grid (B * G, chunks).
     """
-    program = tl.program_id(1)
     G = H // GS
     bg = tl.program_id(0).to(tl.int64)
     b, g = bg // G, bg % G
-    is_0 = program < SHARES
-    j = tl.where(is_0, 0, program - SHARES + 1)
-    start, end = tl.load(START + bg * (N + 1) + j), tl.load(START + bg * (N + 1) + j + 1)
-    begin, step = tl.where(is_0, program, 0) * TQ, tl.where(is_0, SHARES, 1) * TQ
-    key = j * BS + tl.arange(0, BS)
-    k = load_rows(K + b * k_b + g * k_h, k_t, key, key < T, D, DP)
-    v = load_rows(V + b * v_b + g * v_h, v_t, key, key < T, E, EP)
-    row = tl.arange(0, TQ * GP)  # query by query, the heads of each together
-    head, is_head = tl.minimum(row % GP, GS - 1), row % GP < GS
-    queries, d_outs = Q + b * q_b + g * GS * q_h, D_OUT + (b * T * H + g * GS) * E
-    entries, state = ENTRIES + bg * T * n, STATE + (b * H + g * GS + head) * 2 * T
-    scale2 = scale * LOG2E
-    dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
-    for first in tl.range(begin, end - start, step):
-        place = end - 1 - first - row // GP
-        t = (tl.load(entries + tl.maximum(place, start)) // n).to(tl.int64)
-        q, d_out = gather_rows(queries, 1, t * q_t + head * q_h, D, DP), gather_rows(d_outs, E, t * H + head, E, EP)
-        lse = tl.where((place >= start) & is_head, tl.load(state + t), float("inf"))
-        delta = tl.load(state + T + t)
-        seen = t[None, :] >= key[:, None]
-        dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
-    if is_0:
-        rows = (bg * SHARES + program) * BS + tl.arange(0, BS)
-        store_rows(PAIR_0, D + E, rows, rows >= 0, dk * scale, D, DP)
-        store_rows(PAIR_0 + D, D + E, rows, rows >= 0, dv, E, EP)
-    else:
-        store_key_gradients(PAIR, total, b, g, key, T, G, dk * scale, dv, D, DP, E, EP)
+    exists, j, x, chunks, start, end = chunk(START, FIRST, BLOCK, bg, tl.program_id(1), N, MOST, SIZE)
+    if exists:
+        key = j * BS + tl.arange(0, BS)
+        k = load_rows(K + b * k_b + g * k_h, k_t, key, key < T, D, DP)
+        v = load_rows(V + b * v_b + g * v_h, v_t, key, key < T, E, EP)
+        row = tl.arange(0, TQ * GP)  # query by query, the heads of each together
+        head, is_head = tl.minimum(row % GP, GS - 1), row % GP < GS
+        queries, d_outs = Q + b * q_b + g * GS * q_h, D_OUT + (b * T * H + g * GS) * E
+        entries, state = ENTRIES + bg * T * n, STATE + (b * H + g * GS + head) * 2 * T
+        scale2 = scale * LOG2E
+        dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
+        for first in range(0, end - start, TQ):
+            place = end - 1 - first - row // GP
+            t = (tl.load(entries + tl.maximum(place, start)) // n).to(tl.int64)
+            q, d_out = gather_rows(queries, 1, t * q_t + head * q_h, D, DP), gather_rows(d_outs, E, t * H + head, E, EP)
+            lse = tl.where((place >= start) & is_head, tl.load(state + t), float("inf"))
+            delta = tl.load(state + T + t)
+            seen = t[None, :] >= key[:, None]
+            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
+        store_share(
+            PAIR, SHARES, FIRST, total, bg, places, b, g, bg, j, x, chunks, T, G, N, dk * scale, dv, BS, D, DP, E, EP
+        )  # fmt: skip

@@ -11,6 +11,7 @@ The last tile of a list is filled up with its last entry, so that no far row nee
 import triton
 import triton.language as tl
 
+from nsa_lib.attention.fused.kernels.chunks import chunk, store_share
 from nsa_lib.attention.fused.kernels.tile import (
     LOG2E,
     LOWEST,
@@ -25,7 +26,6 @@ from nsa_lib.attention.fused.kernels.tile import (
     load_tile,
     query_gradient,
     row_state,
-    store_key_gradients,
     store_rows,
 )
 
@@ -42,29 +42,27 @@ def _far_entries(entries, first, end, TQ: tl.constexpr, LONG: tl.constexpr):
     return entry, place
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "MOST", "SIZE"])
 def far_forward(
-    Q, K, V, ENTRIES, START, PART, PART_LSE, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, head, scale,
-    n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr, LONG: tl.constexpr,
+    Q, K, V, ENTRIES, START, FIRST, BLOCK, PART, PART_LSE, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    T, N, H, head, MOST, SIZE, scale, n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    """Write a block's partials, [heads, T, n, E] and log2-sum-exps. Grid (blocks from 1 on, SHARES, heads)."""
-    j = tl.program_id(0) + 1
-    local = tl.program_id(2).to(tl.int64)
+    """Write a chunk's partials, [heads, T, n, E] and log2-sum-exps. Grid (chunks, heads)."""
+    local = tl.program_id(1).to(tl.int64)
     b, h = (head + local) // H, (head + local) % H
     g = h // GS
     bg = b * (H // GS) + g
-    start = tl.load(START + bg * (N + 1) + j) + tl.program_id(1) * TQ
-    end = tl.load(START + bg * (N + 1) + j + 1)
-    if start < end:
+    exists, j, _, _, start, end = chunk(START, FIRST, BLOCK, bg, tl.program_id(0), N, MOST, SIZE)
+    if exists & (start < end):
         k = load_tile(K + b * k_b + g * k_h, k_t, j * BS, BS, D, DP)  # a far block is whole
         v = load_tile(V + b * v_b + g * v_h, v_t, j * BS, BS, E, EP)
         scale2 = scale * LOG2E
         entries, queries = ENTRIES + bg * T * n, Q + b * q_b + h * q_h
         parts, part_lses = PART + local * T * n * E, PART_LSE + local * T * n
         column = tl.arange(0, EP)
-        for first in range(start, end, SHARES * TQ):
-            entry, _ = _far_entries(entries, first, end, TQ, LONG)
+        for first in range(start, end, TQ):
+            entry, _place = _far_entries(entries, first, end, TQ, LONG)
             q = gather_rows(queries, q_t, entry // n, D, DP)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             m = tl.max(s, 1) * scale2
@@ -153,67 +151,63 @@ def merge(
     tl.store(LSE + (b * H + h) * T + t, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "total"])
+@triton.jit(do_not_specialize=[*_SIZES, "MOST", "SIZE", "places", "total"])
 def block_gradient(
-    Q, D_OUT, Q_TILES, D_OUT_TILES, K, V, STATE, SLOTS, ENTRIES, START, PART, PAIR, PAIR_0,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, head, total, scale,
+    Q, D_OUT, Q_TILES, D_OUT_TILES, K, V, STATE, SLOTS, ENTRIES, START, FIRST, BLOCK, PART, PAIR, SHARES,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, N, H, head, MOST, SIZE, places, total, scale,
     n: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, SHARES: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr,
     STAGES: tl.constexpr, NEAR_STAGES: tl.constexpr, LONG: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv of a block, from all heads of its group, and the partial dq of its far pairs [heads, T, n, D].
+    """Write dk and dv of a chunk, from all heads of its group, and the partial dq of its far pairs [heads, T, n, D].
 
-    They go to PAIR (see `store_key_gradients`). Every query chose block 0, so SHARES programs share it; they write to
-    PAIR_0 [B * G, SHARES, BS, D + E], to be added up. Grid (groups of the pass, SHARES + blocks - 1).
+    See `store_share` for where they go. Grid (groups of the pass, chunks).
     """
-    program = tl.program_id(1)
     G = H // GS
     local = tl.program_id(0).to(tl.int64)
     bg = head // GS + local
     b, g = bg // G, bg % G
-    is_0 = program < SHARES
-    j = tl.where(is_0, 0, program - SHARES + 1)
-    start, end = tl.load(START + bg * (N + 1) + j), tl.load(START + bg * (N + 1) + j + 1)
-    key = j * BS + tl.arange(0, BS)
-    k = load_head_tile(K, b, g, k_b, k_h, k_t, j * BS, T, BS, D, DP, False, TMA)
-    v = load_head_tile(V, b, g, v_b, v_h, v_t, j * BS, T, BS, E, EP, False, TMA)
-    scale2 = scale * LOG2E
-    dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
-    # Queries to whom the block is near: all for block 0, every SHARES-th tile of them here, else its own and the next.
-    tile, step = tl.where(is_0, program, j), tl.where(is_0, SHARES, 1)
-    tiles = (tl.where(is_0, N, tl.minimum(j + 2, N)) - tile + step - 1) // step
-    entries, near, d_b = ENTRIES + bg * T * n, SLOTS + (bg * 2 + 1) * T, tl.cast(T, tl.int64) * H * E
-    for share_head in range(0, GS):
-        h = g * GS + share_head
-        lane = b * H + h
-        for y in tl.range(0, tiles, num_stages=NEAR_STAGES):
-            i = tile + y * step
-            t = i * BS + tl.arange(0, BS)
-            bit = tl.where(is_0, 1, tl.where(i == j, 4, 2))
-            selects = (tl.load(near + t, mask=t < T, other=0) & bit) != 0
-            q = load_head_tile(Q_TILES, b, h, q_b, q_h, q_t, i * BS, T, BS, D, DP, False, TMA)
-            d_out = load_head_tile(D_OUT_TILES, b, h, d_b, E, H * E, i * BS, T, BS, E, EP, False, TMA)
-            lse, delta = row_state(STATE, lane, t, selects, T)
-            seen = t[None, :] >= key[:, None]
-            dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
-        queries, d_outs, state = Q + b * q_b + h * q_h, D_OUT + b * d_b + h * E, STATE + lane * 2 * T
-        parts, column = PART + (local * GS + share_head) * T * n * D, tl.arange(0, DP)
-        for first in tl.range(start, end, TQ, num_stages=STAGES):
-            entry, place = _far_entries(entries, first, end, TQ, LONG)
-            t = entry // n
-            q, d_out = gather_rows(queries, q_t, t, D, DP), gather_rows(d_outs, H * E, t, E, EP)
-            lse = tl.where(place < end, tl.load(state + t), float("inf"))
-            delta = tl.load(state + T + t)
-            dk, dv, ds = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, place, False, PRECISION)
-            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION).to(PART.dtype.element_ty)
-            inside = (place < end)[:, None] & (column < D)[None, :]
-            tl.store(parts + (entry * D)[:, None] + column[None, :], dq, mask=inside)
-    if is_0:
-        rows = (bg * SHARES + program) * BS + tl.arange(0, BS)
-        store_rows(PAIR_0, D + E, rows, rows >= 0, dk * scale, D, DP)
-        store_rows(PAIR_0 + D, D + E, rows, rows >= 0, dv, E, EP)
-    else:
-        store_key_gradients(PAIR, total, b, g, key, T, G, dk * scale, dv, D, DP, E, EP)
+    exists, j, x, chunks, start, end = chunk(START, FIRST, BLOCK, bg, tl.program_id(1), N, MOST, SIZE)
+    if exists:
+        key = j * BS + tl.arange(0, BS)
+        k = load_head_tile(K, b, g, k_b, k_h, k_t, j * BS, T, BS, D, DP, False, TMA)
+        v = load_head_tile(V, b, g, v_b, v_h, v_t, j * BS, T, BS, E, EP, False, TMA)
+        scale2 = scale * LOG2E
+        dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
+        # Queries to whom the block is near: all for block 0, each chunk of which has a share of their tiles; else those
+        # of the own block and the next, which the first chunk takes.
+        tile, step = tl.where(j == 0, x, j), tl.where(j == 0, chunks, 1)
+        last = tl.where(j == 0, N, tl.where(x == 0, tl.minimum(j + 2, N), j))
+        tiles = (last - tile + step - 1) // step
+        entries, near, d_b = ENTRIES + bg * T * n, SLOTS + (bg * 2 + 1) * T, tl.cast(T, tl.int64) * H * E
+        for share_head in range(0, GS):
+            h = g * GS + share_head
+            lane = b * H + h
+            for y in tl.range(0, tiles, num_stages=NEAR_STAGES):
+                i = tile + y * step
+                t = i * BS + tl.arange(0, BS)
+                bit = tl.where(j == 0, 1, tl.where(i == j, 4, 2))
+                selects = (tl.load(near + t, mask=t < T, other=0) & bit) != 0
+                q = load_head_tile(Q_TILES, b, h, q_b, q_h, q_t, i * BS, T, BS, D, DP, False, TMA)
+                d_out = load_head_tile(D_OUT_TILES, b, h, d_b, E, H * E, i * BS, T, BS, E, EP, False, TMA)
+                lse, delta = row_state(STATE, lane, t, selects, T)
+                seen = t[None, :] >= key[:, None]
+                dk, dv, _ = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, seen, True, PRECISION)
+            queries, d_outs, state = Q + b * q_b + h * q_h, D_OUT + b * d_b + h * E, STATE + lane * 2 * T
+            parts, column = PART + (local * GS + share_head) * T * n * D, tl.arange(0, DP)
+            for first in tl.range(start, end, TQ, num_stages=STAGES):
+                entry, place = _far_entries(entries, first, end, TQ, LONG)
+                t = entry // n
+                q, d_out = gather_rows(queries, q_t, t, D, DP), gather_rows(d_outs, H * E, t, E, EP)
+                lse = tl.where(place < end, tl.load(state + t), float("inf"))
+                delta = tl.load(state + T + t)
+                dk, dv, ds = key_gradient(q, k, v, d_out, lse, delta, dk, dv, scale2, place, False, PRECISION)
+                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION).to(PART.dtype.element_ty)
+                inside = (place < end)[:, None] & (column < D)[None, :]
+                tl.store(parts + (entry * D)[:, None] + column[None, :], dq, mask=inside)
+        store_share(
+            PAIR, SHARES, FIRST, total, local, places, b, g, bg, j, x, chunks, T, G, N, dk * scale, dv, BS, D, DP, E, EP
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SIZES)
