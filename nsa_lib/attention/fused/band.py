@@ -21,6 +21,7 @@ _FORWARD = {
     "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
     "narrow, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "narrow, window, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "wide, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
 }
 _QUERY_GRADIENT = {

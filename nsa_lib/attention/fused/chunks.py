@@ -9,6 +9,9 @@ import torch
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import power_of_two, widths
 
+_ROWS = 8
+_ADD = {"STAGES": 4, "num_warps": 4}
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -58,7 +61,7 @@ def add_shares(shares, first, k, v, pair, lane, groups, l_sel):
 
     (batch, all_groups, length, _), blocks = k.shape, first.shape[1] - 1
     constants = {name: size for name, size in widths(k, v).items() if name != "PRECISION"}
-    add_shares[groups, blocks](
+    add_shares[groups, blocks, l_sel // _ROWS](
         pair, shares, first, length, all_groups, blocks, lane, shares.shape[1], batch * all_groups * length,
-        BS=l_sel, **constants, num_warps=4,
+        BS=l_sel, ROWS=_ROWS, **constants, **_ADD,
     )  # fmt: skip

@@ -32,6 +32,9 @@ _UNION = {
 _ROWS = 64
 """Rows of a tile, of the heads of some neighbouring queries; float32 has those of one query."""
 
+_TILES = 4
+"""Such tiles of a program that may find nothing to do."""
+
 _MOST_SHARED = 5 / 8
 """Longest list of such a tile, as a share of all its choices, up to which dq by the list is faster than one by one."""
 
@@ -110,9 +113,9 @@ def _query_gradient(q, k, v, chosen, entries, count, d_out, state, dq, adds, l_s
     constants = {"TQ": queries, "ADD": adds, **_constants(q, k, v, l_sel)}
     most, row = int(queries * n * _MOST_SHARED), tma.row(_UNION, k, v)
     sources = tma.sources(row["TMA"], l_sel, k, v)
-    union_query_gradient[tiles, lanes](
+    union_query_gradient[cdiv(tiles, _TILES), lanes](
         q, *sources, d_out, state, entries, count, dq, *strides(q, k, v), length, heads, most, scale,
-        NP=power_of_two(n, 4), **constants, **row,
+        NP=power_of_two(n, 4), TILES=_TILES, **constants, **row,
     )  # fmt: skip
     grouped_query_gradient[length, lanes](
         q, *sources, d_out, state, chosen, count, dq, *strides(q, k, v), length, heads, most, scale,

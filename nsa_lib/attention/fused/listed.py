@@ -15,7 +15,7 @@ PARTIAL_BYTES = 400 * 2**20
 
 _MOST_OFFSET = 2**31 - 1
 
-_FORWARD_CHUNK = 512
+_FORWARD_CHUNK = 1024
 """Entries of a list that one program works on, forward; backward, where each share of a gradient is to be added up, as
 many as make a chunk an eighth of the queries, so that the block that all of them chose is in eight."""
 

@@ -59,19 +59,19 @@ def store_share(
 @triton.jit(do_not_specialize=["T", "G", "N", "lane", "places", "total"])
 def add_shares(
     PAIR, SHARES, FIRST, T, G, N, lane, places, total, BS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write the sum of the shares of each block that has several, from the first to the last, to PAIR.
 
-    Of the groups of a pass, which begin with `lane`. Grid (groups of the pass, blocks).
+    Of the groups of a pass, which begin with `lane`. Grid (groups of the pass, blocks, BS / ROWS).
     """
     local, j = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    bg, row = lane + local, tl.arange(0, BS)
+    bg, row = lane + local, tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     first = tl.load(FIRST + bg * (N + 1) + j)
     chunks = tl.load(FIRST + bg * (N + 1) + j + 1) - first
     if chunks > 1:
-        dk, dv = tl.zeros((BS, DP), tl.float32), tl.zeros((BS, EP), tl.float32)
-        for x in range(0, chunks):
+        dk, dv = tl.zeros((ROWS, DP), tl.float32), tl.zeros((ROWS, EP), tl.float32)
+        for x in tl.range(0, chunks, num_stages=STAGES):
             rows = (local * places + 2 * (first - j) + x) * BS + row
             dk += load_rows(SHARES, D + E, rows, rows >= 0, D, DP)
             dv += load_rows(SHARES + D, D + E, rows, rows >= 0, E, EP)
