@@ -20,10 +20,15 @@ _ALONE = {
     "narrow, TMA": {"STAGES": 2, "num_warps": 2},
     "wide, TMA": {"STAGES": 2, "num_warps": 2},
 }
-_UNION = {
+_TOGETHER = {
     "narrow": {"STAGES": 2, "num_warps": 4},
     "wide": {"STAGES": 2, "num_warps": 4},
     "float32": {"STAGES": 1, "num_warps": 4},
+    "narrow, TMA": {"STAGES": 3, "num_warps": 4},
+    "wide, TMA": {"STAGES": 3, "num_warps": 4},
+}
+_TOGETHER_BACK = {
+    **_TOGETHER,
     "narrow, TMA": {"STAGES": 2, "num_warps": 4},
     "wide, TMA": {"STAGES": 2, "num_warps": 4},
 }
@@ -31,9 +36,6 @@ _UNION = {
 
 _ROWS = 64
 """Rows of a tile, of the heads of some neighbouring queries; float32 has those of one query."""
-
-_TILES = 4
-"""Such tiles of a program that may find nothing to do."""
 
 _MOST_SHARED = 5 / 8
 """Longest list of such a tile, as a share of all its choices, up to which dq by the list is faster than one by one."""
@@ -94,7 +96,7 @@ def _forward(q, k, v, chosen, out, lse, entries, count, l_sel, scale):
     (lanes, tiles), length, queries, n = count.shape, k.shape[2], _queries(q, k), chosen.shape[-1]
     places = power_of_two(n, 4)
     list_union[tiles, lanes](chosen, entries, count, length, n=n, NP=places, TQ=queries, num_warps=4)
-    row = tma.row(_UNION, k, v)
+    row = tma.row(_TOGETHER, k, v)
     union_forward[tiles, lanes](
         q, *tma.sources(row["TMA"], l_sel, k, v), entries, count, out, lse, *strides(q, k, v), length, q.shape[1],
         scale, NP=places, TQ=queries, **_constants(q, k, v, l_sel), **row,
@@ -111,11 +113,11 @@ def _query_gradient(q, k, v, chosen, entries, count, d_out, state, dq, adds, l_s
 
     (lanes, tiles), (heads, length), n, queries = count.shape, q.shape[1:3], chosen.shape[-1], _queries(q, k)
     constants = {"TQ": queries, "ADD": adds, **_constants(q, k, v, l_sel)}
-    most, row = int(queries * n * _MOST_SHARED), tma.row(_UNION, k, v)
+    most, row = int(queries * n * _MOST_SHARED), tma.row(_TOGETHER_BACK, k, v)
     sources = tma.sources(row["TMA"], l_sel, k, v)
-    union_query_gradient[cdiv(tiles, _TILES), lanes](
+    union_query_gradient[tiles, lanes](
         q, *sources, d_out, state, entries, count, dq, *strides(q, k, v), length, heads, most, scale,
-        NP=power_of_two(n, 4), TILES=_TILES, **constants, **row,
+        NP=power_of_two(n, 4), **constants, **row,
     )  # fmt: skip
     grouped_query_gradient[length, lanes](
         q, *sources, d_out, state, chosen, count, dq, *strides(q, k, v), length, heads, most, scale,

@@ -93,40 +93,35 @@ def union_query_gradient(
     Q, K, V, D_OUT, STATE, LIST, COUNT, DQ, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, T, H, MOST, scale,
     NP: tl.constexpr, BS: tl.constexpr, GS: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, PRECISION: tl.constexpr, TQ: tl.constexpr, ADD: tl.constexpr,
-    STAGES: tl.constexpr, TMA: tl.constexpr, TILES: tl.constexpr,
+    STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Write dq of the rows of tiles whose list has up to MOST blocks, or add it to DQ. Grid (tiles / TILES, B * G).
-
-    Several tiles a program, as it takes long to start one that finds nothing to do.
-    """
-    G, tiles = H // GS, tl.cdiv(T, TQ)
+    """Write dq of a tile's rows, or add it to DQ, if its list has up to MOST blocks. Grid (tiles, B * G)."""
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    G = H // GS
     b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
-    scale2 = scale * LOG2E
-    last = tiles - 1 - tl.program_id(0) * TILES
-    for y in range(0, tl.minimum(last + 1, TILES)):
-        i = last - y
-        tile, own = (b * G + g) * tiles + i, i * TQ // BS
-        count = tl.load(COUNT + tile)
-        if count <= MOST:
-            t, head, row, valid = _rows(i, b, g, T, H, GS, GP, TQ)
-            inside = tl.minimum(t, T - 1)
-            q = gather_rows(Q + b * q_b, 1, inside.to(tl.int64) * q_t + head * q_h, D, DP)
-            d_out = gather_rows(D_OUT, E, (b * T + inside) * H + head, E, EP)
-            state = STATE + (b * H + head) * 2 * T + inside
-            lse, delta = tl.load(state), tl.load(state + T)
-            dq = tl.zeros((TQ * GP, DP), tl.float32)
-            for e in tl.range(0, count, num_stages=STAGES):
-                entry = tl.load(LIST + tile * TQ * NP + e)
-                first = (entry >> TQ) * BS
-                k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
-                v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
-                own_lse = tl.where(_selects(entry, GP, TQ), lse, float("inf"))
-                p = tl.math.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - own_lse[:, None])
-                if first >= own * BS:
-                    p = tl.where(t[:, None] >= (first + tl.arange(0, BS))[None, :], p, 0.0)
-                ds = p * (tl.dot(d_out, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-                dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-            dq *= scale
-            if ADD:
-                dq += gather_rows(DQ, D, (b * T + inside) * H + head, D, DP).to(tl.float32)
-            store_rows(DQ, D, row, valid, dq, D, DP)
+    tile, own = (b * G + g) * tl.num_programs(0) + i, i * TQ // BS
+    count = tl.load(COUNT + tile)
+    if count <= MOST:
+        t, head, row, valid = _rows(i, b, g, T, H, GS, GP, TQ)
+        inside = tl.minimum(t, T - 1)
+        q = gather_rows(Q + b * q_b, 1, inside.to(tl.int64) * q_t + head * q_h, D, DP)
+        d_out = gather_rows(D_OUT, E, (b * T + inside) * H + head, E, EP)
+        state = STATE + (b * H + head) * 2 * T + inside
+        lse, delta = tl.load(state), tl.load(state + T)
+        scale2 = scale * LOG2E
+        dq = tl.zeros((TQ * GP, DP), tl.float32)
+        for e in tl.range(0, count, num_stages=STAGES):
+            entry = tl.load(LIST + tile * TQ * NP + e)
+            first = (entry >> TQ) * BS
+            k = load_head_tile(K, b, g, k_b, k_h, k_t, first, T, BS, D, DP, False, TMA)
+            v = load_head_tile(V, b, g, v_b, v_h, v_t, first, T, BS, E, EP, False, TMA)
+            own_lse = tl.where(_selects(entry, GP, TQ), lse, float("inf"))
+            p = tl.math.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - own_lse[:, None])
+            if first >= own * BS:
+                p = tl.where(t[:, None] >= (first + tl.arange(0, BS))[None, :], p, 0.0)
+            ds = p * (tl.dot(d_out, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+        dq *= scale
+        if ADD:
+            dq += gather_rows(DQ, D, (b * T + inside) * H + head, D, DP).to(tl.float32)
+        store_rows(DQ, D, row, valid, dq, D, DP)
