@@ -134,6 +134,32 @@ def test_passes_over_few_heads_change_nothing(monkeypatch):
         assert torch.equal(one, other)
 
 
+@every_source
+@pytest.mark.parametrize("way", ["short", "listed", "grouped"])
+def test_wide_heads(monkeypatch, way, by_tma):
+    """Heads of up to 128 have tiles of their own; and so has a width that is no power of two."""
+    force(monkeypatch, way)
+    read(monkeypatch, by_tma)
+    tensors, blocks = sample(70, 8 if way == "grouped" else 1, d_k=128, d_v=96), random_blocks(70, l_sel=16, n_sel=4)
+    function = partial(fused.selected_attention, block_indices=blocks.to(DEVICE), l_sel=16, scale=0.1)
+    judge = partial(reference.selected_attention, block_indices=blocks, l_sel=16, scale=0.1)
+    assert_equal(function, judge, tensors, torch.float16, keys=64, scale=0.1)
+
+
+@every_source
+@pytest.mark.parametrize("branch", ["cmp", "win"])
+def test_bands_of_wide_heads(monkeypatch, branch, by_tma):
+    read(monkeypatch, by_tma)
+    config = NSAConfig(dim=32, heads=2, groups=1, d_k=128, d_v=96, l=16, d=8, l_sel=32, n_sel=3, w=40)
+    tensors = sample(100, 2, 1, 11 if branch == "cmp" else 100, d_k=128, d_v=96)
+    attend = {
+        "cmp": partial(reference.compressed_attention, l=16, d=8),
+        "win": partial(reference.sliding_attention, w=40),
+    }
+    judge = partial(attend[branch], scale=128**-0.5)
+    assert_equal(one_branch(branch, config), judge, tensors, torch.float16, keys=40, scale=128**-0.5)
+
+
 @pytest.mark.parametrize("way", ["listed", "grouped"])
 def test_blocks_that_all_queries_chose_are_shared_out(monkeypatch, way):
     """Several programs work on each of them, and several shares are added, always in the same order."""

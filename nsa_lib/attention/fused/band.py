@@ -130,12 +130,8 @@ def attend(q, k, v, outputs, lse, branch, gates, mixed, stride, offset, window, 
     )  # fmt: skip
 
 
-@op(
-    "band_query_gradient(Tensor q, Tensor k, Tensor v, Tensor d_out, Tensor state, Tensor(a!) dq, bool adds, "
-    "int stride, int offset, int window, float scale)"
-)
-def query_gradient(q, k, v, d_out, state, dq, adds, stride, offset, window, scale):
-    """Write dq, or add to it; `state` is that of the rows, [B, H, 2, T]."""
+def launch_query_gradient(q, k, v, d_out, state, dq, adds, stride, offset, window, scale) -> None:
+    """Write dq, or add to it; `state` is that of the rows, [B, H, 2, T]. For an operator to call (see `rows`)."""
     from nsa_lib.attention.fused.kernels.band import band_query_gradient
 
     (batch, heads, length, _), tiles = q.shape, _row(_QUERY_GRADIENT, window, _SHORT, q, k, v)

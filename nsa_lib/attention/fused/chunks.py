@@ -54,12 +54,22 @@ def _cut(start, first, block, size, least):
     )  # fmt: skip
 
 
-@op("add_shares(Tensor shares, Tensor first, Tensor k, Tensor v, Tensor(a!) pair, int lane, int groups, int l_sel)")
-def add_shares(shares, first, k, v, pair, lane, groups, l_sel):
-    """Write the sum of the shares of each block that has several into a pair (see `empty_pair`), from `lane` on."""
+def launch_add_shares(
+    shares: torch.Tensor,
+    first: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pair: torch.Tensor,
+    lane: int,
+    groups: int,
+) -> None:
+    """Write the sum of the shares of each block that has several into a pair (see `empty_pair`).
+
+    Those of `groups` groups, from group `lane` of all batches on. For an operator to call.
+    """
     from nsa_lib.attention.fused.kernels.chunks import add_shares
 
-    (batch, all_groups, length, _), blocks = k.shape, first.shape[1] - 1
+    (batch, all_groups, length, _), blocks, l_sel = k.shape, first.shape[1] - 1, shares.shape[2]
     constants = {name: size for name, size in widths(k, v).items() if name != "PRECISION"}
     add_shares[groups, blocks, l_sel // _ROWS](
         pair, shares, first, length, all_groups, blocks, lane, shares.shape[1], batch * all_groups * length,

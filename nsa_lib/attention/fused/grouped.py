@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nsa_lib.attention.fused import tma
-from nsa_lib.attention.fused.chunks import add_shares, cut, empty_shares
+from nsa_lib.attention.fused.chunks import cut, empty_shares, launch_add_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
@@ -72,7 +72,6 @@ def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
     _key_gradient(
         q, k, v, entries, start, chunks.first, chunks.block, d_out, state, shares, pair, chunks.size, n, l_sel, scale
     )  # fmt: skip
-    add_shares(shares, chunks.first, k, v, pair, 0, len(start), l_sel)
     return pair
 
 
@@ -139,3 +138,4 @@ def _key_gradient(q, k, v, entries, start, first, block, d_out, state, shares, p
         q, k, v, d_out, state, entries, start, first, block, pair, shares, *strides(q, k, v),
         length, blocks, q.shape[1], most, size, places, lanes * length, scale, n=n, TQ=queries, **constants, **tiles,
     )  # fmt: skip
+    launch_add_shares(shares, first, k, v, pair, 0, lanes)

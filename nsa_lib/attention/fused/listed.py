@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nsa_lib.attention.fused import tma
-from nsa_lib.attention.fused.chunks import add_shares, cut, empty_shares
+from nsa_lib.attention.fused.chunks import cut, empty_shares, launch_add_shares
 from nsa_lib.attention.fused.inverse import invert
 from nsa_lib.attention.fused.op import op
 from nsa_lib.attention.fused.shape import cdiv, empty_pair, power_of_two, strides, tile_class, widths
@@ -16,12 +16,16 @@ PARTIAL_BYTES = 400 * 2**20
 _MOST_OFFSET = 2**31 - 1
 
 _FORWARD_CHUNK = 1024
-"""Entries of a list that one program works on, forward; backward, where each share of a gradient is to be added up, as
-many as make a chunk an eighth of the queries, so that the block that all of them chose is in eight."""
+"""Entries of a list that one program works on, forward, where nothing has to be added up."""
+
+_SHARES = 8
+"""Programs that share a far block that all queries chose, backward."""
+
+_SHARES_OF_BLOCK_0 = 32
+"""Programs that share block 0, which is near to all queries."""
 
 _LEAST_CHUNK = 256
-_MOST_OF_BLOCK_0 = 32
-"""Shares of block 0, which is near to all queries."""
+"""Fewest queries that are worth a share of their own."""
 
 _FAR = {
     "narrow": {"TQ": 64, "num_warps": 4, "num_stages": 5},
@@ -65,8 +69,8 @@ def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
     """Write dq, or add to it; return the pair of gradients of keys and values."""
     entries, start, slots = inverse
     length, share = q.shape[2], q.shape[1] // k.shape[1]
-    least = min(_MOST_OF_BLOCK_0, power_of_two(cdiv(length, l_sel), 1))
-    chunks = cut(start, entries, max(_LEAST_CHUNK, length // 8), least=least)
+    least = min(_SHARES_OF_BLOCK_0, power_of_two(cdiv(length, l_sel), 1))
+    chunks = cut(start, entries, max(_LEAST_CHUNK, length // _SHARES), least=least)
     heads = _heads_a_pass(q, k, chosen, q.shape[-1])
     part, pair = _partials(q, chosen, heads, q.shape[-1]), empty_pair(k, v)
     shares = empty_shares(chunks, heads // share, k, v, l_sel)
@@ -75,8 +79,6 @@ def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
             q, k, v, entries, start, chunks.first, chunks.block, slots, d_out, state, part, shares, dq, pair,
             chunks.size, head, adds, l_sel, scale,
         )  # fmt: skip
-        groups = min(heads, q.shape[0] * q.shape[1] - head) // share
-        add_shares(shares, chunks.first, k, v, pair, head // share, groups, l_sel)
     return pair
 
 
@@ -98,7 +100,7 @@ def _constants(q, k, v, part, l_sel) -> dict:
 def _is_long(q: torch.Tensor, v: torch.Tensor, part: torch.Tensor) -> bool:
     """Return whether offsets into a head, of queries, of dOut or of partials, need more than 32 bits."""
     _, heads, length, _ = q.shape
-    return max(length * q.stride(2), length * heads * v.shape[-1], part[0].numel()) > _MOST_OFFSET
+    return max(length * q.stride(2), length * heads * v.shape[-1], part.stride(0)) > _MOST_OFFSET
 
 
 @op(
@@ -142,6 +144,7 @@ def _gradient(
         part, pair, shares, *strides(q, k, v), length, blocks, heads, head, most, size, shares.shape[1],
         batch * k.shape[1] * length, scale, LONG=_is_long(q, v, part), **constants, **tiles,
     )  # fmt: skip
+    launch_add_shares(shares, first, k, v, pair, head // constants["GS"], here // constants["GS"])
     tiles = tma.row(_MERGE, k, v)
     merge_query_gradient[blocks, here](
         q, *tma.sources(tiles["TMA"], l_sel, k, v), d_out, state, slots, part, dq, *strides(q, k, v),

@@ -54,21 +54,23 @@ def gradient(
     state = torch.empty(*lse.shape[:-1], 2, lse.shape[-1], dtype=lse.dtype, device=lse.device)
     d_gates = None if gates is None else torch.empty_like(gates)
     dq = empty_by_token(q, q.shape[-1])
-    if words is not None:
-        sizes = (stride, offset, l_sel, window, scale)
-        _gradient(q, d_out, outputs, lse, gates, keys_values, words, state, d_gates, dq, *places, *sizes)
-        return dq, state, d_gates
-    _state(d_out, outputs, lse, gates, state, d_gates)
-    (k_cmp, v_cmp, _, _, k_win, v_win), (cmp, _, win) = keys_values, places
-    if cmp >= 0:
-        band.query_gradient(q, k_cmp, v_cmp, d_out, state[cmp], dq, False, stride, offset, 0, scale)
-    if win >= 0:
-        band.query_gradient(q, k_win, v_win, d_out, state[win], dq, cmp >= 0, 1, 0, window, scale)
+    sizes = (stride, offset, l_sel, window, scale)
+    if words is None:
+        _by_band(q, d_out, outputs, lse, gates, keys_values, state, d_gates, dq, *places, *sizes)
+    else:
+        _at_once(q, d_out, outputs, lse, gates, keys_values, words, state, d_gates, dq, *places, *sizes)
     return dq, state, d_gates
 
 
-@op("row_state(Tensor d_out, Tensor outputs, Tensor lse, Tensor? gates, Tensor(a!) state, Tensor(b!)? d_gates)")
-def _state(d_out, outputs, lse, gates, state, d_gates):
+@op(
+    "row_gradient_by_band(Tensor q, Tensor d_out, Tensor outputs, Tensor lse, Tensor? gates, Tensor?[] keys_values, "
+    "Tensor(a!) state, Tensor(b!)? d_gates, Tensor(c!) dq, int cmp, int slc, int win, int stride, int offset, "
+    "int l_sel, int window, float scale)"
+)
+def _by_band(
+    q, d_out, outputs, lse, gates, keys_values, state, d_gates, dq, cmp, slc, win, stride, offset, l_sel, window, scale
+):  # fmt: skip
+    """A launch for the state, and one for each band: faster than one for all where launches do not count."""
     from nsa_lib.attention.fused.kernels.rows import row_state
 
     (branches, batch, heads, length, e), gated = outputs.shape, gates is not None
@@ -78,6 +80,11 @@ def _state(d_out, outputs, lse, gates, state, d_gates):
         batch * heads * length, BRANCHES=branches, GATED=gated, E=e, EP=power_of_two(e), M=_STATE_TOKENS,
         HEADS=together, num_warps=4,
     )  # fmt: skip
+    k_cmp, v_cmp, _, _, k_win, v_win = keys_values
+    if cmp >= 0:
+        band.launch_query_gradient(q, k_cmp, v_cmp, d_out, state[cmp], dq, False, stride, offset, 0, scale)
+    if win >= 0:
+        band.launch_query_gradient(q, k_win, v_win, d_out, state[win], dq, cmp >= 0, 1, 0, window, scale)
 
 
 @op(
@@ -85,7 +92,7 @@ def _state(d_out, outputs, lse, gates, state, d_gates):
     "Tensor words, Tensor(a!) state, Tensor(b!)? d_gates, Tensor(c!) dq, int cmp, int slc, int win, int stride, "
     "int offset, int l_sel, int window, float scale)"
 )
-def _gradient(
+def _at_once(
     q, d_out, outputs, lse, gates, keys_values, words, state, d_gates, dq, cmp, slc, win, stride, offset, l_sel, window,
     scale,
 ):  # fmt: skip
