@@ -146,6 +146,25 @@ def test_wide_heads(monkeypatch, way, by_tma):
     assert_equal(function, judge, tensors, torch.float16, keys=64, scale=0.1)
 
 
+@pytest.mark.skipif(not HAS_TMA, reason="tensor descriptors need compute capability 9.0")
+@pytest.mark.parametrize(("heads", "groups", "length"), [(2, 2, 60), (8, 1, 36)])
+def test_the_sequences_of_a_batch_do_not_mix(monkeypatch, heads, groups, length):
+    """By the ways of long sequences, listed and grouped, with all that is read through descriptors."""
+    monkeypatch.setattr(short, "MOST_BLOCKS", 0)
+    read(monkeypatch, by_tma=True)
+    config = sizes(heads, groups, l=8, d=8, l_sel=16, n_sel=4, w=20, d_v=16)
+    shapes = [(heads, length), *[(groups, length // 8)] * 2, *[(groups, length)] * 4]
+    inputs = [torch.randn(2, lanes, rows, 16).half().to(DEVICE) for lanes, rows in shapes]
+    inputs.append(torch.rand(2, heads, length, 3).half().to(DEVICE))
+    weight = torch.randn(2, heads, length, 16).half().to(DEVICE)
+    attend = partial(fused.nsa, config=config)
+    together = budget.with_gradients(attend, inputs, weight)
+    for i in range(2):
+        alone = budget.with_gradients(attend, [x[i : i + 1] for x in inputs], weight[i : i + 1])
+        for mine, other in zip(alone, together, strict=True):
+            assert budget.error(other[i : i + 1], mine) <= budget.steps(torch.float16, roundings=4, terms=100)
+
+
 @every_source
 @pytest.mark.parametrize("branch", ["cmp", "win"])
 def test_bands_of_wide_heads(monkeypatch, branch, by_tma):
