@@ -1,4 +1,4 @@
-"""Measure attention on this machine's GPU: `python -m tests.bench_gpu [--quick] [--out FILE]`."""
+"""Measure attention on this machine's GPU: `python -m tests.bench_gpu [--quick] [--out FILE] [--baseline FILE]`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from tests.bench_gpu.rows import (
     GRAPHS_UP_TO,
     MODEL,
     Row,
+    compared,
     judged_targets,
     tables,
     with_ratios,
@@ -168,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--limit-s", type=float, default=300.0, help="what has not begun by then is skipped, and says so"
     )
+    parser.add_argument("--baseline", type=Path, help="the JSON of another run, to be shown beside this one")
     given = parser.parse_args(arguments)
+    before = json.loads(given.baseline.read_text())["rows"] if given.baseline else None
     if not given.dry and not torch.cuda.is_available():
         parser.exit(1, "bench-gpu: torch finds no CUDA device; --dry tries the benchmark itself on a CPU\n")
     clock = WallClock() if given.dry else CudaClock()
@@ -178,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_chart(over_dense_chart(run.rows, run.machine), chart)
     run.steps()
     print(run.machine, tables(run.rows), given.out, chart, sep="\n\n")
+    if before is not None:
+        print("", f"Beside {given.baseline}:", compared(run.rows, before), sep="\n\n")
 
 
 def _fla_core() -> str | None:

@@ -19,10 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nsa_lib.subject.attention import fused
 from nsa_lib.subject.attention.backends import BACKENDS
 from nsa_lib.subject.config import BRANCHES, NSAConfig
-from tests.bench_gpu.problem import Problem
+from tests.bench_gpu.problem import SELECTIONS, Problem
 
 SELECTED_READS = ("q", "k_slc", "v_slc")
-
 WHOLE_READS = ("q", *(f"{kv}_{branch}" for branch in BRANCHES for kv in "kv"), "gates")
 
 FUSED, FLA = "fused", "fla-core"
@@ -37,6 +36,9 @@ MASKED_LONGEST = 8192
 """Beyond it the T x T mask of `masked` takes gigabytes."""
 
 FLA_GROUP_SIZE = 16
+
+KEPT_SHORTEST = 65536
+"""Below it most blocks are near, or chosen by all, whatever the selection."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Contestant:
     """Reads, and gives, [B, T, heads, D] instead of [B, heads, T, D]."""
     may_be_slow: bool = True
     """Whether it is given up where a call takes too long."""
+    selection: str = ""
+    """Of `problem.SELECTIONS`; the problem's own, random from query to query, if empty."""
 
     def turned(self, x: Tensor) -> Tensor:
         """Turn a tensor from [B, heads, T, D] into the contestant's own layout, or back."""
@@ -67,6 +71,10 @@ def contestants(config: NSAConfig, device: str) -> list[Contestant]:
         *_dense(config, device),
         Contestant("whole", FUSED, WHOLE_READS, _fused_nsa, may_be_slow=False),
         Contestant("selected", FUSED, SELECTED_READS, _fused_selected, may_be_slow=False),
+        *(
+            Contestant("selected", f"{FUSED}, {name}", SELECTED_READS, _fused_selected, False, False, name)
+            for name in SELECTIONS
+        ),
         Contestant("compressed", FUSED, ("q", "k_cmp", "v_cmp"), compressed, may_be_slow=False),
         Contestant("choice", FUSED, (), fused_choice, may_be_slow=False),
         Contestant("sliding", FUSED, ("q", "k_win", "v_win"), sliding, may_be_slow=False),
@@ -79,6 +87,8 @@ def why_not(contestant: Contestant, config: NSAConfig, length: int) -> str:
     """Return why a contestant does not apply to a layout and length, or nothing."""
     if contestant.name == "masked" and length > MASKED_LONGEST:
         return f"makes a T x T mask; tried up to S={MASKED_LONGEST:,}"
+    if contestant.selection and length < KEPT_SHORTEST:
+        return f"selections that change slowly are tried from S={KEPT_SHORTEST:,} on"
     if contestant.name == FLA and config.heads // config.groups < FLA_GROUP_SIZE:
         return f"needs heads / groups >= {FLA_GROUP_SIZE}"
     return ""

@@ -74,6 +74,7 @@ class Heat:
                 self.clock.release()
 
     def _judge(self, contestant: Contestant, problem: Problem, *, queries: int) -> None:
+        problem = problem.choosing(contestant.selection)
         about = {"layout": self.layout, "part": contestant.part, "contestant": contestant.name}
         check = {**about, "seq_len": problem.length, "queries": queries}
         found: list[Judgement] = []
@@ -98,7 +99,7 @@ class Heat:
         """Return the rows of one contestant at one length."""
         reason = (
             why_not(contestant, self.config, problem.length)
-            or self._failed[contestant]
+            or self._failed.get(contestant, "")
             or self._too_slow(contestant, problem.length)
         )
         if reason:
@@ -207,6 +208,7 @@ def _directions(contestant: Contestant) -> tuple[str, ...]:
 
 def _calls(contestant: Contestant, problem: Problem):
     """Return the forward, and the backward of its output, over leaves of their own."""
+    problem = problem.choosing(contestant.selection)
     leaves = [contestant.turned(problem.tensors[name]).detach().requires_grad_() for name in contestant.reads]
     cotangent = contestant.turned(problem.tensors["cotangent"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,10 @@ LAYOUTS = {
 LENGTHS = (2048, 8192, 32768, 65536)
 
 PAD = -1
+
+SELECTIONS = {"10 % redrawn": 0.1, "2 % redrawn": 0.02, "0.5 % redrawn": 0.005, "the same for all": 0.0}
+"""Selections that change slowly, as those of trained models do: how often a query draws another block than the one
+before it kept in a place. The last is hot: all queries read the same few blocks."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Problem:
     def token_major_blocks(self) -> torch.Tensor:
         """The selection as [1, T, G, n_sel]."""
         return self.blocks.transpose(1, 2).contiguous()
+
+    def choosing(self, selection: str) -> Problem:
+        """Return the problem with a selection of that name, of SELECTIONS; with none, itself."""
+        if not selection:
+            return self
+        c, device = self.config, self.blocks.device
+        generator = torch.Generator(device).manual_seed(1)
+        sizes = {"l_sel": c.l_sel, "n_sel": c.n_sel, "redrawn": SELECTIONS[selection]}
+        return replace(self, blocks=kept_blocks(c.groups, self.length, **sizes, generator=generator, device=device))
 
     @cached_property
     def unit_gate(self) -> torch.Tensor:
@@ -71,6 +84,32 @@ class Problem:
         tensors["gates"] = normal(c.heads, length, len(BRANCHES)).sigmoid()
         blocks = random_blocks(c.groups, length, l_sel=c.l_sel, n_sel=c.n_sel, generator=generator, device=device)
         return cls(config, length, tensors, blocks)
+
+
+def kept_blocks(
+    groups: int, length: int, *, l_sel: int, n_sel: int, redrawn: float, generator: torch.Generator, device: str
+) -> torch.Tensor:
+    """Return a selection that keeps the rules of `random_blocks` and changes from query to query in few places.
+
+    Place s of the others holds one of the blocks 1 + s, 1 + s + (n_sel - 3), ..., the first until it is drawn anew.
+    """
+    far = n_sel - 3
+    query, place = torch.arange(length, device=device), torch.arange(far, device=device)
+    own = query // l_sel
+
+    def uniform() -> torch.Tensor:
+        return torch.rand(groups, length, far, generator=generator, device=device)
+
+    drawn_at = torch.where(uniform() < redrawn, query[:, None], -1).cummax(dim=1).values
+    rounds = (own - 2).clamp(min=0) // far
+    pick = (uniform() * rounds[:, None]).long().minimum((rounds - 1).clamp(min=0)[:, None])  # a product may round up
+    pick = pick.gather(1, drawn_at.clamp(min=0))
+    block = 1 + place + far * torch.where(drawn_at < 0, 0, pick)
+    behind = int(own[-1]) + 1
+    others = torch.where(block <= own[:, None] - 2, block, behind)
+    fixed = torch.stack([own * 0, torch.where(own >= 2, own - 1, behind), torch.where(own >= 1, own, behind)], dim=-1)
+    chosen = torch.cat([fixed.expand(groups, -1, -1), others], dim=-1).sort(dim=-1).values
+    return chosen.masked_fill(chosen == behind, PAD)[None].int()
 
 
 def random_blocks(

@@ -26,9 +26,16 @@ GRAPHS_UP_TO = 8192
 
 SPREAD = "ms (20 % to 80 %)"
 
+YARDSTICKS = ("cuDNN", "flash")
+"""Dense attention by its two kernels: a ratio to each, beside the one to the best."""
+
 COLUMNS = (
     *("layout", "S", "part", "contestant", "mode"),
-    *(f"{way} {what}" for way in ("forward", "backward", "step") for what in (SPREAD, "/ dense", "/ floor")),
+    *(
+        f"{way} {what}"
+        for way in ("forward", "backward", "step")
+        for what in (SPREAD, "/ dense", *(f"/ {name}" for name in YARDSTICKS), "/ floor")
+    ),
     *("extra MiB", "error", "why not"),
 )
 """Of the table of all rows; one that is empty is left out."""
@@ -132,14 +139,20 @@ def dense_ms(rows: Iterable[Row]) -> dict[tuple[str, int, str, str], float]:
 
 
 def with_ratios(rows: Sequence[Row]) -> list[dict]:
-    """Return the rows as dicts, with `over_dense` and `over_floor`, None where a side is missing."""
+    """Return the rows as dicts, each with its ratio `over_dense`, `over_<yardstick>` and `over_floor`, or None."""
     dense = dense_ms(rows)
+    each = {name: dense_ms(row for row in rows if row.contestant.split(",")[0] == name) for name in YARDSTICKS}
 
     def over(row: Row, other_ms: float | None) -> float | None:
         return row.counted_ms / other_ms if row.counted_ms is not None and other_ms else None
 
     return [
-        {**asdict(row), "over_dense": over(row, dense.get(row.heat)), "over_floor": over(row, row.floor_ms)}
+        {
+            **asdict(row),
+            "over_dense": over(row, dense.get(row.heat)),
+            **{f"over_{name}": over(row, ms.get(row.heat)) for name, ms in each.items()},
+            "over_floor": over(row, row.floor_ms),
+        }
         for row in rows
     ]
 
@@ -202,11 +215,27 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n\n".join(_markdown(list(body)) for body in (targets, lines.values()) if body)
 
 
+def compared(rows: Sequence[Row], before: Sequence[dict]) -> str:
+    """Return a markdown table of each figure beside that of another run, `before`, given by its rows as dicts."""
+    names = ("layout", "seq_len", "part", "contestant", "direction", "mode")
+    earlier = {tuple(row[name] for name in names): row for row in before}
+    lines = []
+    for row in map(asdict, rows):
+        old = earlier.get(tuple(row[name] for name in names))
+        if old and not old["reason"] and old["median_ms"] and not row["reason"] and row["median_ms"]:
+            figures = {"before ms": old["median_ms"], "now ms": row["median_ms"]}
+            figures["now / before"] = row["median_ms"] / old["median_ms"]
+            about = {"S" if name == "seq_len" else name: str(row[name]) for name in names}
+            lines.append(about | {name: _number(value, ".4g") for name, value in figures.items()})
+    return _markdown(lines) if lines else "No figure is in both runs."
+
+
 def _cells(row: dict) -> dict[str, str]:
     where = row["direction"]
     return {
         f"{where} {SPREAD}": _time(row),
         f"{where} / dense": _number(row["over_dense"], ".3g"),
+        **{f"{where} / {name}": _number(row[f"over_{name}"], ".3g") for name in YARDSTICKS},
         f"{where} / floor": _number(row["over_floor"], ".3g"),
         "extra MiB": _number(row["extra_mib"], ",.0f"),
         "error": _number(row["error"], ".1e"),

@@ -6,7 +6,7 @@ import torch
 
 from nsa_lib.subject.config import NSAConfig
 from tests import stand_in
-from tests.bench_gpu import measure
+from tests.bench_gpu import contestants, measure
 from tests.bench_gpu.contestants import FLA, FUSED, why_not
 from tests.bench_gpu.floors import Ceilings
 from tests.bench_gpu.measure import Heat, attempt
@@ -47,7 +47,7 @@ def test_a_contestant_gets_a_row_each_way_with_its_error_and_floor(plain_fused):
     assert [check["wrong"] for check in race.checks] == [""] * len(race.checks)
     for one in race.field:
         rows = race.measure(one, problem())
-        if one.name != FLA:
+        if one.name != FLA and not one.selection:
             assert [row.reason for row in rows] == [""] * len(rows)
             assert [row.direction for row in rows] == ["forward", "backward"][: len(rows)]
             assert len(rows) == (2 if one.reads else 1)
@@ -209,3 +209,15 @@ def test_a_timing_is_median_and_spread():
 
 def test_short_calls_are_repeated_more_often():
     assert [repeats(ms) for ms in (0.0, 0.01, 1.0, 500.0)] == [100, 100, 40, 3]
+
+
+def test_a_selection_that_changes_slowly_is_judged_and_timed_at_great_lengths(plain_fused, monkeypatch):
+    monkeypatch.setattr(contestants, "KEPT_SHORTEST", 200)
+    race = heat()
+    slow = contestant(race, "selected", "fused, 2 % redrawn")
+    assert "from S=200 on" in why_not(slow, CONFIG, 199)
+    race.check(64)
+    assert {row.reason for row in race.measure(slow, problem(199))} == {why_not(slow, CONFIG, 199)}
+    rows = race.measure(slow, problem(233))
+    assert [(row.direction, row.reason) for row in rows] == [("forward", ""), ("backward", "")]
+    assert all(row.median_ms > 0 and row.error < 1e-4 for row in rows)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.bench_gpu.problem import LAYOUTS, Problem, random_blocks
+from tests.bench_gpu.problem import LAYOUTS, SELECTIONS, Problem, kept_blocks, random_blocks
 
 
 def blocks(length, *, groups=2, l_sel=16, n_sel=6, seed=0):
@@ -22,6 +22,46 @@ def test_a_random_selection_keeps_the_rules(length):
             assert chosen == sorted(set(chosen))
             assert len(chosen) == min(own + 1, 6)
             assert {0, max(own - 1, 0), own} <= set(chosen) <= set(range(own + 1))
+
+
+def kept(length, redrawn, *, groups=2):
+    generator = torch.Generator().manual_seed(0)
+    return kept_blocks(groups, length, l_sel=16, n_sel=6, redrawn=redrawn, generator=generator, device="cpu")
+
+
+@pytest.mark.parametrize("redrawn", [1.0, 0.1, 0.0])
+def test_a_selection_that_changes_slowly_keeps_the_rules(redrawn):
+    found = kept(400, redrawn)
+    assert (found.shape, found.dtype) == ((1, 2, 400, 6), torch.int32)
+    for query, row in enumerate(found[0, 1].tolist()):
+        own = query // 16
+        chosen = [block for block in row if block >= 0]
+        assert row == sorted(set(chosen)) + [-1] * (6 - len(chosen))
+        assert len(chosen) == min(own + 1, 6)
+        assert {0, max(own - 1, 0), own} <= set(chosen) <= set(range(own + 1))
+
+
+@pytest.mark.parametrize("redrawn", [0.5, 0.1])
+def test_that_share_of_places_is_drawn_anew(redrawn):
+    found = kept(8000, redrawn)[0, :, 4000:]
+    pairs = found[:, 1:, :, None] == found[:, :-1, None]
+    same_own = torch.arange(4001, 8000) % 16 > 0  # where no near block changes
+    kept_share = pairs.any(-1)[:, same_own].sum(-1).float().mean() - 3
+    assert abs(kept_share / 3 - (1 - redrawn)) < 0.03  # a new draw is seldom the old block
+
+
+def test_the_same_few_blocks_for_all():
+    assert set(kept(400, 0.0)[0, :, 200].flatten().tolist()) == {0, 1, 2, 3, 11, 12}
+
+
+def test_a_problem_is_given_another_selection():
+    problem = Problem.random(LAYOUTS["H=12 G=12 D=64"], 2048, dtype=torch.bfloat16, device="cpu")
+    assert problem.choosing("") is problem
+    for name in SELECTIONS:
+        other = problem.choosing(name)
+        assert other.blocks.shape == problem.blocks.shape
+        assert not torch.equal(other.blocks, problem.blocks)
+        assert other.tensors is problem.tensors
 
 
 def test_the_blocks_between_are_chosen_equally_often():

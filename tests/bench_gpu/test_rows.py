@@ -1,6 +1,16 @@
 import pytest
 
-from tests.bench_gpu.rows import GROUP_1, MEMORY_TARGET, MODEL, TARGETS, Row, judged_targets, tables, with_ratios
+from tests.bench_gpu.rows import (
+    GROUP_1,
+    MEMORY_TARGET,
+    MODEL,
+    TARGETS,
+    Row,
+    compared,
+    judged_targets,
+    tables,
+    with_ratios,
+)
 
 
 def row(part, contestant, median_ms, *, seq_len=8192, direction="forward", mode="eager", layout=GROUP_1, **more):
@@ -23,6 +33,8 @@ def test_dense_is_the_best_of_its_kernels_in_each_direction():
     ]
     assert [r["over_dense"] for r in with_ratios(rows)] == [1, 1.5, 9 / 8, 1, 0.5, 0.25]
     assert [r["over_floor"] for r in with_ratios(rows)] == [None] * 4 + [2.0, None]
+    assert [r["over_flash"] for r in with_ratios(rows)] == [2 / 3, 1, 9 / 8, 1, 1 / 3, 0.25]
+    assert [r["over_cuDNN"] for r in with_ratios(rows)][-2:] == [0.5, 2 / 9]
 
 
 @pytest.mark.parametrize("other", [{"mode": "graph"}, {"seq_len": 2048}, {"layout": "H=64 G=4 D=128"}])
@@ -96,7 +108,15 @@ def test_the_tables_show_figures_reasons_and_targets():
     assert "| H=12 G=12 D=64 | 8,192 | whole | forward | eager | 1.4 x dense | 1.54 | missed by 10 % |" in targets
     assert "| H=12 G=12 D=64 | 8,192 | whole | backward | eager | 1 x dense |  | not measured |" in targets
     assert len(figures) == 2 + 3
-    assert "154 (138.6 to 169.4) | 1.54 | 2 | 50 (45 to 55)" in figures[3]
+    assert "154 (138.6 to 169.4) | 1.54 | 1.54 | 2 | 50 (45 to 55)" in figures[3]
     assert "1,234 | 2.0e-03" in figures[3]
     assert r"RuntimeError: no \| room" in figures[4]
     assert len({line.replace(r"\|", "").count("|") for line in figures}) == 1
+
+
+def test_two_runs_side_by_side():
+    before = with_ratios([row("whole", "fused", 4.0), row("choice", "fused", 1.0, reason="wrong: blocks")])
+    now = [row("whole", "fused", 3.0), row("choice", "fused", 1.0), row("sliding", "fused", 2.0)]
+    *_, line = compared(now, before).splitlines()
+    assert line == "| H=12 G=12 D=64 | 8192 | whole | fused | forward | eager | 4 | 3 | 0.75 |"
+    assert compared(now[2:], before) == "No figure is in both runs."

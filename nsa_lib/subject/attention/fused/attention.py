@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch.profiler import record_function
 
-from nsa_lib.subject.attention.fused import band, choice, rows, short, whole
+from nsa_lib.subject.attention.fused import band, choice, compressed, rows, short, whole
 from nsa_lib.subject.attention.fused.mix import mix
 from nsa_lib.subject.attention.fused.selected import ROUTE, require_blocks, way
 from nsa_lib.subject.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require, two
@@ -50,8 +50,8 @@ def nsa(
 def chosen_blocks(q: torch.Tensor, k_cmp: torch.Tensor, *, config: NSAConfig) -> torch.Tensor:
     """Return the blocks that each query reads, as `attention.select_blocks` of `attention.block_scores` (Eqs. 9-12).
 
-    Scores are made in float32, and those that agree in their leading 24 - b bits count as equal, b being the bits of
-    the number of blocks and 5 at least: for 1,024 blocks those within 6e-5 of each other. No gradient.
+    Scores are made in float32, and those that agree in their leading 23 - b bits count as equal, b being the bits of
+    the number of blocks and 5 at least: for 1,024 blocks those within 1.2e-4 of each other. No gradient.
 
     Args:
         q: rotated queries, [B, H, T, d_k].
@@ -66,6 +66,8 @@ def chosen_blocks(q: torch.Tensor, k_cmp: torch.Tensor, *, config: NSAConfig) ->
     if whole.goes(q.shape[2], config):
         return whole.choose(q, k_cmp, config)
     outputs, lse = empty_outputs(q, q.shape[-1], 1)
+    if compressed.takes(q, config):
+        return compressed.attend_and_choose(q, k_cmp, k_cmp, outputs, lse, 0, config)
     band.attend(q, k_cmp, k_cmp, outputs, lse, 0, None, None, *band.compressed(config))
     return choice.choose(q, k_cmp, lse[0], config)
 
@@ -125,10 +127,13 @@ def _one_by_one(q, keys_values, gates, outputs, lse, out, places, config):
     """Write what forward gives, branch after branch; return the chosen blocks and what backward needs of them."""
     (k_cmp, v_cmp, k_slc, v_slc, k_win, v_win), (cmp, slc, win), c = keys_values, places, config
     chosen, inverse = None, ()
-    if cmp >= 0:
+    if cmp >= 0 and slc >= 0 and compressed.takes(q, c):
+        chosen = compressed.attend_and_choose(q, k_cmp, v_cmp, outputs, lse, cmp, c)
+    elif cmp >= 0:
         band.attend(q, k_cmp, v_cmp, outputs, lse, cmp, None, None, *band.compressed(c))
     if slc >= 0:
-        chosen = choice.choose(q, k_cmp, lse[cmp], c) if cmp >= 0 else chosen_blocks(q, k_cmp, config=c)
+        if chosen is None:
+            chosen = choice.choose(q, k_cmp, lse[cmp], c) if cmp >= 0 else chosen_blocks(q, k_cmp, config=c)
         here = way(q, k_slc, c.l_sel)
         inverse = here.forward(q, k_slc, v_slc, chosen, outputs[slc], lse[slc], c.l_sel, c.d_k**-0.5)
     if win >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nsa_lib.subject.attention.fused import tma
 from nsa_lib.subject.attention.fused.op import op
 from nsa_lib.subject.attention.fused.shape import cdiv, power_of_two, strides, tile_class, widths
 from nsa_lib.subject.config import NSAConfig
@@ -19,14 +20,31 @@ _FORWARD = {
     "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 128},
     "wide": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
+    "narrow, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "narrow, window, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "wide, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
 }
-
+_QUERY_GRADIENT = {
+    "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
+    "wide": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
+    "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
+    "narrow, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "wide, TMA": {"M": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
+    "wide, window, TMA": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
+}
 _KEY_GRADIENT = {
     "short": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 1},
     "narrow": {"M": 32, "BN": 128, "num_warps": 4, "num_stages": 3},
     "wide": {"M": 64, "BN": 128, "num_warps": 8, "num_stages": 1},
+    "narrow, window": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 1},
+    "wide, window": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 1},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
+    "narrow, TMA": {"M": 128, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "wide, TMA": {"M": 64, "BN": 128, "num_warps": 8, "num_stages": 2},
+    "wide, window, TMA": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 3},
 }
+"""By class of tile (see `tile_class`); the rows of TMA are for compute capability 9.0, the others for all before."""
 
 _PROGRAMS = 700
 """Programs that fill a GPU: compressed keys are few, so their queries are shared out until there are as many."""
@@ -62,22 +80,24 @@ def gradient(
     return pairs[0] if parts == 1 else pairs.sum(dim=0).to(q.dtype)
 
 
-def tile_kind(q: torch.Tensor, v: torch.Tensor, up_to: int = _SHORT) -> str:
-    """Return the class of tiles for a band: that of `tile_class`, or `short`."""
-    kind = tile_class(q, v)
-    return "short" if kind == "narrow" and q.shape[2] <= up_to else kind
-
-
-def _key_tiles(q: torch.Tensor, v: torch.Tensor, window: int) -> dict[str, int]:
-    windowed = window and q.dtype != torch.float32
-    return _KEY_GRADIENT["short" if windowed else tile_kind(q, v, _MEDIUM)]
+def _row(table: dict[str, dict], window: int, short: int, q: torch.Tensor, *read: torch.Tensor) -> dict:
+    """Return the row of a table, and whether what is read comes by TMA; `short` is how many queries are few."""
+    kind, by = tile_class(q, read[-1]), ", TMA" if tma.takes(*read) else ""
+    if kind == "narrow" and not by and q.shape[2] <= short:
+        kind = "short"
+    windowed = f"{kind}, window{by}"
+    return {"TMA": bool(by), **table[windowed if window and windowed in table else kind + by]}
 
 
 def _parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> int:
-    """Return into how many shares the queries of a tile of keys go; with a window they are few."""
+    """Return into how many shares the queries of a tile of keys go; with a window they are few.
+
+    By tiles of one size, whatever the device: how much memory it takes is then known anywhere.
+    """
     if window or k.shape[2] == 0:
         return 1
-    tiles = _key_tiles(q, v, window)
+    kind = tile_class(q, v)
+    tiles = _KEY_GRADIENT["short" if kind == "narrow" and q.shape[2] <= _MEDIUM else kind]
     programs = cdiv(k.shape[2], tiles["BN"]) * k.shape[0] * k.shape[1]
     return min(
         _MOST_PARTS, power_of_two(cdiv(_PROGRAMS, programs), 1), power_of_two(cdiv(q.shape[2], tiles["M"]), 2) // 2
@@ -101,12 +121,24 @@ def attend(q, k, v, outputs, lse, branch, gates, mixed, stride, offset, window, 
     """
     from nsa_lib.subject.attention.fused.kernels.band import band_forward
 
-    (batch, heads, length, _), tiles = q.shape, _FORWARD[tile_kind(q, v)]
+    (batch, heads, length, _), tiles = q.shape, _row(_FORWARD, window, _SHORT, q, k, v)
     mixes = gates is not None
     band_forward[batch * heads, cdiv(length, tiles["M"])](
-        q, k, v, outputs, lse, *((gates, mixed) if mixes else (q, outputs)), *strides(q, k, v),
-        length, k.shape[2], heads, window, batch * heads * length, scale,
+        q, *tma.sources(tiles["TMA"], tiles["BN"], k, v), outputs, lse, *((gates, mixed) if mixes else (q, outputs)),
+        *strides(q, k, v), length, k.shape[2], heads, window, batch * heads * length, scale,
         BRANCH=branch, BRANCHES=len(outputs), MIX=mixes, **_constants(q, k, v, stride, offset, window), **tiles,
+    )  # fmt: skip
+
+
+def launch_query_gradient(q, k, v, d_out, state, dq, adds, stride, offset, window, scale) -> None:
+    """Write dq, or add to it; `state` is that of the rows, [B, H, 2, T]. For an operator to call (see `rows`)."""
+    from nsa_lib.subject.attention.fused.kernels.band import band_query_gradient
+
+    (batch, heads, length, _), tiles = q.shape, _row(_QUERY_GRADIENT, window, _SHORT, q, k, v)
+    band_query_gradient[batch * heads, cdiv(length, tiles["M"])](
+        q, *tma.sources(tiles["TMA"], tiles["BN"], k, v), d_out, state, dq, *strides(q, k, v),
+        length, k.shape[2], heads, window, scale,
+        ADD=adds, **_constants(q, k, v, stride, offset, window), **tiles,
     )  # fmt: skip
 
 
@@ -119,9 +151,11 @@ def _key_gradient(q, k, v, d_out, state, pairs, stride, offset, window, scale):
 
     if k.shape[2] == 0:
         return
-    (batch, groups, keys, _), tiles, parts = k.shape, _key_tiles(q, v, window), len(pairs)
+    (batch, groups, keys, _), parts = k.shape, len(pairs)
+    tiles = _row(_KEY_GRADIENT, window, _MEDIUM, q, q, d_out, k, v)
+    queries, d_outs = tma.sources(tiles["TMA"], tiles["M"], q, d_out)
     band_key_gradient[batch * groups * parts, cdiv(keys, tiles["BN"])](
-        q, k, v, d_out, state, pairs, *strides(q, k, v), q.shape[2], keys, q.shape[1], window, parts,
-        batch * groups * keys, scale,
+        queries, *tma.sources(tiles["TMA"], tiles["BN"], k, v), d_outs, state, pairs, *strides(q, k, v),
+        q.shape[2], keys, q.shape[1], window, parts, batch * groups * keys, scale,
         **_constants(q, k, v, stride, offset, window), **tiles,
     )  # fmt: skip

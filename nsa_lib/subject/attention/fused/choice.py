@@ -13,7 +13,6 @@ _TILES = {
     "wide": {"M": 128, "BN": 64, "ROUNDS": 4, "num_warps": 8, "num_stages": 3},
     "float32": {"M": 32, "BN": 32, "ROUNDS": 1, "num_warps": 4, "num_stages": 1},
 }
-
 _MOST_INDEX_BITS = 20
 
 
@@ -41,7 +40,8 @@ def shift(most: int) -> int:
     return (most - 1).bit_length() + 1
 
 
-def _index_bits(length: int, l_sel: int) -> int:
+def index_bits(length: int, l_sel: int) -> int:
+    """Return the bits of a block's index, at least 5; raise ValueError where they would leave a score none."""
     bits = max(5, (cdiv(length, l_sel) - 1).bit_length())
     if bits > _MOST_INDEX_BITS:
         raise ValueError(f"backend='fused': {length} tokens, accepts up to {l_sel << _MOST_INDEX_BITS}")
@@ -57,6 +57,6 @@ def _choose(q, k_cmp, lse, chosen, l, d, l_sel, scale):
     constants = {name: value for name, value in widths(q, k_cmp).items() if name not in ("E", "EP")}
     # A head's p sum to at most 1, and each counts for a block at most l / d times.
     choose_blocks[batch * groups, cdiv(length, tiles["M"])](
-        q, k_cmp, lse, chosen, *strides(q, k_cmp), length, keys, heads, _index_bits(length, l_sel), scale,
+        q, k_cmp, lse, chosen, *strides(q, k_cmp), length, keys, heads, index_bits(length, l_sel), scale,
         SHIFT=shift(share * (l // d)), GS=share, NP=power_of_two(n, 4), **sizes(n, l, d, l_sel), **constants, **tiles,
     )  # fmt: skip

@@ -8,12 +8,11 @@ from nsa_lib.subject.attention.fused.op import op
 from nsa_lib.subject.attention.fused.shape import cdiv, power_of_two
 
 _ROWS = 64
-
-_CHUNK = 512
+_COUNT = {"CHUNK": 128, "JB": 32, "num_warps": 4}
 
 
 def invert(chosen: torch.Tensor, l_sel: int, *, near: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the entries of each block in ascending order, where each block's start, and each query's listed slots.
+    """Return the entries of each block in ascending order, where each block's start, and what each query has.
 
     Args:
         chosen: [B, G, T, n], n up to 32.
@@ -21,7 +20,8 @@ def invert(chosen: torch.Tensor, l_sel: int, *, near: bool) -> tuple[torch.Tenso
         near: list the pairs with block 0, the own and the one before as well.
 
     Returns:
-        int32 [B * G, T * n], of which each block's share is filled; [B * G, N + 1]; [B * G, T], a bit for each slot.
+        int32 [B * G, T * n], of which each block's share is filled; [B * G, N + 1]; [B * G, 2, T], a bit for each
+        listed slot, and one for each near block (see kernels/inverse.py).
     """
     (batch, groups, length, n), blocks = chosen.shape, cdiv(chosen.shape[2], l_sel)
     lanes, words = batch * groups, cdiv(length, 32)
@@ -29,9 +29,8 @@ def invert(chosen: torch.Tensor, l_sel: int, *, near: bool) -> tuple[torch.Tenso
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(lanes, *shape, dtype=torch.int32, device=chosen.device)
 
-    entries, start, slots = empty(length * n), empty(blocks + 1), empty(length)
-    column = torch.zeros(lanes, blocks, words, dtype=torch.int32, device=chosen.device)
-    before, count = torch.empty_like(column), empty(blocks)
+    entries, start, slots = empty(length * n), empty(blocks + 1), empty(2, length)
+    column, before, count = empty(words, blocks), empty(words, blocks), empty(blocks)
     _invert(chosen, column, before, count, entries, start, slots, l_sel, near)
     return entries, start, slots
 
@@ -43,11 +42,10 @@ def invert(chosen: torch.Tensor, l_sel: int, *, near: bool) -> tuple[torch.Tenso
 def _invert(chosen, column, before, count, entries, start, slots, l_sel, near):
     from nsa_lib.subject.attention.fused.kernels import inverse as kernels
 
-    (length, n), (lanes, blocks, words) = chosen.shape[2:], column.shape
+    (length, n), (lanes, words, blocks) = chosen.shape[2:], column.shape
     pairs = {"n": n, "NP": power_of_two(n, 4), "R": _ROWS, "BS": l_sel, "ALL": near, "num_warps": 4}
-    by_query = (cdiv(length, _ROWS), lanes)
-    chunk = min(_CHUNK, power_of_two(words, 32))
-    kernels.mark[by_query](chosen, column, slots, length, words, blocks, **pairs)
-    kernels.count[blocks, lanes](column, before, count, words, blocks, CHUNK=chunk, BS=l_sel, num_warps=2)
-    kernels.scan[(lanes,)](count, start, blocks, BLOCKS=power_of_two(blocks), num_warps=4)
+    by_query, most = (cdiv(length, _ROWS), lanes), power_of_two(blocks)
+    kernels.mark[by_query](chosen, column, slots, length, words, blocks, BLOCKS=most, **pairs)
+    kernels.count[cdiv(blocks, _COUNT["JB"]), lanes](column, before, count, words, blocks, BS=l_sel, **_COUNT)
+    kernels.scan[(lanes,)](count, start, blocks, BLOCKS=most, num_warps=4)
     kernels.scatter[by_query](chosen, column, before, start, entries, length, words, blocks, **pairs)

@@ -15,7 +15,6 @@ _FORWARD = {
     "wide": {"num_warps": 4, "num_stages": 2},
     "float32": {"num_warps": 4, "num_stages": 1},
 }
-
 _KEY_GRADIENT = {**_FORWARD, "narrow": {"num_warps": 4, "num_stages": 1}}
 
 

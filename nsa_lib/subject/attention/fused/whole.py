@@ -17,13 +17,11 @@ _FORWARD = {
     "wide": {"BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"BN": 32, "num_warps": 4, "num_stages": 1},
 }
-
 _KEY_GRADIENT = {
     "narrow": {"M": 64, "BN": 64, "num_warps": 4, "num_stages": 1},
     "wide": {"M": 32, "BN": 64, "num_warps": 4, "num_stages": 2},
     "float32": {"M": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
 }
-
 _MOST_KEYS_A_BLOCK = 8
 """Compressed keys that begin in a block: those of 16 blocks are a tile."""
 

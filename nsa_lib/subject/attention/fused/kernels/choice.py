@@ -25,7 +25,7 @@ def shared_strides(offset: tl.constexpr, R: tl.constexpr, LD: tl.constexpr):
 
 
 @triton.jit
-def _no_blocks(own, last_own, top_index, slot, KEEP: tl.constexpr):
+def no_blocks(own, last_own, top_index, slot, KEEP: tl.constexpr):
     """Return keys that stand for no block, [rows, slots], or where all candidates fit for every one, and whether so.
 
     An empty slot is negative; those past KEEP are never the least.
@@ -57,7 +57,7 @@ def _take_next(best, least, key, next_best):
 
 
 @triton.jit
-def _take_best(best, key, ROUNDS: tl.constexpr):
+def take_best(best, key, ROUNDS: tl.constexpr):
     """Return the best keys of a row, new ones in place of what they beat.
 
     A round takes one key of every row. Some row nearly always needs a few: only after so many is it asked whether one
@@ -72,7 +72,7 @@ def _take_best(best, key, ROUNDS: tl.constexpr):
 
 
 @triton.jit
-def _store_blocks(CHOSEN, row, best, own, top_index, slot, valid, n: tl.constexpr):
+def store_blocks(CHOSEN, row, best, own, top_index, slot, valid, n: tl.constexpr):
     """Write the blocks of the best keys with those that are always in, ascending, -1 at the end."""
     KEEP: tl.constexpr = n - 3
     block = tl.where((best > 0) & (slot < KEEP)[None, :], top_index - (best & top_index), NO_BLOCK)
@@ -85,7 +85,7 @@ def _store_blocks(CHOSEN, row, best, own, top_index, slot, valid, n: tl.constexp
 
 
 @triton.jit
-def _add_scores(
+def add_scores(
     scores, q, lse2, k_base, k_t, j, C, scale2, R: tl.constexpr, LD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -121,7 +121,7 @@ def choose_blocks(
     slot = tl.arange(0, NP)
     top_index = (1 << INDEX_BITS) - 1
     k_base = K + b * k_b + g * k_h
-    best, all_fit = _no_blocks(own, last_own, top_index, slot, KEEP)
+    best, all_fit = no_blocks(own, last_own, top_index, slot, KEEP)
     if KEEP > 0:
         if GS == 1:  # read once
             q = load_rows(Q + b * q_b + g * q_h, q_t, t, valid, D, DP)
@@ -130,12 +130,12 @@ def choose_blocks(
             j = first + tl.arange(0, BN)
             scores = tl.zeros((M, BN), tl.float32)
             if GS == 1:
-                scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
+                scores = add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
             else:
                 for share_head in range(0, GS):
                     h = g * GS + share_head
                     q = load_rows(Q + b * q_b + h * q_h, q_t, t, valid, D, DP)
                     lse2 = tl.load(LSE + (b * H + h) * T + t, mask=valid, other=float("inf")) + SHIFT
-                    scores = _add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
-            best = _take_best(best, rank_keys(scores, j, own, top_index, INDEX_BITS), ROUNDS)
-    _store_blocks(CHOSEN, (b * G + g) * T + t, best, own, top_index, slot, valid, n)
+                    scores = add_scores(scores, q, lse2, k_base, k_t, j, C, scale * LOG2E, R, LD, D, DP, PRECISION)
+            best = take_best(best, rank_keys(scores, j, own, top_index, INDEX_BITS), ROUNDS)
+    store_blocks(CHOSEN, (b * G + g) * T + t, best, own, top_index, slot, valid, n)

@@ -12,6 +12,7 @@ from nsa_lib.subject.attention.fused.kernels.tile import (
     LOG2E,
     LOWEST,
     attend,
+    attend_selected,
     bitwise_or,
     finish,
     key_gradient,
@@ -39,12 +40,7 @@ def attend_words(
         selects = ((word >> j) & 1) == 1
         k, v = load_tile(k_base, k_t, j * BS, BS, D, DP), load_tile(v_base, v_t, j * BS, BS, E, EP)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
-        p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
-        shrink = tl.math.exp2(m - m_new)
-        l = l * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        m = m_new
+        m, l, acc = attend_selected(s, v, m, l, acc, scale2, selects, PRECISION)
     for z in tl.static_range(TQ // BS):
         j = i * (TQ // BS) + z
         key = j * BS + tl.arange(0, BS)

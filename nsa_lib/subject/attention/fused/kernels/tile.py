@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-
 LOWEST = tl.constexpr(-1.0e30)
 """The maximum of a row that has seen nothing: finite, so that it can be subtracted from -inf."""
 
@@ -27,6 +26,35 @@ def load_tile(base, stride, first, N: tl.constexpr, D: tl.constexpr, DP: tl.cons
     if D < DP:
         return tl.load(pointers, mask=(column < D)[None, :], other=0.0)
     return tl.load(pointers)
+
+
+@triton.jit
+def gather_rows(base, stride, rows, D: tl.constexpr, DP: tl.constexpr):
+    """Load rows all of which exist, [rows, DP], by offsets as wide as `rows` are."""
+    column = tl.arange(0, DP)
+    pointers = base + (rows * stride)[:, None] + column[None, :]
+    if D < DP:
+        return tl.load(pointers, mask=(column < D)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def load_head_tile(
+    X, b, h, x_b, x_h, x_t, first, end, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, WHOLE: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """Load N rows of a head from `first` on, [N, DP], 0 from row `end` on; WHOLE says that all of them exist.
+
+    With TMA X is a descriptor, which knows strides and end (see `tma.py`).
+    """
+    if TMA:
+        x = tl.reshape(X.load([tl.cast(b, tl.int32), tl.cast(h, tl.int32), first, 0]), (N, DP))
+    elif WHOLE:
+        x = load_tile(X + b * x_b + h * x_h, x_t, first, N, D, DP)
+    else:
+        rows = first + tl.arange(0, N)
+        x = load_rows(X + b * x_b + h * x_h, x_t, rows, rows < end, D, DP)
+    return x
 
 
 @triton.jit
@@ -61,11 +89,25 @@ def attend(q, k, v, m, l, acc, scale2, seen, MASKED: tl.constexpr, PRECISION: tl
 
 
 @triton.jit
+def attend_selected(s, v, m, l, acc, scale2, selects, PRECISION: tl.constexpr):
+    """Take one tile of keys, with logits s before their scale, into the softmax of the rows that select it.
+
+    A row that does not has a maximum of +inf here, so that its p is 0 without a mask over the tile.
+    """
+    m_new = tl.where(selects, tl.maximum(m, tl.max(s, 1) * scale2), m)
+    p = tl.math.exp2(s * scale2 - tl.where(selects, m_new, float("inf"))[:, None])
+    shrink = tl.math.exp2(m - m_new)
+    l = l * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return m_new, l, acc
+
+
+@triton.jit
 def finish(m, l, acc):
     """Return output and log2-sum-exp of a softmax; 0 and +inf for a row that saw nothing, whose every p is so 0."""
     has = l > 0
     total = tl.where(has, l, 1.0)
-    return acc / total[:, None], tl.where(has, m + tl.math.log2(total), float("inf"))
+    return acc * (1.0 / total)[:, None], tl.where(has, m + tl.math.log2(total), float("inf"))
 
 
 @triton.jit

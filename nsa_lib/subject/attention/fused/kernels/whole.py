@@ -155,8 +155,8 @@ def whole_forward(
     out = store_branch(m, l, acc, OUTPUTS, LSE, b, h, t, T, H, rows, SLC, E, EP)
     mixed += out * load_gate(GATES, row + t * H, valid, SLC, 3)
     m, l, acc = attend_band(
-        q, K_WIN + b * kw_b + h * kw_h, kw_t, V_WIN + b * vw_b + h * vw_h, vw_t, t, i * M,
-        tl.minimum(i * M + M, T) - 1, T, w, scale2, 1, 0, True, D, DP, E, EP, PRECISION, M, BN,
+        q, K_WIN, V_WIN, b, h, kw_b, kw_h, kw_t, vw_b, vw_h, vw_t, t, i * M,
+        tl.minimum(i * M + M, T) - 1, T, w, scale2, 1, 0, True, D, DP, E, EP, PRECISION, M, BN, False,
     )  # fmt: skip
     out = store_branch(m, l, acc, OUTPUTS, LSE, b, h, t, T, H, rows, WIN, E, EP)
     mixed += out * load_gate(GATES, row + t * H, valid, WIN, 3)
@@ -182,7 +182,7 @@ def whole_key_gradient(
         band_keys(
             Q, K_CMP, V_CMP, D_OUT, STATE + CMP * state, D_CMP, total // T * C, q_b, q_h, q_t,
             kc_b, kc_h, kc_t, vc_b, vc_h, vc_t, b, g, tile, 0, 1, T, C, H, 0, scale,
-            STRIDE, OFFSET, False, GS, D, DP, E, EP, PRECISION, M, BN,
+            STRIDE, OFFSET, False, GS, D, DP, E, EP, PRECISION, M, BN, False,
         )  # fmt: skip
     elif tile < compressed + blocks:
         short_keys(
@@ -194,5 +194,5 @@ def whole_key_gradient(
         band_keys(
             Q, K_WIN, V_WIN, D_OUT, STATE + WIN * state, D_WIN, total, q_b, q_h, q_t,
             kw_b, kw_h, kw_t, vw_b, vw_h, vw_t, b, g, tile - compressed - blocks, 0, 1, T, T, H, w, scale,
-            1, 0, True, GS, D, DP, E, EP, PRECISION, M, BN,
+            1, 0, True, GS, D, DP, E, EP, PRECISION, M, BN, False,
         )  # fmt: skip
