@@ -1,0 +1,351 @@
+"""The judge at full length: any rows of a layer, and all its gradients, from the equations, many rows at a time.
+
+It is `reference` for sequences that loops cannot go through. Attention is dense, under a mask that says what each row
+sees; a group and a chunk of rows at a time, so that memory is bounded. It shares no code with what it judges, runs on
+any device, and knows no backends.
+
+It computes twice. In EXACT arithmetic, float64, it says what is right. In the arithmetic of a run, it makes the
+roundings that a correct implementation in that dtype may make, forward and backward: the distance between the two is
+what such a run may lose, row by row.
+
+B batch, T tokens, R rows, H heads, G groups, h = H / G heads a group, D head width, C compressed tokens, N blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from nsa_lib.config import NSAConfig
+
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+"""Logits that exist at a time: what fits a cache, and what keeps a GPU busy (256 MiB in float64)."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How numbers are kept on the way."""
+
+    wide: torch.dtype
+    """Of sums, logits and angles."""
+    kept: torch.dtype
+    """Of what is stored between two operations, forward and backward."""
+    angle_error: float = 0.0
+    """Relative error of one rounding of a rotary frequency."""
+
+    @classmethod
+    def of_run(cls, dtype: torch.dtype) -> Arithmetic:
+        """Return that of a correct run in a dtype: storage in it, sums in float32 or better."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return cls(wide, dtype, torch.finfo(wide).eps / 2)
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Round x to what is stored, and its gradient too."""
+        return x if self.kept == self.wide else _Kept.apply(x, self.kept)
+
+
+EXACT = Arithmetic(torch.float64, torch.float64)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient.to(ctx.dtype).to(gradient.dtype), None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer in an arithmetic: its input x [B, T, dim] and its parameters by name."""
+
+    x: Tensor
+    parameters: dict[str, Tensor]
+    config: NSAConfig
+    arithmetic: Arithmetic
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        parameters: Mapping[str, Tensor],
+        config: NSAConfig,
+        *,
+        arithmetic: Arithmetic = EXACT,
+        device: str | torch.device | None = None,
+    ) -> Layer:
+        """Return the layer with everything in the arithmetic's wide dtype, on `device` or where x is."""
+        to = {"device": x.device if device is None else device, "dtype": arithmetic.wide}
+        return cls(x.detach().to(**to), {n: p.detach().to(**to) for n, p in parameters.items()}, config, arithmetic)
+
+
+@dataclass
+class Rows:
+    """What a layer makes in some rows."""
+
+    output: Tensor
+    """[B, R, dim], after `out`."""
+    branches: dict[str, Tensor] = field(default_factory=dict)
+    """Each branch's output, [B, H, R, d_v]."""
+    branch_gates: Tensor | None = None
+    """[B, H, R, branches]."""
+    scores: Tensor | None = None
+    """Block scores (Eqs. 9, 10), [B, G, R, N]; None without the selected branch."""
+
+
+@torch.no_grad()
+def rows(layer: Layer, positions: Tensor, blocks: Tensor | None, *, alive: Callable[[], None] = lambda: None) -> Rows:
+    """Return what the layer makes of the rows at `positions` of every sequence (Eq. 5).
+
+    Args:
+        layer: the layer.
+        positions: int64 [R], ascending.
+        blocks: what these rows select, [B, G, R, n_sel], -1 for none; None without the selected branch.
+        alive: called now and then, for whoever watches.
+    """
+    c, keep = layer.config, layer.arithmetic.keep
+    positions = positions.to(layer.x.device)
+    made = Rows(layer.x.new_zeros(layer.x.shape[0], len(positions), c.dim))
+    outputs, gates, scores = {name: [] for name in c.branches}, [], []
+    for g in range(c.groups):
+        alive()
+        group = _group(layer, g, positions)
+        mixed = 0.0
+        for index, branch in enumerate(c.branches):
+            out = torch.cat([_attend(layer, group, part)[0] for part in _parts(layer, group, branch, g, blocks)], dim=2)
+            outputs[branch].append(out)
+            mixed = keep(mixed + keep(group.gates[..., index, None] * out))
+        gates.append(group.gates)
+        made.output += _joined(mixed) @ _out_weight(layer, g).T
+        if "slc" in c.branches:
+            scores.append(_scores(layer, group))
+    made.output = keep(made.output)
+    made.branches = {name: torch.cat(parts, dim=1) for name, parts in outputs.items()}
+    made.branch_gates = torch.cat(gates, dim=1)
+    made.scores = torch.stack(scores, dim=1) if scores else None
+    return made
+
+
+def gradients(
+    layer: Layer, blocks: Tensor | None, d_output: Tensor, *, alive: Callable[[], None] = lambda: None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the gradient of x [B, T, dim], and of each parameter by name, from all rows.
+
+    Args:
+        layer: the layer.
+        blocks: what each row selected, [B, G, T, n_sel], -1 for none; None without the selected branch.
+        d_output: gradient of the layer's output, [B, T, dim].
+        alive: called now and then, for whoever watches.
+    """
+    c, keep = layer.config, layer.arithmetic.keep
+    d_output = d_output.detach().to(layer.x)
+    x = layer.x.clone().requires_grad_()
+    leaves = {name: p.clone().requires_grad_() for name, p in layer.parameters.items()}
+    tracked = Layer(x, leaves, c, layer.arithmetic)
+    positions = torch.arange(x.shape[1], device=x.device)
+    for g in range(c.groups):
+        group = _group(tracked, g, positions)
+        weight = _out_weight(layer, g)
+        d_mixed = _split(keep(d_output @ weight), c.d_v)
+        mixed, found = _backward(layer, group, g, blocks, d_mixed, alive)
+        _out_weight(tracked, g).backward(d_output.flatten(0, 1).T @ _joined(mixed).flatten(0, 1))
+        sources = [(t, d) for t, d in found if t.requires_grad]
+        torch.autograd.backward([t for t, _ in sources], [keep(d) for _, d in sources])
+    made = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
+    return keep(x.grad), {name: keep(gradient) for name, gradient in made.items()}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A group's queries at some rows, their gates, and the keys and values that they attend to."""
+
+    positions: Tensor
+    """[R]."""
+    q: Tensor
+    """[B, h, R, d_k]."""
+    gates: Tensor
+    """[B, h, R, branches]."""
+    keys: dict[str, Tensor]
+    """[B, T or C, d_k]."""
+    values: dict[str, Tensor]
+    """[B, T or C, d_v]."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a branch and the range of keys that holds all they see."""
+
+    branch: str
+    rows: slice
+    keys: slice
+    seen: Tensor
+    """[B or 1, 1, rows, keys]."""
+
+
+def _group(layer: Layer, g: int, positions: Tensor) -> _Group:
+    c, p, keep, x = layer.config, layer.parameters, layer.arithmetic.keep, layer.x
+    share = c.heads // c.groups
+    taken = x if len(positions) == x.shape[1] else x[:, positions]
+
+    def of_group(name: str, width: int, count: int = 1) -> Tensor:
+        return p[f"{name}.weight"][g * count * width : (g + 1) * count * width]
+
+    q = _split(keep(taken @ of_group("query", c.d_k, share).T), c.d_k)
+    gates = keep(taken @ of_group("branch_gates", len(c.branches), share).T)
+    everywhere = torch.arange(x.shape[1], device=x.device)
+    keys, values = {}, {}
+    for branch in dict.fromkeys((*c.branches, *(("cmp",) if "slc" in c.branches else ()))):
+        k = keep(x @ of_group(f"key_{branch}", c.d_k).T)
+        if branch == "cmp":
+            k = _compressed(layer, "phi_k", k)
+            places = torch.arange(k.shape[1], device=x.device) * c.d + c.l - 1
+        keys[branch] = _rotated(layer, k, places if branch == "cmp" else everywhere)
+        if branch in c.branches:
+            v = keep(x @ of_group(f"value_{branch}", c.d_v).T)
+            values[branch] = _compressed(layer, "phi_v", v) if branch == "cmp" else v
+    gates = _split(keep(torch.sigmoid(gates)), len(c.branches))
+    return _Group(positions, _rotated(layer, q, positions), gates, keys, values)
+
+
+def _compressed(layer: Layer, phi: str, x: Tensor) -> Tensor:
+    """Return phi of each block of l tokens, one every d (Eq. 7): [B, T, D] -> [B, C, D]."""
+    c, p, keep = layer.config, layer.parameters, layer.arithmetic.keep
+    if x.shape[1] < c.l:
+        return x[:, :0]
+    blocks = x.unfold(1, c.l, c.d).mT
+    if c.phi == "mean":
+        return keep(blocks.mean(dim=-2))
+    hidden = keep(keep(blocks + p[f"{phi}.position"]).flatten(-2) @ p[f"{phi}.reduce.weight"].T)
+    return keep(keep(silu(hidden)) @ p[f"{phi}.mix.weight"].T)
+
+
+def _rotated(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
+    """Rotate the halves of x [..., T, D] by position / base^(2i/D).
+
+    A frequency f = base^-y carries one rounding, and that of its exponent times y ln(base); the angle one more. In the
+    arithmetic of a run each is off by as much, up and down in turn; f = 1 is exact.
+    """
+    a, width = layer.arithmetic, x.shape[-1]
+    y = torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width
+    off = a.angle_error * (2 + y * math.log(layer.config.rope_base)) * (y > 0)
+    off[1::2] *= -1
+    frequencies = (layer.config.rope_base**-y * (1 + off)).to(a.wide)
+    angles = positions.to(a.wide)[:, None] * frequencies
+    first, second = x[..., : width // 2], x[..., width // 2 :]
+    cos, sin = angles.cos(), angles.sin()
+    return a.keep(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
+
+
+def _parts(layer: Layer, group: _Group, branch: str, g: int, blocks: Tensor | None) -> Iterator[_Part]:
+    """Cut the rows of a branch into parts whose logits stay below CHUNK_ELEMENTS."""
+    c, positions = layer.config, group.positions
+    batch, share = group.q.shape[:2]
+    most = CHUNK_ELEMENTS[positions.device.type] // (batch * share)
+    widest = {"cmp": group.keys["cmp"].shape[1] if "cmp" in group.keys else 0, "win": c.w}.get(branch, layer.x.shape[1])
+    size = max(1, min(most // max(widest, 1), math.isqrt(most)))
+    places = positions.tolist()
+    for start in range(0, len(places), size):
+        chosen = slice(start, min(start + size, len(places)))
+        t, low, high = positions[chosen, None], places[chosen.start], places[chosen.stop - 1]
+        if branch == "cmp":
+            keys = slice(0, min(max(0, (high - c.l) // c.d + 1 if high >= c.l - 1 else 0), widest))
+            seen = torch.arange(keys.stop, device=t.device) * c.d + c.l - 1 <= t
+        elif branch == "win":
+            keys = slice(max(0, low - c.w + 1), high + 1)
+            token = torch.arange(keys.start, keys.stop, device=t.device)
+            seen = (token <= t) & (token > t - c.w)
+        else:
+            keys = slice(0, high + 1)
+            seen = _chosen_tokens(blocks[:, g, chosen].to(t.device), t, keys.stop, c.l_sel)
+        yield _Part(branch, chosen, keys, seen.view(-1, 1, *seen.shape[-2:]))
+
+
+def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor:
+    """Return which tokens rows t [r, 1] see by their blocks [B, r, n]: those of the blocks, up to their own."""
+    columns = -(-length // l_sel) + 1  # column 0 is for -1, which is no block
+    index = (blocks.long() + 1).clamp(max=columns)
+    listed = torch.zeros(*blocks.shape[:2], columns + 1, dtype=torch.bool, device=t.device).scatter_(2, index, True)
+    tokens = listed[..., 1:columns].repeat_interleave(l_sel, dim=-1)[..., :length]
+    return tokens & (torch.arange(length, device=t.device) <= t)
+
+
+def _attend(layer: Layer, group: _Group, part: _Part) -> tuple[Tensor, Tensor]:
+    """Return softmax(q kᵀ / sqrt(d_k)) v of a part and its probabilities; a row that sees nothing is 0."""
+    k, v = group.keys[part.branch][:, part.keys], group.values[part.branch][:, part.keys]
+    return _softmax_of(layer, group.q[:, :, part.rows], k, v, part.seen)
+
+
+def _softmax_of(layer: Layer, q: Tensor, k: Tensor, v: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, h, r, d_k], k [B, S, d_k], v [B, S, d_v] -> [B, h, r, d_v], [B, h, r, S]."""
+    keep = layer.arithmetic.keep
+    logits = (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3]) / math.sqrt(q.shape[-1])
+    # Far below every logit, and finite: a row that sees nothing must not be NaN, nor its gradient.
+    p = torch.softmax(logits.masked_fill(~seen, -1e30), dim=-1) * seen
+    if v is None:
+        return p, p
+    return keep((keep(p).flatten(1, 2) @ v).unflatten(1, q.shape[1:3])), p
+
+
+def _scores(layer: Layer, group: _Group) -> Tensor:
+    """Return the block scores of a group's rows (Eqs. 9, 10), [B, R, N]: no gradient."""
+    c, k = layer.config, group.keys["cmp"]
+    first = torch.arange(k.shape[1], device=k.device)[:, None] * c.d
+    start = torch.arange(-(-layer.x.shape[1] // c.l_sel), device=k.device) * c.l_sel
+    shared = torch.minimum(first + c.l, start + c.l_sel) - torch.maximum(first, start)
+    weights = shared.clamp(min=0).to(k.dtype) / c.d
+    made = []
+    for part in _parts(layer, group, "cmp", 0, None):
+        p = _softmax_of(layer, group.q[:, :, part.rows], k[:, part.keys], None, part.seen)[0]
+        made.append(p.sum(dim=1) @ weights[part.keys])
+    return torch.cat(made, dim=1)
+
+
+def _backward(
+    layer: Layer, group: _Group, g: int, blocks: Tensor | None, d_mixed: Tensor, alive: Callable[[], None]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Return a group's gated sum [B, h, R, d_v], and each of its tensors with its gradient."""
+    keep = layer.arithmetic.keep
+    branches = layer.config.branches
+    d_q, d_gates = torch.zeros_like(group.q), torch.zeros_like(group.gates)
+    found = [(group.q, d_q), (group.gates, d_gates)]
+    mixed = torch.zeros_like(d_mixed)
+    for index, branch in enumerate(branches):
+        alive()
+        k, v = group.keys[branch].detach(), group.values[branch].detach()
+        d_k, d_v = torch.zeros_like(k), torch.zeros_like(v)
+        for part in _parts(layer, group, branch, g, blocks):
+            slices = (group.q.detach()[:, :, part.rows], k[:, part.keys], v[:, part.keys])
+            leaves = [t.detach().requires_grad_() for t in (*slices, group.gates[:, :, part.rows, index, None])]
+            gated = keep(leaves[3] * _softmax_of(layer, *leaves[:3], part.seen)[0])
+            parts = torch.autograd.grad(gated, leaves, d_mixed[:, :, part.rows])
+            d_q[:, :, part.rows] += parts[0]
+            d_k[:, part.keys] += parts[1]
+            d_v[:, part.keys] += parts[2]
+            d_gates[:, :, part.rows, index] += parts[3][..., 0]
+            mixed[:, :, part.rows] += gated.detach()
+        found += [(group.keys[branch], d_k), (group.values[branch], d_v)]
+    return keep(mixed), found
+
+
+def _split(x: Tensor, width: int) -> Tensor:
+    """[B, R, h * width] -> [B, h, R, width]."""
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """[B, h, R, width] -> [B, R, h * width]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _out_weight(layer: Layer, g: int) -> Tensor:
+    """Return what `out` does to the heads of a group, [dim, h * d_v]."""
+    width = layer.config.heads // layer.config.groups * layer.config.d_v
+    return layer.parameters["out.weight"][:, g * width : (g + 1) * width]
