@@ -46,7 +46,11 @@ class Arithmetic:
 
     def keep(self, x: Tensor) -> Tensor:
         """Round x to what is stored, and its gradient too."""
-        return x if self.kept == self.wide else _Kept.apply(x, self.kept)
+        return x if self.kept == self.wide else _Kept.apply(x, self.kept, self.kept)
+
+    def keep_gradient(self, x: Tensor) -> Tensor:
+        """Leave x as it is, and round its gradient to what is stored."""
+        return x if self.kept == self.wide else _Kept.apply(x, self.wide, self.kept)
 
 
 EXACT = Arithmetic(torch.float64, torch.float64)
@@ -54,13 +58,13 @@ EXACT = Arithmetic(torch.float64, torch.float64)
 
 class _Kept(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.dtype = dtype
+    def forward(ctx, x: Tensor, dtype: torch.dtype, gradients_dtype: torch.dtype) -> Tensor:
+        ctx.dtype = gradients_dtype
         return x.to(dtype).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return gradient.to(ctx.dtype).to(gradient.dtype), None
+        return gradient.to(ctx.dtype).to(gradient.dtype), None, None
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ def _parts(layer: Layer, group: _Group, branch: str, g: int, blocks: Tensor | No
         chosen = slice(start, min(start + size, len(places)))
         t, low, high = positions[chosen, None], places[chosen.start], places[chosen.stop - 1]
         if branch == "cmp":
-            keys = slice(0, min(max(0, (high - c.l) // c.d + 1 if high >= c.l - 1 else 0), widest))
+            keys = slice(0, max(0, (high + 1 - c.l) // c.d + 1))
             seen = torch.arange(keys.stop, device=t.device) * c.d + c.l - 1 <= t
         elif branch == "win":
             keys = slice(max(0, low - c.w + 1), high + 1)
@@ -286,7 +290,7 @@ def _attend(layer: Layer, group: _Group, part: _Part) -> tuple[Tensor, Tensor]:
 def _softmax_of(layer: Layer, q: Tensor, k: Tensor, v: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
     """q [B, h, r, d_k], k [B, S, d_k], v [B, S, d_v] -> [B, h, r, d_v], [B, h, r, S]."""
     keep = layer.arithmetic.keep
-    logits = (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3]) / math.sqrt(q.shape[-1])
+    logits = layer.arithmetic.keep_gradient(q.flatten(1, 2) @ k.mT / math.sqrt(q.shape[-1])).unflatten(1, q.shape[1:3])
     # Far below every logit, and finite: a row that sees nothing must not be NaN, nor its gradient.
     p = torch.softmax(logits.masked_fill(~seen, -1e30), dim=-1) * seen
     if v is None:

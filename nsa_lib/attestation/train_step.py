@@ -1,0 +1,234 @@
+"""Judge a recorded training step beyond its layers: the loss, the gradients, and AdamW's update.
+
+The loss is computed again, in float64, from the final hidden states, the head and the labels that the loop handed in,
+over all positions. Which positions the step counted is read off the gradient of the hidden states: a position that is
+not in the loss has none. Not judged: norms, MLPs and the embedding, but for what their gradients and updates show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nsa_lib.attention.reference_rows import EXACT, Arithmetic
+from nsa_lib.attestation.recording import Entries, StepRecord
+from nsa_lib.attestation.rounding import MARGIN, Comparison, compare
+
+UPDATE_ROUNDINGS = 16
+"""Operations of an update, each rounded once in float32 or better."""
+
+
+@dataclass(frozen=True)
+class LossFound:
+    """What was found of a loss."""
+
+    loss: float
+    """Of the run, in nats."""
+    exact: float
+    """Of its hidden states, in float64."""
+    ratio: float | None
+    """Their distance, over what rounding explains."""
+    positions: int
+    """Positions of the step."""
+    counted: int
+    """Those among them whose hidden states got a gradient."""
+    parts: dict[str, Comparison] = field(default_factory=dict)
+    """`d_hidden` and `d_head`: the gradients of hidden states and head."""
+    not_compared: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the loss and its gradients are right, over all positions."""
+        near = self.ratio is not None and self.ratio <= 1
+        return near and self.counted == self.positions and all(part.ok for part in self.parts.values())
+
+
+@dataclass(frozen=True)
+class GradientsFound:
+    """Which parameters have no gradient, and of which kind of none."""
+
+    parameters: int
+    """Parameters that are trained."""
+    missing: tuple[str, ...]
+    not_finite: tuple[str, ...]
+    zero: tuple[str, ...]
+    fixed: tuple[str, ...]
+    """Parameters that want no gradient."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether each trained parameter has a finite gradient that is not zero."""
+        return not (self.missing or self.not_finite or self.zero)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The settings that the rule is judged by: those asked for, and torch's defaults."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+
+@dataclass(frozen=True)
+class UpdateFound:
+    """What was found of an update."""
+
+    entries: int
+    """Entries compared, each of them value and state."""
+    moved: int
+    """Entries whose update is larger than what rounding explains: no update, or one of half the size, is found there."""
+    wrong: dict[str, float | None]
+    """Parameters in which the rule is broken, with the largest distance from it, over what rounding explains."""
+    unmoved: tuple[str, ...]
+    """Parameters none of whose entries had to move: there only the state could be judged."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every entry is what the rule makes of it."""
+        return not self.wrong
+
+
+class _Loss(NamedTuple):
+    each: Tensor
+    """Of each position, [P]."""
+    d_hidden: Tensor
+    """[P, dim]."""
+    d_head: Tensor
+    """[vocab, dim]."""
+
+
+def judge_loss(
+    record: StepRecord,
+    loss: float,
+    *,
+    chunk: int,
+    device: str | torch.device = "cpu",
+    alive: Callable[[], None] = lambda: None,
+) -> LossFound | None:
+    """Judge the loss that a recorded step returned; None if its hidden states were not recorded.
+
+    Args:
+        record: the step.
+        loss: mean cross-entropy in nats that the step returned.
+        chunk: tokens whose logits the run holds at a time: what it adds up in its dtype.
+        device: where the judge computes.
+        alive: called now and then, for whoever watches.
+    """
+    if record.hidden is None:
+        return None
+    dtype, dim = record.hidden.dtype, record.hidden.shape[-1]
+    run = Arithmetic.of_run(dtype)
+    right, rounded = (_loss(record, a, chunk, device, alive) for a in (EXACT, run))
+    exact, count = float(right.each.mean()), right.each.numel()
+    off = float((rounded.each.double() - right.each).square().mean().sqrt())
+    off = math.hypot(off, math.sqrt(count + dim) * torch.finfo(run.wide).eps / 2 * exact)
+    ratio = abs(loss - exact) / (MARGIN * off)
+    found = LossFound(loss, exact, ratio if math.isfinite(ratio) else None, count, 0)
+    if record.d_hidden is None:
+        found.not_compared["d_hidden"] = "no gradient reached the hidden states"
+        return found
+    d_hidden = record.d_hidden.flatten(0, 1)
+    # A position that the model rounds to nothing, far below float16, is not held against the run.
+    counted = d_hidden.ne(0).any(dim=-1) | rounded.d_hidden.eq(0).all(dim=-1).cpu()
+    found.parts["d_hidden"] = compare(d_hidden, right.d_hidden, rounded.d_hidden, dtype=dtype, terms=len(record.head))
+    if record.d_head is None:
+        found.not_compared["d_head"] = "no gradient reached the head"
+    else:
+        found.parts["d_head"] = compare(record.d_head, right.d_head, rounded.d_head, dtype=dtype, terms=count)
+    return LossFound(loss, exact, found.ratio, count, int(counted.sum()), found.parts, found.not_compared)
+
+
+def _loss(
+    record: StepRecord, arithmetic: Arithmetic, chunk: int, device: str | torch.device, alive: Callable[[], None]
+) -> _Loss:
+    """Compute the cross-entropy of each position and the gradients of the mean, some positions at a time."""
+    keep = arithmetic.keep
+    hidden, head = (x.to(device, arithmetic.wide) for x in (record.hidden.flatten(0, 1), record.head))
+    labels, each, d_hidden, d_head = record.labels.flatten().to(device), [], [], torch.zeros_like(head)
+    for start in range(0, len(labels), chunk):
+        alive()
+        rows, targets = hidden[start : start + chunk], labels[start : start + chunk, None]
+        logits = keep(rows @ head.T)
+        lse = logits.logsumexp(dim=-1, keepdim=True)
+        each.append((lse - logits.gather(1, targets))[:, 0])
+        d_logits = keep((logits - lse).exp().scatter_add_(1, targets, -torch.ones_like(lse)))
+        d_hidden.append(keep(d_logits @ head))
+        d_head = keep(d_head + d_logits.T @ rows)
+    scale = keep(torch.tensor(1 / len(labels), dtype=arithmetic.wide, device=device))
+    return _Loss(torch.cat(each), keep(torch.cat(d_hidden) * scale), keep(d_head * scale))
+
+
+def judge_gradients(entries: Mapping[str, Entries]) -> GradientsFound:
+    """Return which of a step's parameters have no gradient, one that is not finite, or only zeros."""
+    largest = {name: found.largest_gradient for name, found in entries.items() if found.trained}
+    return GradientsFound(
+        parameters=len(largest),
+        missing=tuple(name for name, value in largest.items() if value is None),
+        not_finite=tuple(name for name, value in largest.items() if value is not None and not math.isfinite(value)),
+        zero=tuple(name for name, value in largest.items() if value == 0),
+        fixed=tuple(name for name, found in entries.items() if not found.trained),
+    )
+
+
+def judge_update(entries: Mapping[str, Entries], rule: AdamW) -> UpdateFound:
+    """Judge the update of the entries that were followed, value and state, by AdamW's rule (Loshchilov & Hutter, 2019).
+
+    The update is made in float32 or better, and what is stored is rounded once to its dtype. An implementation may
+    use the moments as they are stored: their rounding is allowed in the update.
+    """
+    count = moved = 0
+    wrong: dict[str, float | None] = {}
+    unmoved = []
+    for name, found in entries.items():
+        if not found.trained:
+            continue
+        moving, ratio = _update(found, rule)
+        count, moved = count + found.before["parameter"].numel(), moved + moving
+        if not ratio <= 1:
+            wrong[name] = ratio if math.isfinite(ratio) else None
+        if not moving:
+            unmoved.append(name)
+    return UpdateFound(count, moved, wrong, tuple(unmoved))
+
+
+def _update(found: Entries, rule: AdamW) -> tuple[int, float]:
+    """Return how many entries had to move, and the largest distance from the rule over what rounding explains."""
+    if found.gradient is None or not {"exp_avg", "exp_avg_sq", "step"} <= set(found.after):
+        return 0, math.inf
+    p, g = found.before["parameter"].double(), found.gradient.double()
+    m, v = (found.before[n].double() if n in found.before else torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq"))
+    step = float(found.before.get("step", torch.zeros(()))) + 1
+    (b1, b2), dtype = rule.betas, found.gradient.dtype
+    m_new, v_new = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    change = rule.lr * (m_new / (1 - b1**step)) / ((v_new / (1 - b2**step)).sqrt() + rule.eps)
+    p_new = p * (1 - rule.lr * rule.weight_decay) - change
+    wide = UPDATE_ROUNDINGS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    stored = 2 * torch.finfo(dtype).eps  # of either moment
+    expected = {
+        "parameter": (p_new, stored * change.abs() + wide * p_new.abs() * (dtype in (torch.float32, torch.float64))),
+        "exp_avg": (m_new, wide * (m.abs() + g.abs())),
+        "exp_avg_sq": (v_new, wide * v_new),
+    }
+    ratios = [0.0 if float(found.after["step"]) == step else math.inf]
+    for name, (right, explained) in expected.items():
+        after = found.after[name]
+        allowed = explained + _half_ulp(right, after.dtype)
+        distance = (after.double() - right).abs()
+        ratios.append(float(torch.where(distance == 0, 0.0, distance / allowed).nan_to_num(nan=math.inf).max()))
+        if name == "parameter":
+            moving = int(((right - p).abs() > 2 * allowed).sum())
+    return moving, max(ratios)
+
+
+def _half_ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return half the distance between neighbours of x in a dtype, the next power of two included."""
+    info = torch.finfo(dtype)
+    exponent = torch.floor(torch.log2(x.abs().clamp(min=info.smallest_normal)))
+    return 0.5 * info.eps * torch.exp2(exponent + 1e-9).clamp(min=info.smallest_normal) * (1 + 1e-6)
