@@ -44,8 +44,8 @@ class NSAttention(nn.Module):
 
     observe: Callable[[str, torch.Tensor], None] | None = None
     """Called with the name and value of what forward makes on its way: the branch outputs `cmp`, `slc` and `win`
-    [B, H, T, d_v], the `branch_gates` [B, H, T, branches], and the `blocks` selected, [B, G, T, n_sel]; where kernels keep
-    them so, `block_bits` instead, [B, G, T], a bit for each block. None costs nothing, and is what compiled code sees."""
+    [B, H, T, d_v], the `branch_gates` [B, H, T, branches], and the `blocks` selected, [B, G, T, n_sel]; where kernels
+    keep them so, `block_bits` instead, [B, G, T], a bit a block. None costs nothing; compiled code must find None."""
 
     def __init__(self, config: NSAConfig, backend: str = "masked"):
         super().__init__()

@@ -26,6 +26,9 @@ from nsa_lib.config import NSAConfig
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 """Logits that exist at a time: what fits a cache, and what keeps a GPU busy (256 MiB in float64)."""
 
+FEWEST_ROWS = 64
+"""Rows of a part, at least, where a window is narrower."""
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -46,11 +49,7 @@ class Arithmetic:
 
     def keep(self, x: Tensor) -> Tensor:
         """Round x to what is stored, and its gradient too."""
-        return x if self.kept == self.wide else _Kept.apply(x, self.kept, self.kept)
-
-    def keep_gradient(self, x: Tensor) -> Tensor:
-        """Leave x as it is, and round its gradient to what is stored."""
-        return x if self.kept == self.wide else _Kept.apply(x, self.wide, self.kept)
+        return x if self.kept == self.wide else _Kept.apply(x, self.kept)
 
 
 EXACT = Arithmetic(torch.float64, torch.float64)
@@ -58,13 +57,13 @@ EXACT = Arithmetic(torch.float64, torch.float64)
 
 class _Kept(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, dtype: torch.dtype, gradients_dtype: torch.dtype) -> Tensor:
-        ctx.dtype = gradients_dtype
+    def forward(ctx, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype
         return x.to(dtype).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return gradient.to(ctx.dtype).to(gradient.dtype), None, None
+        return gradient.to(ctx.dtype).to(gradient.dtype), None
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,10 @@ def rows(layer: Layer, positions: Tensor, blocks: Tensor | None, *, alive: Calla
         group = _group(layer, g, positions)
         mixed = 0.0
         for index, branch in enumerate(c.branches):
-            out = torch.cat([_attend(layer, group, part)[0] for part in _parts(layer, group, branch, g, blocks)], dim=2)
+            out = torch.cat([
+                _attend(layer.arithmetic, *_tensors(group, branch, part), part.seen)[0]
+                for part in _parts(layer, group, branch, g, blocks)
+            ], dim=2)  # fmt: skip
             outputs[branch].append(out)
             mixed = keep(mixed + keep(group.gates[..., index, None] * out))
         gates.append(group.gates)
@@ -187,7 +189,6 @@ class _Group:
 class _Part:
     """Some rows of a branch and the range of keys that holds all they see."""
 
-    branch: str
     rows: slice
     keys: slice
     seen: Tensor
@@ -255,6 +256,8 @@ def _parts(layer: Layer, group: _Group, branch: str, g: int, blocks: Tensor | No
     most = CHUNK_ELEMENTS[positions.device.type] // (batch * share)
     widest = {"cmp": group.keys["cmp"].shape[1] if "cmp" in group.keys else 0, "win": c.w}.get(branch, layer.x.shape[1])
     size = max(1, min(most // max(widest, 1), math.isqrt(most)))
+    if branch == "win":  # more rows than the window would see more keys in vain than they see
+        size = min(size, max(c.w, FEWEST_ROWS))
     places = positions.tolist()
     for start in range(0, len(places), size):
         chosen = slice(start, min(start + size, len(places)))
@@ -269,7 +272,7 @@ def _parts(layer: Layer, group: _Group, branch: str, g: int, blocks: Tensor | No
         else:
             keys = slice(0, high + 1)
             seen = _chosen_tokens(blocks[:, g, chosen].to(t.device), t, keys.stop, c.l_sel)
-        yield _Part(branch, chosen, keys, seen.view(-1, 1, *seen.shape[-2:]))
+        yield _Part(chosen, keys, seen.view(-1, 1, *seen.shape[-2:]))
 
 
 def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor:
@@ -281,21 +284,40 @@ def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor
     return tokens & (torch.arange(length, device=t.device) <= t)
 
 
-def _attend(layer: Layer, group: _Group, part: _Part) -> tuple[Tensor, Tensor]:
-    """Return softmax(q kᵀ / sqrt(d_k)) v of a part and its probabilities; a row that sees nothing is 0."""
-    k, v = group.keys[part.branch][:, part.keys], group.values[part.branch][:, part.keys]
-    return _softmax_of(layer, group.q[:, :, part.rows], k, v, part.seen)
+def _attend(a: Arithmetic, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax(q kᵀ / sqrt(d_k)) v [B, h, r, d_v] and the probabilities [B, h, r, S], 0 where nothing is seen.
+
+    q [B, h, r, d_k], k [B, S, d_k], v [B, S, d_v], seen [B or 1, 1, r, S].
+    """
+    p = _probabilities(q, k, seen)
+    return a.keep(_times(a.keep(p), v)), p
 
 
-def _softmax_of(layer: Layer, q: Tensor, k: Tensor, v: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """q [B, h, r, d_k], k [B, S, d_k], v [B, S, d_v] -> [B, h, r, d_v], [B, h, r, S]."""
-    keep = layer.arithmetic.keep
-    logits = layer.arithmetic.keep_gradient(q.flatten(1, 2) @ k.mT / math.sqrt(q.shape[-1])).unflatten(1, q.shape[1:3])
-    # Far below every logit, and finite: a row that sees nothing must not be NaN, nor its gradient.
-    p = torch.softmax(logits.masked_fill(~seen, -1e30), dim=-1) * seen
-    if v is None:
-        return p, p
-    return keep((keep(p).flatten(1, 2) @ v).unflatten(1, q.shape[1:3])), p
+def _attend_backward(
+    a: Arithmetic, q: Tensor, k: Tensor, v: Tensor, out: Tensor, p: Tensor, d_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v.
+
+    ds = p (dp - out . d_out): the gradient of the normalisation is taken from the output as it is stored, for that is
+    what implementations keep for backward.
+    """
+    d_p = a.keep(_times(d_out, v.mT))
+    d_s = a.keep(d_p.sub_((out * d_out).sum(dim=-1, keepdim=True)).mul_(p))
+    d_q = _times(d_s, k) / math.sqrt(q.shape[-1])
+    d_k = d_s.flatten(1, 2).mT @ q.flatten(1, 2) / math.sqrt(q.shape[-1])
+    return d_q, d_k, a.keep(p).flatten(1, 2).mT @ d_out.flatten(1, 2)
+
+
+def _probabilities(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+    """Return the softmax over what is seen, [B, h, r, S], 0 elsewhere."""
+    # Far below every logit, and finite: a row that sees nothing must not be NaN.
+    logits = _times(q / math.sqrt(q.shape[-1]), k.mT).masked_fill_(~seen, -1e30)
+    return torch.softmax(logits, dim=-1).mul_(seen.any(dim=-1, keepdim=True))
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    """[B, h, r, n] times [B, n, m] -> [B, h, r, m]."""
+    return (x.flatten(1, 2) @ y).unflatten(1, x.shape[1:3])
 
 
 def _scores(layer: Layer, group: _Group) -> Tensor:
@@ -307,36 +329,40 @@ def _scores(layer: Layer, group: _Group) -> Tensor:
     weights = shared.clamp(min=0).to(k.dtype) / c.d
     made = []
     for part in _parts(layer, group, "cmp", 0, None):
-        p = _softmax_of(layer, group.q[:, :, part.rows], k[:, part.keys], None, part.seen)[0]
+        p = _probabilities(group.q[:, :, part.rows], k[:, part.keys], part.seen)
         made.append(p.sum(dim=1) @ weights[part.keys])
     return torch.cat(made, dim=1)
 
 
+@torch.no_grad()
 def _backward(
     layer: Layer, group: _Group, g: int, blocks: Tensor | None, d_mixed: Tensor, alive: Callable[[], None]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Return a group's gated sum [B, h, R, d_v], and each of its tensors with its gradient."""
-    keep = layer.arithmetic.keep
-    branches = layer.config.branches
+    a, keep = layer.arithmetic, layer.arithmetic.keep
     d_q, d_gates = torch.zeros_like(group.q), torch.zeros_like(group.gates)
     found = [(group.q, d_q), (group.gates, d_gates)]
     mixed = torch.zeros_like(d_mixed)
-    for index, branch in enumerate(branches):
+    for index, branch in enumerate(layer.config.branches):
         alive()
-        k, v = group.keys[branch].detach(), group.values[branch].detach()
-        d_k, d_v = torch.zeros_like(k), torch.zeros_like(v)
+        d_k, d_v = torch.zeros_like(group.keys[branch]), torch.zeros_like(group.values[branch])
         for part in _parts(layer, group, branch, g, blocks):
-            slices = (group.q.detach()[:, :, part.rows], k[:, part.keys], v[:, part.keys])
-            leaves = [t.detach().requires_grad_() for t in (*slices, group.gates[:, :, part.rows, index, None])]
-            gated = keep(leaves[3] * _softmax_of(layer, *leaves[:3], part.seen)[0])
-            parts = torch.autograd.grad(gated, leaves, d_mixed[:, :, part.rows])
-            d_q[:, :, part.rows] += parts[0]
-            d_k[:, part.keys] += parts[1]
-            d_v[:, part.keys] += parts[2]
-            d_gates[:, :, part.rows, index] += parts[3][..., 0]
-            mixed[:, :, part.rows] += gated.detach()
+            tensors, rows = _tensors(group, branch, part), part.rows
+            gate, d_gated = group.gates[:, :, rows, index, None].detach(), d_mixed[:, :, rows]
+            out, p = _attend(a, *tensors, part.seen)
+            mixed[:, :, rows] += keep(gate * out)
+            d_gates[:, :, rows, index] += (out * d_gated).sum(dim=-1)
+            parts = _attend_backward(a, *tensors, out, p, keep(gate * d_gated))
+            for total, where, gradient in zip((d_q, d_k, d_v), (rows, part.keys, part.keys), parts):
+                total[..., where, :] += gradient
         found += [(group.keys[branch], d_k), (group.values[branch], d_v)]
     return keep(mixed), found
+
+
+def _tensors(group: _Group, branch: str, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries, keys and values of a part."""
+    q, k, v = group.q[:, :, part.rows], group.keys[branch][:, part.keys], group.values[branch][:, part.keys]
+    return q.detach(), k.detach(), v.detach()
 
 
 def _split(x: Tensor, width: int) -> Tensor:

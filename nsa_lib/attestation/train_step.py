@@ -83,7 +83,8 @@ class UpdateFound:
     entries: int
     """Entries compared, each of them value and state."""
     moved: int
-    """Entries whose update is larger than what rounding explains: no update, or one of half the size, is found there."""
+    """Entries whose update is twice what rounding explains, or more: no update is found there, nor one of half the
+    size."""
     wrong: dict[str, float | None]
     """Parameters in which the rule is broken, with the largest distance from it, over what rounding explains."""
     unmoved: tuple[str, ...]
@@ -209,22 +210,48 @@ def _update(found: Entries, rule: AdamW) -> tuple[int, float]:
     m_new, v_new = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     change = rule.lr * (m_new / (1 - b1**step)) / ((v_new / (1 - b2**step)).sqrt() + rule.eps)
     p_new = p * (1 - rule.lr * rule.weight_decay) - change
-    wide = UPDATE_ROUNDINGS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
-    stored = 2 * torch.finfo(dtype).eps  # of either moment
-    expected = {
-        "parameter": (p_new, stored * change.abs() + wide * p_new.abs() * (dtype in (torch.float32, torch.float64))),
-        "exp_avg": (m_new, wide * (m.abs() + g.abs())),
-        "exp_avg_sq": (v_new, wide * v_new),
-    }
+    expected = {"parameter": p_new, "exp_avg": m_new, "exp_avg_sq": v_new}
+    explained = _explained(p_new, change, (m, m_new), (v, v_new), g, step, rule, dtype)
     ratios = [0.0 if float(found.after["step"]) == step else math.inf]
-    for name, (right, explained) in expected.items():
+    for name, right in expected.items():
         after = found.after[name]
-        allowed = explained + _half_ulp(right, after.dtype)
+        allowed = explained[name] + _half_ulp(right, after.dtype)
         distance = (after.double() - right).abs()
         ratios.append(float(torch.where(distance == 0, 0.0, distance / allowed).nan_to_num(nan=math.inf).max()))
         if name == "parameter":
             moving = int(((right - p).abs() > 2 * allowed).sum())
     return moving, max(ratios)
+
+
+def _explained(
+    p_new: Tensor,
+    change: Tensor,
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    gradient: Tensor,
+    step: float,
+    rule: AdamW,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return what an update in float32 or better may be off by, before it is stored.
+
+    Each operation rounds once. So does 1 - beta, by u absolutely, which counts where beta is near 1; and 1 - beta^step,
+    by step times u. The moments may be used as they are stored.
+    """
+    u = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    stored = torch.finfo(dtype).eps / 2
+    (m, m_new), (v, v_new), g = first, second, gradient
+    off_m = UPDATE_ROUNDINGS * u * (m.abs() + g.abs())
+    off_v = UPDATE_ROUNDINGS * u * v_new + 2 * u * (v + g * g)
+    corrections = sum(step * u * b**step / (1 - b**step) for b in rule.betas)
+    relative = UPDATE_ROUNDINGS * u + corrections + 2 * stored
+    relative = relative + _share(off_m, m_new.abs()) + _share(off_v, v_new)
+    return {"parameter": relative * change.abs() + 4 * u * p_new.abs(), "exp_avg": off_m, "exp_avg_sq": off_v}
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return part / whole, 0 where both are 0."""
+    return torch.where(part == 0, 0.0, part / whole.clamp(min=torch.finfo(whole.dtype).tiny))
 
 
 def _half_ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
