@@ -45,6 +45,14 @@ class ChoiceFound:
         """Whether every row keeps the rules and is within what rounding explains."""
         return not self.broken and self.ratio <= 1
 
+    @property
+    def said(self) -> str:
+        """What was found, in a sentence."""
+        if self.broken:
+            return f"{self.broken:,} of {self.rows:,} rows break a rule, one at {self.at}"
+        given_away = f"{self.given_away_percent:.2g} % of the scores are given away"
+        return f"{given_away}, {self.ratio:.3g} times what rounding explains at {self.at}"
+
 
 def unpacked(shown: Mapping[str, Tensor], config: NSAConfig) -> Tensor | None:
     """Return the blocks that a layer showed, int64 [B, G, T, n], -1 for none; or None if it showed none."""

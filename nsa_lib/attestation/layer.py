@@ -19,6 +19,10 @@ from nsa_lib.attestation.choice import ChoiceFound, judge_choice, unpacked
 from nsa_lib.attestation.recording import LayerRecord
 from nsa_lib.attestation.rounding import Comparison, compare
 from nsa_lib.attestation.sample import Sample
+from nsa_lib.config import NSAConfig
+
+FEWEST_ENTRIES = 16
+"""Rows of a weight that belong to a head, from which on each head is judged alone."""
 
 
 @dataclass
@@ -70,7 +74,8 @@ def judge_layer(
         for arithmetic in (EXACT, Arithmetic.of_run(record.x.dtype))
     )
     _judge_rows(found, record, sample, blocks, exact, modelled, alive)
-    _judge_gradients(found, record, sample, blocks, exact, modelled, alive)
+    if index in sample.gradient_layers:
+        _judge_gradients(found, record, sample, blocks, exact, modelled, alive)
     for name, part in list(found.parts.items()):
         if not part.telling and part.ok:
             del found.parts[name]
@@ -127,7 +132,25 @@ def _judge_gradients(
         found.parts["d_x"] = judged(record.d_x, *pair, positions=sample.positions)
     for name, gradient in record.gradients.items():
         gradient = torch.zeros_like(right[name]) if gradient is None else gradient
-        found.parts[f"d_{name}"] = judged(gradient, right[name], rounded[name])
+        found.parts[f"d_{name}"] = judged(*(_by_head(name, x, c) for x in (gradient, right[name], rounded[name])))
+
+
+def _by_head(name: str, gradient: Tensor, config: NSAConfig) -> Tensor:
+    """Return the gradient of a parameter, a head a row; one row for what heads share or have few entries of.
+
+    Inputs of deep layers have a common mean, and along it the errors of all tokens add up to one number a row of the
+    weight: too few to be held against another draw of it.
+    """
+    c, kind = config, name.partition("_")[0].partition(".")[0]
+    heads, width = {
+        "query": (c.heads, c.d_k),
+        "key": (c.groups, c.d_k),
+        "value": (c.groups, c.d_v),
+        "out": (c.heads, c.d_v),
+    }.get(kind, (1, 0))
+    if width < FEWEST_ENTRIES:
+        return gradient.reshape(1, -1)
+    return (gradient.T if kind == "out" else gradient).reshape(heads, -1)
 
 
 def _by_row(x: Tensor) -> Tensor:

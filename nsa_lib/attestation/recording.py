@@ -91,6 +91,8 @@ class StepRecord:
     """Before the update, [vocab, dim]."""
     layers: dict[int, LayerRecord]
     entries: dict[str, Entries]
+    compiled: bool = False
+    """Whether the layers were, and so could not be recorded."""
     hidden: Tensor | None = None
     """What the head reads, [B, T, dim]."""
     d_hidden: Tensor | None = None
@@ -116,6 +118,7 @@ def recording(
         head=_copied(model.head.weight),
         layers={} if compiled else {i: _layer_record(model.blocks[i].attention) for i in sample.layers},
         entries=_entries(model, tokens, optimizer),
+        compiled=compiled,
     )
     with ExitStack() as hooks:
         hooks.enter_context(_removed(model.norm.register_forward_hook(partial(_record_hidden, record))))

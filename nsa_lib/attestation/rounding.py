@@ -48,6 +48,13 @@ class Comparison:
         """Whether every row is within what is allowed."""
         return self.ratio is not None and self.ratio <= 1
 
+    @property
+    def said(self) -> str:
+        """What was found, in a sentence."""
+        if self.error is None:
+            return f"not finite at {self.at}"
+        return f"relative error {self.error:.2g} at {self.at}, where rounding explains {self.allowed:.2g}"
+
 
 def compare(
     found: Tensor,

@@ -17,6 +17,10 @@ ALL_LAYERS_TOKENS = 2**15
 FEWEST_LAYERS = 3
 """Layers judged beyond that: the first, the last and a random one."""
 
+GRADIENT_LOGITS = 7.5e10
+"""Queries times keys, over all heads, whose gradients are computed again, at most, a step: 12 s on an H200. All the
+checklist's layers have 6e8; one layer of 12 heads at 65,536 tokens has 5.2e10. One layer is always judged."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -24,6 +28,8 @@ class Sample:
 
     layers: tuple[int, ...]
     """Indices from 0, ascending."""
+    gradient_layers: tuple[int, ...]
+    """Those among them whose gradients are judged, from all rows."""
     positions: tuple[int, ...]
     """Rows of every sequence, ascending."""
     model_layers: int
@@ -34,16 +40,25 @@ class Sample:
     def said(self) -> str:
         """What was compared, in one line."""
         which = ", ".join(str(i + 1) for i in self.layers)
-        layers = f"all {self.model_layers} layers" if len(self.layers) == self.model_layers else f"layers {which}"
+        layers = "all" if len(self.layers) == self.model_layers else which
         rows = len(self.positions) * self.batch
-        return f"{layers} of {self.model_layers}, {rows:,} of {self.batch * self.length:,} rows, length {self.length:,}"
+        of = f"{rows:,} of {self.batch * self.length:,} rows"
+        said = f"layers {layers} of {self.model_layers}, {of}, length {self.length:,}"
+        if self.gradient_layers == self.layers:
+            return said
+        return f"{said}; gradients of layers {', '.join(str(i + 1) for i in self.gradient_layers)}"
 
 
 def sample(model: ModelConfig, *, batch: int, length: int, seed: int) -> Sample:
-    """Return what is judged of a step on `batch` sequences of `length` tokens; the same for one seed."""
+    """Return what is judged of a step on `batch` sequences of `length` tokens; the same for one seed.
+
+    Another seed for another step judges other rows and, where not all are judged, other layers.
+    """
     draw = random.Random(seed)
-    return Sample(_layers(model.layers, batch * length, draw), positions(model.nsa, length, draw), model.layers, batch,
-                  length)  # fmt: skip
+    layers = _layers(model.layers, batch * length, draw)
+    most = max(1, int(GRADIENT_LOGITS / (batch * model.nsa.heads * length**2)))
+    gradient_layers = tuple(sorted(draw.sample(layers, min(most, len(layers)))))
+    return Sample(layers, gradient_layers, positions(model.nsa, length, draw), model.layers, batch, length)
 
 
 def positions(config: NSAConfig, length: int, draw: random.Random) -> tuple[int, ...]:

@@ -35,17 +35,21 @@ class LossFound:
     """Their distance, over what rounding explains."""
     positions: int
     """Positions of the step."""
-    counted: int
-    """Those among them whose hidden states got a gradient."""
+    counted: int | None
+    """Those among them whose hidden states got a gradient; None if no gradient was recorded."""
     parts: dict[str, Comparison] = field(default_factory=dict)
     """`d_hidden` and `d_head`: the gradients of hidden states and head."""
     not_compared: dict[str, str] = field(default_factory=dict)
 
     @property
-    def ok(self) -> bool:
-        """Whether the loss and its gradients are right, over all positions."""
-        near = self.ratio is not None and self.ratio <= 1
-        return near and self.counted == self.positions and all(part.ok for part in self.parts.values())
+    def wrong(self) -> dict[str, str]:
+        """What is wrong, by name, in a sentence."""
+        found = {name: part.said for name, part in self.parts.items() if not part.ok}
+        if self.ratio is None or self.ratio > 1:
+            found["loss"] = f"{self.loss:.6g}, but its hidden states make {self.exact:.6g}"
+        if self.counted is not None and self.counted != self.positions:
+            found["positions"] = f"{self.counted:,} of {self.positions:,} positions are in the loss"
+        return found
 
 
 @dataclass(frozen=True)
@@ -131,19 +135,21 @@ def judge_loss(
     off = float((rounded.each.double() - right.each).square().mean().sqrt())
     off = math.hypot(off, math.sqrt(count + dim) * torch.finfo(run.wide).eps / 2 * exact)
     ratio = abs(loss - exact) / (MARGIN * off)
-    found = LossFound(loss, exact, ratio if math.isfinite(ratio) else None, count, 0)
+    ratio = ratio if math.isfinite(ratio) else None
+    counted, parts, not_compared = None, {}, {}
     if record.d_hidden is None:
-        found.not_compared["d_hidden"] = "no gradient reached the hidden states"
-        return found
-    d_hidden = record.d_hidden.flatten(0, 1)
-    # A position that the model rounds to nothing, far below float16, is not held against the run.
-    counted = d_hidden.ne(0).any(dim=-1) | rounded.d_hidden.eq(0).all(dim=-1).cpu()
-    found.parts["d_hidden"] = compare(d_hidden, right.d_hidden, rounded.d_hidden, dtype=dtype, terms=len(record.head))
-    if record.d_head is None:
-        found.not_compared["d_head"] = "no gradient reached the head"
+        not_compared["d_hidden"] = "no gradient reached the hidden states"
     else:
-        found.parts["d_head"] = compare(record.d_head, right.d_head, rounded.d_head, dtype=dtype, terms=count)
-    return LossFound(loss, exact, found.ratio, count, int(counted.sum()), found.parts, found.not_compared)
+        d_hidden = record.d_hidden.flatten(0, 1)
+        # A position that the model rounds to nothing, far below float16, is not held against the run.
+        counted = int((d_hidden.ne(0).any(dim=-1) | rounded.d_hidden.eq(0).all(dim=-1).cpu()).sum())
+        parts["d_hidden"] = compare(d_hidden, right.d_hidden, rounded.d_hidden, dtype=dtype, terms=len(record.head))
+    if record.d_head is None:
+        not_compared["d_head"] = "no gradient reached the head"
+    else:
+        whole = (x.reshape(1, -1) for x in (record.d_head, right.d_head, rounded.d_head))
+        parts["d_head"] = compare(*whole, dtype=dtype, terms=count)
+    return LossFound(loss, exact, ratio, count, counted, parts, not_compared)
 
 
 def _loss(
