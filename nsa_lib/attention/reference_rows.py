@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from nsa_lib.attention.arithmetic import EXACT, Arithmetic
 from nsa_lib.config import NSAConfig
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
@@ -29,41 +30,8 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 FEWEST_ROWS = 64
 """Rows of a part, at least, where a window is narrower."""
 
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How numbers are kept on the way."""
-
-    wide: torch.dtype
-    """Of sums, logits and angles."""
-    kept: torch.dtype
-    """Of what is stored between two operations, forward and backward."""
-    angle_error: float = 0.0
-    """Relative error of one rounding of a rotary frequency."""
-
-    @classmethod
-    def of_run(cls, dtype: torch.dtype) -> Arithmetic:
-        """Return that of a correct run in a dtype: storage in it, sums in float32 or better."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return cls(wide, dtype, torch.finfo(wide).eps / 2)
-
-    def keep(self, x: Tensor) -> Tensor:
-        """Round x to what is stored, and its gradient too."""
-        return x if self.kept == self.wide else _Kept.apply(x, self.kept)
-
-
-EXACT = Arithmetic(torch.float64, torch.float64)
-
-
-class _Kept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.dtype = dtype
-        return x.to(dtype).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return gradient.to(ctx.dtype).to(gradient.dtype), None
+DRAW = 2654435761
+"""Of multiplicative hashing (Knuth): its products' middle bits say which angles are rounded up."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +88,17 @@ def rows(layer: Layer, positions: Tensor, blocks: Tensor | None, *, alive: Calla
     outputs, gates, scores = {name: [] for name in c.branches}, [], []
     for g in range(c.groups):
         alive()
-        group = _group(layer, g, positions)
+        group = group_of(layer, g, positions)
         mixed = 0.0
         for index, branch in enumerate(c.branches):
             out = torch.cat([
-                _attend(layer.arithmetic, *_tensors(group, branch, part), part.seen)[0]
-                for part in _parts(layer, group, branch, g, blocks)
+                attend(layer.arithmetic, *tensors_of(group, branch, part), part.seen)[0]
+                for part in parts_of(layer, group, branch, g, blocks)
             ], dim=2)  # fmt: skip
             outputs[branch].append(out)
             mixed = keep(mixed + keep(group.gates[..., index, None] * out))
         gates.append(group.gates)
-        made.output += _joined(mixed) @ _out_weight(layer, g).T
+        made.output += joined(mixed) @ out_weight(layer, g).T
         if "slc" in c.branches:
             scores.append(_scores(layer, group))
     made.output = keep(made.output)
@@ -140,37 +108,8 @@ def rows(layer: Layer, positions: Tensor, blocks: Tensor | None, *, alive: Calla
     return made
 
 
-def gradients(
-    layer: Layer, blocks: Tensor | None, d_output: Tensor, *, alive: Callable[[], None] = lambda: None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the gradient of x [B, T, dim], and of each parameter by name, from all rows.
-
-    Args:
-        layer: the layer.
-        blocks: what each row selected, [B, G, T, n_sel], -1 for none; None without the selected branch.
-        d_output: gradient of the layer's output, [B, T, dim].
-        alive: called now and then, for whoever watches.
-    """
-    c, keep = layer.config, layer.arithmetic.keep
-    d_output = d_output.detach().to(layer.x)
-    x = layer.x.clone().requires_grad_()
-    leaves = {name: p.clone().requires_grad_() for name, p in layer.parameters.items()}
-    tracked = Layer(x, leaves, c, layer.arithmetic)
-    positions = torch.arange(x.shape[1], device=x.device)
-    for g in range(c.groups):
-        group = _group(tracked, g, positions)
-        weight = _out_weight(layer, g)
-        d_mixed = _split(keep(d_output @ weight), c.d_v)
-        mixed, found = _backward(layer, group, g, blocks, d_mixed, alive)
-        _out_weight(tracked, g).backward(d_output.flatten(0, 1).T @ _joined(mixed).flatten(0, 1))
-        sources = [(t, d) for t, d in found if t.requires_grad]
-        torch.autograd.backward([t for t, _ in sources], [keep(d) for _, d in sources])
-    made = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
-    return keep(x.grad), {name: keep(gradient) for name, gradient in made.items()}
-
-
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """A group's queries at some rows, their gates, and the keys and values that they attend to."""
 
     positions: Tensor
@@ -186,7 +125,7 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Some rows of a branch and the range of keys that holds all they see."""
 
     rows: slice
@@ -195,7 +134,7 @@ class _Part:
     """[B or 1, 1, rows, keys]."""
 
 
-def _group(layer: Layer, g: int, positions: Tensor) -> _Group:
+def group_of(layer: Layer, g: int, positions: Tensor) -> Group:
     c, p, keep, x = layer.config, layer.parameters, layer.arithmetic.keep, layer.x
     share = c.heads // c.groups
     taken = x if len(positions) == x.shape[1] else x[:, positions]
@@ -203,7 +142,7 @@ def _group(layer: Layer, g: int, positions: Tensor) -> _Group:
     def of_group(name: str, width: int, count: int = 1) -> Tensor:
         return p[f"{name}.weight"][g * count * width : (g + 1) * count * width]
 
-    q = _split(keep(taken @ of_group("query", c.d_k, share).T), c.d_k)
+    q = split_heads(keep(taken @ of_group("query", c.d_k, share).T), c.d_k)
     gates = keep(taken @ of_group("branch_gates", len(c.branches), share).T)
     everywhere = torch.arange(x.shape[1], device=x.device)
     keys, values = {}, {}
@@ -216,8 +155,8 @@ def _group(layer: Layer, g: int, positions: Tensor) -> _Group:
         if branch in c.branches:
             v = keep(x @ of_group(f"value_{branch}", c.d_v).T)
             values[branch] = _compressed(layer, "phi_v", v) if branch == "cmp" else v
-    gates = _split(keep(torch.sigmoid(gates)), len(c.branches))
-    return _Group(positions, _rotated(layer, q, positions), gates, keys, values)
+    gates = split_heads(keep(torch.sigmoid(gates)), len(c.branches))
+    return Group(positions, _rotated(layer, q, positions), gates, keys, values)
 
 
 def _compressed(layer: Layer, phi: str, x: Tensor) -> Tensor:
@@ -235,21 +174,22 @@ def _compressed(layer: Layer, phi: str, x: Tensor) -> Tensor:
 def _rotated(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
     """Rotate the halves of x [..., T, D] by position / base^(2i/D).
 
-    A frequency f = base^-y carries one rounding, and that of its exponent times y ln(base); the angle one more. In the
-    arithmetic of a run each is off by as much, up and down in turn; f = 1 is exact.
+    A power f = base^-y may be off by a unit in its last place, which is two roundings, and by that of its exponent
+    times y ln(base); f = 1 is exact. The angle rounds once more, each by itself. In the arithmetic of a run all are off
+    by as much, the frequencies up and down in turn, the angles as a fixed draw has it.
     """
     a, width = layer.arithmetic, x.shape[-1]
     y = torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width
-    off = a.angle_error * (2 + y * math.log(layer.config.rope_base)) * (y > 0)
+    off = a.angle_error * (3 + y * math.log(layer.config.rope_base)) * (y > 0)
     off[1::2] *= -1
-    frequencies = (layer.config.rope_base**-y * (1 + off)).to(a.wide)
-    angles = positions.to(a.wide)[:, None] * frequencies
+    up = ((positions * DRAW >> 16)[:, None] >> torch.arange(width // 2, device=x.device) % 16) % 2
+    angles = positions[:, None] * layer.config.rope_base**-y * (1 + off) * (1 + a.angle_error * (2 * up - 1))
+    cos, sin = angles.cos().to(a.wide), angles.sin().to(a.wide)
     first, second = x[..., : width // 2], x[..., width // 2 :]
-    cos, sin = angles.cos(), angles.sin()
     return a.keep(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
 
 
-def _parts(layer: Layer, group: _Group, branch: str, g: int, blocks: Tensor | None) -> Iterator[_Part]:
+def parts_of(layer: Layer, group: Group, branch: str, g: int, blocks: Tensor | None) -> Iterator[Part]:
     """Cut the rows of a branch into parts whose logits stay below CHUNK_ELEMENTS."""
     c, positions = layer.config, group.positions
     batch, share = group.q.shape[:2]
@@ -272,7 +212,7 @@ def _parts(layer: Layer, group: _Group, branch: str, g: int, blocks: Tensor | No
         else:
             keys = slice(0, high + 1)
             seen = _chosen_tokens(blocks[:, g, chosen].to(t.device), t, keys.stop, c.l_sel)
-        yield _Part(chosen, keys, seen.view(-1, 1, *seen.shape[-2:]))
+        yield Part(chosen, keys, seen.view(-1, 1, *seen.shape[-2:]))
 
 
 def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor:
@@ -284,43 +224,28 @@ def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor
     return tokens & (torch.arange(length, device=t.device) <= t)
 
 
-def _attend(a: Arithmetic, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def attend(a: Arithmetic, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Return softmax(q kᵀ / sqrt(d_k)) v [B, h, r, d_v] and the probabilities [B, h, r, S], 0 where nothing is seen.
 
     q [B, h, r, d_k], k [B, S, d_k], v [B, S, d_v], seen [B or 1, 1, r, S].
     """
     p = _probabilities(q, k, seen)
-    return a.keep(_times(a.keep(p), v)), p
-
-
-def _attend_backward(
-    a: Arithmetic, q: Tensor, k: Tensor, v: Tensor, out: Tensor, p: Tensor, d_out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v.
-
-    ds = p (dp - out . d_out): the gradient of the normalisation is taken from the output as it is stored, for that is
-    what implementations keep for backward.
-    """
-    d_p = a.keep(_times(d_out, v.mT))
-    d_s = a.keep(d_p.sub_((out * d_out).sum(dim=-1, keepdim=True)).mul_(p))
-    d_q = _times(d_s, k) / math.sqrt(q.shape[-1])
-    d_k = d_s.flatten(1, 2).mT @ q.flatten(1, 2) / math.sqrt(q.shape[-1])
-    return d_q, d_k, a.keep(p).flatten(1, 2).mT @ d_out.flatten(1, 2)
+    return a.keep(times(a.keep(p), v)), p
 
 
 def _probabilities(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
     """Return the softmax over what is seen, [B, h, r, S], 0 elsewhere."""
     # Far below every logit, and finite: a row that sees nothing must not be NaN.
-    logits = _times(q / math.sqrt(q.shape[-1]), k.mT).masked_fill_(~seen, -1e30)
+    logits = times(q / math.sqrt(q.shape[-1]), k.mT).masked_fill_(~seen, -1e30)
     return torch.softmax(logits, dim=-1).mul_(seen.any(dim=-1, keepdim=True))
 
 
-def _times(x: Tensor, y: Tensor) -> Tensor:
+def times(x: Tensor, y: Tensor) -> Tensor:
     """[B, h, r, n] times [B, n, m] -> [B, h, r, m]."""
     return (x.flatten(1, 2) @ y).unflatten(1, x.shape[1:3])
 
 
-def _scores(layer: Layer, group: _Group) -> Tensor:
+def _scores(layer: Layer, group: Group) -> Tensor:
     """Return the block scores of a group's rows (Eqs. 9, 10), [B, R, N]: no gradient."""
     c, k = layer.config, group.keys["cmp"]
     first = torch.arange(k.shape[1], device=k.device)[:, None] * c.d
@@ -328,54 +253,29 @@ def _scores(layer: Layer, group: _Group) -> Tensor:
     shared = torch.minimum(first + c.l, start + c.l_sel) - torch.maximum(first, start)
     weights = shared.clamp(min=0).to(k.dtype) / c.d
     made = []
-    for part in _parts(layer, group, "cmp", 0, None):
+    for part in parts_of(layer, group, "cmp", 0, None):
         p = _probabilities(group.q[:, :, part.rows], k[:, part.keys], part.seen)
         made.append(p.sum(dim=1) @ weights[part.keys])
     return torch.cat(made, dim=1)
 
 
-@torch.no_grad()
-def _backward(
-    layer: Layer, group: _Group, g: int, blocks: Tensor | None, d_mixed: Tensor, alive: Callable[[], None]
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Return a group's gated sum [B, h, R, d_v], and each of its tensors with its gradient."""
-    a, keep = layer.arithmetic, layer.arithmetic.keep
-    d_q, d_gates = torch.zeros_like(group.q), torch.zeros_like(group.gates)
-    found = [(group.q, d_q), (group.gates, d_gates)]
-    mixed = torch.zeros_like(d_mixed)
-    for index, branch in enumerate(layer.config.branches):
-        alive()
-        d_k, d_v = torch.zeros_like(group.keys[branch]), torch.zeros_like(group.values[branch])
-        for part in _parts(layer, group, branch, g, blocks):
-            tensors, rows = _tensors(group, branch, part), part.rows
-            gate, d_gated = group.gates[:, :, rows, index, None].detach(), d_mixed[:, :, rows]
-            out, p = _attend(a, *tensors, part.seen)
-            mixed[:, :, rows] += keep(gate * out)
-            d_gates[:, :, rows, index] += (out * d_gated).sum(dim=-1)
-            parts = _attend_backward(a, *tensors, out, p, keep(gate * d_gated))
-            for total, where, gradient in zip((d_q, d_k, d_v), (rows, part.keys, part.keys), parts):
-                total[..., where, :] += gradient
-        found += [(group.keys[branch], d_k), (group.values[branch], d_v)]
-    return keep(mixed), found
-
-
-def _tensors(group: _Group, branch: str, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+def tensors_of(group: Group, branch: str, part: Part) -> tuple[Tensor, Tensor, Tensor]:
     """Return the queries, keys and values of a part."""
     q, k, v = group.q[:, :, part.rows], group.keys[branch][:, part.keys], group.values[branch][:, part.keys]
     return q.detach(), k.detach(), v.detach()
 
 
-def _split(x: Tensor, width: int) -> Tensor:
+def split_heads(x: Tensor, width: int) -> Tensor:
     """[B, R, h * width] -> [B, h, R, width]."""
     return x.unflatten(-1, (-1, width)).transpose(1, 2)
 
 
-def _joined(x: Tensor) -> Tensor:
+def joined(x: Tensor) -> Tensor:
     """[B, h, R, width] -> [B, R, h * width]."""
     return x.transpose(1, 2).flatten(2)
 
 
-def _out_weight(layer: Layer, g: int) -> Tensor:
+def out_weight(layer: Layer, g: int) -> Tensor:
     """Return what `out` does to the heads of a group, [dim, h * d_v]."""
     width = layer.config.heads // layer.config.groups * layer.config.d_v
     return layer.parameters["out.weight"][:, g * width : (g + 1) * width]

@@ -14,7 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nsa_lib.attention.reference_rows import EXACT, Arithmetic, Layer, gradients, rows
+from nsa_lib.attention.arithmetic import EXACT, Arithmetic
+from nsa_lib.attention.reference_gradients import gradients
+from nsa_lib.attention.reference_rows import Layer, rows
 from nsa_lib.attestation.choice import ChoiceFound, judge_choice, unpacked
 from nsa_lib.attestation.recording import LayerRecord
 from nsa_lib.attestation.rounding import Comparison, compare

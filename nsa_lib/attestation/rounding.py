@@ -1,6 +1,6 @@
 """How far a run may lie from the exact result, row by row.
 
-The judge computes a result twice (`attention.reference_rows`): exactly, and with the roundings that a correct
+The judge computes a result twice (`attention.arithmetic`): exactly, and with the roundings that a correct
 implementation in the run's dtype may make. The second misses the first by a vector that is one draw of what rounding
 does to that very row: logits of this size, this much cancellation, this angle. A correct run misses it by another draw.
 What no draw shows is added: one rounding of the result, and the order of the sums that lead to it.

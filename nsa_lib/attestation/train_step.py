@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nsa_lib.attention.reference_rows import EXACT, Arithmetic
+from nsa_lib.attention.arithmetic import EXACT, Arithmetic
 from nsa_lib.attestation.recording import Entries, StepRecord
 from nsa_lib.attestation.rounding import MARGIN, Comparison, compare
 
