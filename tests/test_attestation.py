@@ -1,4 +1,4 @@
-"""Honest steps pass; a step that is wrong in one thing, at lengths above 400 alone, is found by the name of that thing."""
+"""Honest steps pass; what is wrong in a step, at lengths above 400 alone, is found by its name."""
 
 import json
 from functools import wraps
@@ -10,8 +10,7 @@ from nsa_lib import attestation, training
 from nsa_lib.attention import BACKENDS, fused
 from nsa_lib.attention import module as attention_module
 from nsa_lib.attention.module import NSAttention
-from nsa_lib.attention.sliding import sliding_attention
-from tests.attested import LENGTH, LR, config, judged, recorded_step, wrong
+from tests.attested import CHUNK, LENGTH, LR, config, judged, recorded_step, trainee, wrong
 
 BEYOND = 400
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -381,8 +380,6 @@ def test_gradients_that_are_clipped_are_found():
 
 def test_a_step_without_update_is_judged_too():
     model_config = config(layers=1)
-    from tests.attested import CHUNK, trainee
-
     model, _ = trainee(model_config)
     tokens = torch.randint(64, (1, LENGTH + 1))
     sample = attestation.sample(model_config, batch=1, length=LENGTH, seed=0)
@@ -399,7 +396,3 @@ def test_a_loss_that_is_not_finite_is_found():
     found = attestation.judge(record, float("nan"), loss_chunk=256, rule=None)
     assert wrong(found) == {"loss"}
     json.dumps(found.to_json(), allow_nan=False)
-
-
-def test_the_window_of_the_subject_is_what_the_mutants_replace():
-    assert attention_module.sliding_attention is sliding_attention

@@ -191,28 +191,27 @@ def _rotated(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
 
 def parts_of(layer: Layer, group: Group, branch: str, g: int, blocks: Tensor | None) -> Iterator[Part]:
     """Cut the rows of a branch into parts whose logits stay below CHUNK_ELEMENTS."""
-    c, positions = layer.config, group.positions
-    batch, share = group.q.shape[:2]
-    most = CHUNK_ELEMENTS[positions.device.type] // (batch * share)
-    widest = {"cmp": group.keys["cmp"].shape[1] if "cmp" in group.keys else 0, "win": c.w}.get(branch, layer.x.shape[1])
-    size = max(1, min(most // max(widest, 1), math.isqrt(most)))
-    if branch == "win":  # more rows than the window would see more keys in vain than they see
-        size = min(size, max(c.w, FEWEST_ROWS))
-    places = positions.tolist()
+    c, positions, places = layer.config, group.positions, group.positions.tolist()
+    most = CHUNK_ELEMENTS[positions.device.type] // group.q[:, :, 0, 0].numel()
+    widest = layer.x.shape[1] if branch != "cmp" else group.keys["cmp"].shape[1]
+    size = max(1, most // max(1, widest))
+    if branch == "win" and len(places) > places[-1] - places[0]:
+        # Neighbours see about the same keys; more of them than the window is wide would see more in vain.
+        size = max(size, min(max(c.w, FEWEST_ROWS), math.isqrt(most) // 2, most // (2 * c.w)))
     for start in range(0, len(places), size):
         chosen = slice(start, min(start + size, len(places)))
         t, low, high = positions[chosen, None], places[chosen.start], places[chosen.stop - 1]
         if branch == "cmp":
             keys = slice(0, max(0, (high + 1 - c.l) // c.d + 1))
-            seen = torch.arange(keys.stop, device=t.device) * c.d + c.l - 1 <= t
+            seen = (torch.arange(keys.stop, device=t.device) * c.d + c.l - 1 <= t)[None]
         elif branch == "win":
             keys = slice(max(0, low - c.w + 1), high + 1)
             token = torch.arange(keys.start, keys.stop, device=t.device)
-            seen = (token <= t) & (token > t - c.w)
+            seen = ((token <= t) & (token > t - c.w))[None]
         else:
             keys = slice(0, high + 1)
             seen = _chosen_tokens(blocks[:, g, chosen].to(t.device), t, keys.stop, c.l_sel)
-        yield Part(chosen, keys, seen.view(-1, 1, *seen.shape[-2:]))
+        yield Part(chosen, keys, seen[:, None])
 
 
 def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor:

@@ -111,15 +111,8 @@ def recording(
         sample: which layers and rows.
         optimizer: the step's; None for a step without update.
     """
-    compiled = hasattr(model.run_block, "_torchdynamo_orig_callable")
-    record = StepRecord(
-        sample,
-        labels=_copied(tokens[:, 1:]),
-        head=_copied(model.head.weight),
-        layers={} if compiled else {i: _layer_record(model.blocks[i].attention) for i in sample.layers},
-        entries=_entries(model, tokens, optimizer),
-        compiled=compiled,
-    )
+    with _disable_current_modes():
+        record = _prepared(model, tokens, sample, optimizer)
     with ExitStack() as hooks:
         hooks.enter_context(_removed(model.norm.register_forward_hook(partial(_record_hidden, record))))
         for index, layer in record.layers.items():
@@ -130,8 +123,22 @@ def recording(
         yield record
     if optimizer is None:
         take()
-    for name, parameter in model.named_parameters():
-        record.entries[name].after = _values(parameter, optimizer, record.entries[name].starts)
+    with _disable_current_modes():
+        for name, parameter in model.named_parameters():
+            record.entries[name].after = _values(parameter, optimizer, record.entries[name].starts)
+
+
+def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.optim.Optimizer | None) -> StepRecord:
+    """Return the record of what is known before the step."""
+    compiled = hasattr(model.run_block, "_torchdynamo_orig_callable")
+    return StepRecord(
+        sample,
+        labels=_copied(tokens[:, 1:]),
+        head=_copied(model.head.weight),
+        layers={} if compiled else {i: _layer_record(model.blocks[i].attention) for i in sample.layers},
+        entries=_entries(model, tokens, optimizer),
+        compiled=compiled,
+    )
 
 
 @contextmanager

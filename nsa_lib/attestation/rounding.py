@@ -84,7 +84,7 @@ def compare(
     own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
     allowed = MARGIN * torch.hypot((modelled - exact).norm(dim=-1), own * size + _smallest(dtype, exact.shape[-1]))
     error = (found - exact).norm(dim=-1)
-    ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf)
+    ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(ratio.argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
     if positions is not None:

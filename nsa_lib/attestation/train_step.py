@@ -216,17 +216,14 @@ def _update(found: Entries, rule: AdamW) -> tuple[int, float]:
     m_new, v_new = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     change = rule.lr * (m_new / (1 - b1**step)) / ((v_new / (1 - b2**step)).sqrt() + rule.eps)
     p_new = p * (1 - rule.lr * rule.weight_decay) - change
-    expected = {"parameter": p_new, "exp_avg": m_new, "exp_avg_sq": v_new}
-    explained = _explained(p_new, change, (m, m_new), (v, v_new), g, step, rule, dtype)
+    allowed = _explained(p_new, change, (m, m_new), (v, v_new), g, step, rule, dtype)
     ratios = [0.0 if float(found.after["step"]) == step else math.inf]
-    for name, right in expected.items():
-        after = found.after[name]
-        allowed = explained[name] + _half_ulp(right, after.dtype)
-        distance = (after.double() - right).abs()
-        ratios.append(float(torch.where(distance == 0, 0.0, distance / allowed).nan_to_num(nan=math.inf).max()))
-        if name == "parameter":
-            moving = int(((right - p).abs() > 2 * allowed).sum())
-    return moving, max(ratios)
+    for name, right in (("parameter", p_new), ("exp_avg", m_new), ("exp_avg_sq", v_new)):
+        allowed[name] += _half_ulp(right, found.after[name].dtype)
+        distance = (found.after[name].double() - right).abs()
+        ratio = torch.where(distance == 0, 0.0, distance / allowed[name])
+        ratios.append(float(ratio.nan_to_num(nan=math.inf, posinf=math.inf).max()))
+    return int(((p_new - p).abs() > 2 * allowed["parameter"]).sum()), max(ratios)
 
 
 def _explained(
@@ -261,7 +258,8 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _half_ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return half the distance between neighbours of x in a dtype, the next power of two included."""
+    """Return half the distance between neighbours of x in a dtype."""
     info = torch.finfo(dtype)
-    exponent = torch.floor(torch.log2(x.abs().clamp(min=info.smallest_normal)))
-    return 0.5 * info.eps * torch.exp2(exponent + 1e-9).clamp(min=info.smallest_normal) * (1 + 1e-6)
+    # Just above a power of two, the log of what rounds to it may lie below.
+    exponent = torch.floor(torch.log2(x.abs().clamp(min=info.smallest_normal)) + 1e-9)
+    return 0.5 * info.eps * torch.exp2(exponent)
