@@ -268,6 +268,16 @@ def test_half_of_the_tokens_in_the_loss_is_found(monkeypatch):
     assert (found.loss.counted, found.loss.positions) == (LENGTH // 2, LENGTH)
 
 
+@pytest.mark.parametrize("cut", [lambda tokens: tokens[:, :200], lambda tokens: tokens[:1]], ids=["shorter", "fewer"])
+def test_a_step_on_part_of_the_tokens_is_found(cut):
+    def step(model, optimizer, tokens, **more):
+        return training.train_step(model, optimizer, cut(tokens), **more)
+
+    found = judged(config(), step=step, batch=2)
+    assert names("input") | {"positions", "loss"} == wrong(found)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 def test_a_scaled_loss_gradient_is_found(monkeypatch, dtype):
     honest = training.chunked_cross_entropy

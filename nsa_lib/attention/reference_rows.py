@@ -1,12 +1,12 @@
-"""The judge at full length: any rows of a layer, and all its gradients, from the equations, many rows at a time.
+"""The judge at full length: any rows of a layer, from the equations, many rows at a time.
 
 It is `reference` for sequences that loops cannot go through. Attention is dense, under a mask that says what each row
 sees; a group and a chunk of rows at a time, so that memory is bounded. It shares no code with what it judges, runs on
 any device, and knows no backends.
 
-It computes twice. In EXACT arithmetic, float64, it says what is right. In the arithmetic of a run, it makes the
+It computes in an arithmetic. In EXACT, float64, it says what is right. In the arithmetic of a run, it makes the
 roundings that a correct implementation in that dtype may make, forward and backward: the distance between the two is
-what such a run may lose, row by row.
+what such a run may lose, row by row. `reference_gradients` makes the gradients.
 
 B batch, T tokens, R rows, H heads, G groups, h = H / G heads a group, D head width, C compressed tokens, N blocks.
 """

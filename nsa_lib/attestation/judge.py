@@ -60,6 +60,8 @@ class StepFound:
                     yield "backward" if part.startswith("d_") else "attention", f"{name} {part}", found.said
             if layer.choice is not None and not layer.choice.ok:
                 yield "choice", f"{name} choice", layer.choice.said
+            if layer.input_shape is not None:
+                yield "attention", f"{name} input", f"its shape is {list(layer.input_shape)}, not that of the step"
             if layer.recomputed_differently:
                 rows = layer.recomputed_differently
                 yield "attention", f"{name} recomputation", f"{rows} rows have other bits when computed again"

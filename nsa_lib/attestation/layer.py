@@ -42,6 +42,8 @@ class LayerFound:
     """Times that forward ran in the step: 2 with checkpointing."""
     recomputed_differently: int = 0
     """Judged rows of the output that had other bits in the last pass."""
+    input_shape: tuple[int, ...] | None = None
+    """Of an input that is not that of the step; nothing is compared then."""
 
 
 def judge_layer(
@@ -64,6 +66,9 @@ def judge_layer(
     found = LayerFound(index, passes=record.passes)
     if record.x is None:
         found.not_compared["layer"] = "it was not called"
+        return found
+    if record.x.shape[:2] != (sample.batch, sample.length):
+        found.input_shape = tuple(record.x.shape)
         return found
     if record.recomputed is not None:
         found.recomputed_differently = int((record.recomputed != record.output).any(dim=-1).sum())

@@ -232,9 +232,10 @@ def _copied(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, sample: Sample, *, dim: int) -> Tensor:
-    """Copy the judged rows of a tensor to the host."""
+    """Copy the judged rows of a tensor to the host; of one that is too short, those that there are."""
     with _disable_current_modes():
-        return x.detach().cpu().index_select(dim, torch.tensor(sample.positions))
+        positions = torch.tensor(sample.positions)
+        return x.detach().cpu().index_select(dim, positions[positions < x.shape[dim]])
 
 
 def _whole_choice(blocks: Tensor) -> Tensor:

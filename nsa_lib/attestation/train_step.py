@@ -128,10 +128,12 @@ def judge_loss(
     """
     if record.hidden is None:
         return None
-    dtype, dim = record.hidden.dtype, record.hidden.shape[-1]
+    dtype, dim, count = record.hidden.dtype, record.hidden.shape[-1], record.labels.numel()
+    if record.hidden.shape[:2] != record.labels.shape:
+        return LossFound(loss, math.nan, None, count, record.hidden[..., 0].numel())
     run = Arithmetic.of_run(dtype)
     right, rounded = (_loss(record, a, chunk, device, alive) for a in (EXACT, run))
-    exact, count = float(right.each.mean()), right.each.numel()
+    exact = float(right.each.mean())
     off = float((rounded.each.double() - right.each).square().mean().sqrt())
     off = math.hypot(off, math.sqrt(count + dim) * torch.finfo(run.wide).eps / 2 * exact)
     ratio = abs(loss - exact) / (MARGIN * off)
