@@ -12,8 +12,9 @@ CHUNK = 256
 SIZES = dict(dim=48, heads=4, groups=2, d_k=16, d_v=16, l=16, d=8, l_sel=16, n_sel=5, w=48)
 
 
-def config(*, layers=2, backend="masked", vocab=64, **sizes):
-    return ModelConfig(nsa=NSAConfig(**SIZES | sizes), layers=layers, vocab=vocab, backend=backend)
+def config(*, layers=2, backend="masked", vocab=64, attention="nsa", **sizes):
+    nsa = NSAConfig(**SIZES | sizes)
+    return ModelConfig(nsa=nsa, layers=layers, vocab=vocab, backend=backend, attention=attention)
 
 
 def trainee(model_config, *, dtype=torch.float32, seed=0, grad_checkpointing=True):

@@ -401,6 +401,13 @@ def test_a_step_without_update_is_judged_too():
     assert "d_query.weight" in found.layers[0].parts
 
 
+def test_the_train_step_of_another_attention_is_judged_and_its_layers_are_not():
+    found = judged(config(attention="dense"))
+    assert wrong(found) == set()
+    assert set(found.not_compared) == {"layers"}
+    assert found.update.moved > 0
+
+
 def test_a_loss_that_is_not_finite_is_found():
     record, _ = recorded_step(config(layers=1))
     found = attestation.judge(record, float("nan"), loss_chunk=256, rule=None)

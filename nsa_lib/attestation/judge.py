@@ -104,8 +104,8 @@ def judge(
     ]
     found_loss = judge_loss(record, loss, chunk=loss_chunk, device=device, alive=alive)
     not_compared = {f"layer {one.layer + 1} {part}": why for one in layers for part, why in one.not_compared.items()}
-    if record.compiled:
-        not_compared["layers"] = "compiled: a hook on a layer would be compiled in, and the run be another"
+    if record.why_no_layers is not None:
+        not_compared["layers"] = record.why_no_layers
     if found_loss is None:
         not_compared["loss"] = "the final norm was not called"
     else:

@@ -91,8 +91,8 @@ class StepRecord:
     """Before the update, [vocab, dim]."""
     layers: dict[int, LayerRecord]
     entries: dict[str, Entries]
-    compiled: bool = False
-    """Whether the layers were, and so could not be recorded."""
+    why_no_layers: str | None = None
+    """Why none is recorded."""
     hidden: Tensor | None = None
     """What the head reads, [B, T, dim]."""
     d_hidden: Tensor | None = None
@@ -106,7 +106,7 @@ def recording(
     """Record the one training step that is taken inside; the record is whole when the context ends.
 
     Args:
-        model: in training; its layers are NSAttention.
+        model: in training. Layers are recorded if they are NSAttention and not compiled.
         tokens: of the step, [B, T + 1].
         sample: which layers and rows.
         optimizer: the step's; None for a step without update.
@@ -130,15 +130,23 @@ def recording(
 
 def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.optim.Optimizer | None) -> StepRecord:
     """Return the record of what is known before the step."""
-    compiled = hasattr(model.run_block, "_torchdynamo_orig_callable")
+    why = _why_no_layers(model)
     return StepRecord(
         sample,
         labels=_copied(tokens[:, 1:]),
         head=_copied(model.head.weight),
-        layers={} if compiled else {i: _layer_record(model.blocks[i].attention) for i in sample.layers},
+        layers={} if why else {i: _layer_record(model.blocks[i].attention) for i in sample.layers},
         entries=_entries(model, tokens, optimizer),
-        compiled=compiled,
+        why_no_layers=why,
     )
+
+
+def _why_no_layers(model: TinyLM) -> str | None:
+    if hasattr(model.run_block, "_torchdynamo_orig_callable"):
+        return "compiled: a hook on a layer would be compiled in, and the run be another"
+    if not isinstance(model.blocks[0].attention, NSAttention):
+        return "the reference knows NSAttention alone"
+    return None
 
 
 @contextmanager
