@@ -1,13 +1,15 @@
 """The judge of the steps that ran: it records them from inside and computes what they did a second time, in float64.
 
-`sample` says which layers and rows, `recording` records one real training step without changing it, and `judge` holds
-the record against `attention.reference_rows` and AdamW's rule. The judge calls no code that is on trial, and sees the
-run's own tensors at its own length, batch, layers, heads, dtype and weights.
+`Witness` is what a loop uses. `sample` says which layers and rows, `recording` records one real training step without
+changing it, and `judge` holds the record against the reference (`attention.reference_rows`, `reference_gradients`) and
+AdamW's rule. The judge calls no code that is on trial, and sees the run's own tensors at its own length, batch, layers,
+heads, dtype and weights.
 """
 
 from nsa_lib.attestation.judge import StepFound, judge
 from nsa_lib.attestation.recording import StepRecord, recording
 from nsa_lib.attestation.sample import Sample, sample
 from nsa_lib.attestation.train_step import AdamW
+from nsa_lib.attestation.witness import Witness
 
-__all__ = ["AdamW", "Sample", "StepFound", "StepRecord", "judge", "recording", "sample"]
+__all__ = ["AdamW", "Sample", "StepFound", "StepRecord", "Witness", "judge", "recording", "sample"]

@@ -39,6 +39,8 @@ class Sample:
     @property
     def said(self) -> str:
         """What was compared, in one line."""
+        if not self.layers:
+            return f"the train step alone, {self.batch * self.length:,} rows, length {self.length:,}"
         which = ", ".join(str(i + 1) for i in self.layers)
         layers = "all" if len(self.layers) == self.model_layers else which
         rows = len(self.positions) * self.batch
