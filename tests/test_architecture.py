@@ -12,7 +12,8 @@ import nsa_lib
 PACKAGE = Path(nsa_lib.__file__).parent
 
 WORKER_SIDE = ("config", "attention", "model", "training", "data", "memory", "profiling", "budget",
-               "attestation", "checks", "timing", "faults", "look", "preflight", "case", "worker", "prediction")  # fmt: skip
+               "attestation", "checks", "timing", "faults", "look", "preflight", "case", "worker",
+               "prediction")  # fmt: skip
 NOTEBOOK_SIDE = ("config", "telemetry", "parameters", "profiles", "environment", "plan", "progress", "predictor",
                  "runner", "capacity", "evidence", "predicted", "scaling", "contrast", "charts", "gates", "store",
                  "review", "readiness", "explore", "report", "history", "validation", "selftest",

@@ -103,13 +103,6 @@ def judge(
         judge_layer(index, layer, record.sample, device=device, alive=alive) for index, layer in record.layers.items()
     ]
     found_loss = judge_loss(record, loss, chunk=loss_chunk, device=device, alive=alive)
-    not_compared = {f"layer {one.layer + 1} {part}": why for one in layers for part, why in one.not_compared.items()}
-    if record.why_no_layers is not None:
-        not_compared["layers"] = record.why_no_layers
-    if found_loss is None:
-        not_compared["loss"] = "the final norm was not called"
-    else:
-        not_compared |= found_loss.not_compared
     return StepFound(
         compared=record.sample.said,
         dtype=None if record.hidden is None else str(record.hidden.dtype).removeprefix("torch."),
@@ -117,8 +110,18 @@ def judge(
         loss=found_loss,
         gradients=judge_gradients(record.entries),
         update=None if rule is None else judge_update(record.entries, rule),
-        not_compared=not_compared,
+        not_compared=_not_compared(record, layers, found_loss),
     )
+
+
+def _not_compared(record: StepRecord, layers: list[LayerFound], loss: LossFound | None) -> dict[str, str]:
+    """Return what could not be compared, with the reason."""
+    found = {f"layer {one.layer + 1} {part}": why for one in layers for part, why in one.not_compared.items()}
+    if record.why_no_layers is not None:
+        found["layers"] = record.why_no_layers
+    if loss is None:
+        return found | {"loss": "the final norm was not called"}
+    return found | loss.not_compared
 
 
 def _finite(value: object) -> object:

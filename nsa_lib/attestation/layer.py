@@ -83,11 +83,15 @@ def judge_layer(
     _judge_rows(found, record, sample, blocks, exact, modelled, alive)
     if index in sample.gradient_layers:
         _judge_gradients(found, record, sample, blocks, exact, modelled, alive)
+    _leave_out_what_tells_nothing(found)
+    return found
+
+
+def _leave_out_what_tells_nothing(found: LayerFound) -> None:
     for name, part in list(found.parts.items()):
         if not part.telling and part.ok:
             del found.parts[name]
             found.not_compared[name] = "smaller than what rounding leaves"
-    return found
 
 
 def _judge_rows(

@@ -3,8 +3,8 @@
 The step is a measured one, the very step that trains the model: there is no second call of the code on trial. Hooks on
 the sampled layers copy, as it passes, the input x and the gradient of the output whole, and the rows that are judged of
 all else. Copies lie on the host: on CUDA nothing is allocated on the device, on the CPU the copies are made where the
-memory meter does not look, so a measured step has the peak that it has without them. It takes longer by the copies: the
-first step (a warm-up) and the last are recorded, and times are medians.
+memory meter does not look, so a recorded step has the peak that it has without them, and the same operators. It takes
+longer by the copies: its time is no figure of the run.
 
 With checkpointing a layer runs twice. What it made the first time is recorded, and whether the rows of its output are
 the same bits the second time; the gradients belong to the second.

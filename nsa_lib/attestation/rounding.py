@@ -79,10 +79,7 @@ def compare(
     found = found.detach().to(exact.device).double()
     if found.shape != exact.shape:
         raise ValueError(f"compared {tuple(found.shape)} with {tuple(exact.shape)}")
-    size = exact.norm(dim=-1)
-    wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
-    own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
-    allowed = MARGIN * torch.hypot((modelled - exact).norm(dim=-1), own * size + _smallest(dtype, exact.shape[-1]))
+    size, allowed = exact.norm(dim=-1), _allowed(exact, modelled, dtype, terms)
     error = (found - exact).norm(dim=-1)
     ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(ratio.argmax())
@@ -99,6 +96,14 @@ def compare(
         allowed=of_row["allowed"] / relative,
         at=tuple(at),
     )
+
+
+def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int) -> Tensor:
+    """Return how far each row may lie from the exact one, [...]."""
+    wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
+    least = _smallest(dtype, exact.shape[-1])
+    return MARGIN * torch.hypot((modelled - exact).norm(dim=-1), own * exact.norm(dim=-1) + least)
 
 
 def _smallest(dtype: torch.dtype, entries: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -138,20 +139,28 @@ def judge_loss(
     off = math.hypot(off, math.sqrt(count + dim) * torch.finfo(run.wide).eps / 2 * exact)
     ratio = abs(loss - exact) / (MARGIN * off)
     ratio = ratio if math.isfinite(ratio) else None
+    return LossFound(loss, exact, ratio, count, *_loss_gradients(record, right, rounded))
+
+
+def _loss_gradients(
+    record: StepRecord, right: _Loss, rounded: _Loss
+) -> tuple[int | None, dict[str, Comparison], dict[str, str]]:
+    """Return how many positions are in the loss, its gradients compared, and what could not be."""
     counted, parts, not_compared = None, {}, {}
+    judged = partial(compare, dtype=record.hidden.dtype)
     if record.d_hidden is None:
         not_compared["d_hidden"] = "no gradient reached the hidden states"
     else:
         d_hidden = record.d_hidden.flatten(0, 1)
         # A position that the model rounds to nothing, far below float16, is not held against the run.
         counted = int((d_hidden.ne(0).any(dim=-1) | rounded.d_hidden.eq(0).all(dim=-1).cpu()).sum())
-        parts["d_hidden"] = compare(d_hidden, right.d_hidden, rounded.d_hidden, dtype=dtype, terms=len(record.head))
+        parts["d_hidden"] = judged(d_hidden, right.d_hidden, rounded.d_hidden, terms=len(record.head))
     if record.d_head is None:
         not_compared["d_head"] = "no gradient reached the head"
     else:
         whole = (x.reshape(1, -1) for x in (record.d_head, right.d_head, rounded.d_head))
-        parts["d_head"] = compare(*whole, dtype=dtype, terms=count)
-    return LossFound(loss, exact, ratio, count, counted, parts, not_compared)
+        parts["d_head"] = judged(*whole, terms=record.labels.numel())
+    return counted, parts, not_compared
 
 
 def _loss(
