@@ -22,11 +22,13 @@ from nsa_lib.subject.attention.rope import apply_rope
 from nsa_lib.subject.attention.sdpa import attend
 
 
-def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config):
+def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config, observe=None):
     c = config
 
     def selected():
         blocks = fused.chosen_blocks(q, k_cmp, config=c)
+        if observe is not None:
+            observe("blocks", blocks)
         return fused.selected_attention(q, k_slc, v_slc, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
 
     branches = {
@@ -34,7 +36,11 @@ def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config):
         "slc": selected,
         "win": lambda: sliding_attention(q, k_win, v_win, w=c.w),
     }
-    return sum(gate[..., None] * branches[name]() for gate, name in zip(gates.unbind(-1), c.branches, strict=True))
+    outputs = [branches[name]() for name in c.branches]
+    for name, output in zip(c.branches, outputs):
+        if observe is not None:
+            observe(name, output)
+    return sum(gate[..., None] * output for gate, output in zip(gates.unbind(-1), outputs, strict=True))
 
 
 @torch.no_grad()

@@ -20,8 +20,6 @@ STEP_COLUMNS = (
     "subject", "branches", "backend", "seq_len",
 )  # fmt: skip
 
-STEP_TEXT_COLUMNS = ("subject", "branches", "backend")
-
 
 SCHEMA = 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
 
@@ -26,6 +27,7 @@ def nsa(
     gates: torch.Tensor,
     *,
     config: NSAConfig,
+    observe: Callable[[str, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the gated sum of the branches of `config` (Eq. 5).
 
@@ -36,6 +38,8 @@ def nsa(
         k_slc, v_slc, k_win, v_win: rotated keys and values, [B, G, T, width]; None for a branch that is off.
         gates: 0 or above, [B, H, T, branches], in the order of the config.
         config: sizes and branches.
+        observe: called with each branch's output, [B, H, T, d_v], by the branch's name, and with the `blocks` chosen,
+            int32 [B, G, T, n_sel], or their `block_bits`, int32 [B, G, T], whichever the kernels keep.
 
     Returns:
         [B, H, T, d_v].
@@ -43,7 +47,7 @@ def nsa(
     Raises ValueError for a dtype, head width, block size or number of blocks that the kernels cannot take.
     """
     with record_function(ROUTE) if "slc" in config.branches else nullcontext():
-        return _NSA.apply(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config)
+        return _NSA.apply(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config, observe)
 
 
 @torch.no_grad()
@@ -76,7 +80,7 @@ class _NSA(torch.autograd.Function):
     """`outputs` and `lse` hold a branch each, in the order of the config; so does the `state` that backward makes."""
 
     @staticmethod
-    def forward(ctx, q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config):
+    def forward(ctx, q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config, observe):
         c = config
         q, *keys_values = (x if x is None else aligned(x) for x in (q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win))
         require(*(x for x in (q, *keys_values, gates) if x is not None))
@@ -89,6 +93,11 @@ class _NSA(torch.autograd.Function):
             inverse = (whole.forward(q, keys_values, gates, outputs, lse, out, places, c),)
         else:
             chosen, inverse = _one_by_one(q, keys_values, gates, outputs, lse, out, places, c)
+        if observe is not None:
+            for branch, output in zip(c.branches, outputs):
+                observe(branch, output)
+            if "slc" in c.branches:
+                observe(*(("block_bits", inverse[0]) if chosen is None else ("blocks", chosen)))
         ctx.save_for_backward(q, *keys_values, gates, outputs, lse, chosen, *inverse)
         ctx.config, ctx.places = c, places
         return out
@@ -120,7 +129,7 @@ class _NSA(torch.autograd.Function):
             (None, None) if pair is None else two(pair, k, v)
             for pair, k, v in zip(pairs, keys_values[::2], keys_values[1::2])
         )  # fmt: skip
-        return dq, *chain.from_iterable(gradients), d_gates, None
+        return dq, *chain.from_iterable(gradients), d_gates, None, None
 
 
 def _one_by_one(q, keys_values, gates, outputs, lse, out, places, config):

@@ -1,0 +1,280 @@
+"""The judge at full length: any rows of a layer, from the equations, many rows at a time.
+
+It is `reference` for sequences that loops cannot go through. Attention is dense, under a mask that says what each row
+sees; a group and a chunk of rows at a time, so that memory is bounded. It shares no code with what it judges, runs on
+any device, and knows no backends.
+
+It computes in an arithmetic. In EXACT, float64, it says what is right. In the arithmetic of a run, it makes the
+roundings that a correct implementation in that dtype may make, forward and backward: the distance between the two is
+what such a run may lose, row by row. `reference_gradients` makes the gradients.
+
+B batch, T tokens, R rows, H heads, G groups, h = H / G heads a group, D head width, C compressed tokens, N blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
+from nsa_lib.subject.config import NSAConfig
+
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+"""Logits that exist at a time: what fits a cache, and what keeps a GPU busy (256 MiB in float64)."""
+
+FEWEST_ROWS = 64
+"""Rows of a part, at least, where a window is narrower."""
+
+DRAW = 2654435761
+"""Of multiplicative hashing (Knuth): its products' middle bits say which angles are rounded up."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer in an arithmetic: its input x [B, T, dim] and its parameters by name."""
+
+    x: Tensor
+    parameters: dict[str, Tensor]
+    config: NSAConfig
+    arithmetic: Arithmetic
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        parameters: Mapping[str, Tensor],
+        config: NSAConfig,
+        *,
+        arithmetic: Arithmetic = EXACT,
+        device: str | torch.device | None = None,
+    ) -> Layer:
+        """Return the layer with everything in the arithmetic's wide dtype, on `device` or where x is."""
+        to = {"device": x.device if device is None else device, "dtype": arithmetic.wide}
+        return cls(x.detach().to(**to), {n: p.detach().to(**to) for n, p in parameters.items()}, config, arithmetic)
+
+
+@dataclass
+class Rows:
+    """What a layer makes in some rows."""
+
+    output: Tensor
+    """[B, R, dim], after `out`."""
+    branches: dict[str, Tensor] = field(default_factory=dict)
+    """Each branch's output, [B, H, R, d_v]."""
+    branch_gates: Tensor | None = None
+    """[B, H, R, branches]."""
+    scores: Tensor | None = None
+    """Block scores (Eqs. 9, 10), [B, G, R, N]; None without the selected branch."""
+
+
+@torch.no_grad()
+def rows(layer: Layer, positions: Tensor, blocks: Tensor | None, *, alive: Callable[[], None] = lambda: None) -> Rows:
+    """Return what the layer makes of the rows at `positions` of every sequence (Eq. 5).
+
+    Args:
+        layer: the layer.
+        positions: int64 [R], ascending.
+        blocks: what these rows select, [B, G, R, n_sel], -1 for none; None without the selected branch.
+        alive: called now and then, for whoever watches.
+    """
+    c, keep = layer.config, layer.arithmetic.keep
+    positions = positions.to(layer.x.device)
+    made = Rows(layer.x.new_zeros(layer.x.shape[0], len(positions), c.dim))
+    outputs, gates, scores = {name: [] for name in c.branches}, [], []
+    for g in range(c.groups):
+        alive()
+        group = group_of(layer, g, positions)
+        mixed = 0.0
+        for index, branch in enumerate(c.branches):
+            out = torch.cat([
+                attend(layer.arithmetic, *tensors_of(group, branch, part), part.seen)[0]
+                for part in parts_of(layer, group, branch, g, blocks)
+            ], dim=2)  # fmt: skip
+            outputs[branch].append(out)
+            mixed = keep(mixed + keep(group.gates[..., index, None] * out))
+        gates.append(group.gates)
+        made.output += joined(mixed) @ out_weight(layer, g).T
+        if "slc" in c.branches:
+            scores.append(_scores(layer, group))
+    made.output = keep(made.output)
+    made.branches = {name: torch.cat(parts, dim=1) for name, parts in outputs.items()}
+    made.branch_gates = torch.cat(gates, dim=1)
+    made.scores = torch.stack(scores, dim=1) if scores else None
+    return made
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group's queries at some rows, their gates, and the keys and values that they attend to."""
+
+    positions: Tensor
+    """[R]."""
+    q: Tensor
+    """[B, h, R, d_k]."""
+    gates: Tensor
+    """[B, h, R, branches]."""
+    keys: dict[str, Tensor]
+    """[B, T or C, d_k]."""
+    values: dict[str, Tensor]
+    """[B, T or C, d_v]."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a branch and the range of keys that holds all they see."""
+
+    rows: slice
+    keys: slice
+    seen: Tensor
+    """[B or 1, 1, rows, keys]."""
+
+
+def group_of(layer: Layer, g: int, positions: Tensor) -> Group:
+    c, p, keep, x = layer.config, layer.parameters, layer.arithmetic.keep, layer.x
+    share = c.heads // c.groups
+    taken = x if len(positions) == x.shape[1] else x[:, positions]
+
+    def of_group(name: str, width: int, count: int = 1) -> Tensor:
+        return p[f"{name}.weight"][g * count * width : (g + 1) * count * width]
+
+    q = split_heads(keep(taken @ of_group("query", c.d_k, share).T), c.d_k)
+    gates = keep(taken @ of_group("branch_gates", len(c.branches), share).T)
+    everywhere = torch.arange(x.shape[1], device=x.device)
+    keys, values = {}, {}
+    for branch in dict.fromkeys((*c.branches, *(("cmp",) if "slc" in c.branches else ()))):
+        k = keep(x @ of_group(f"key_{branch}", c.d_k).T)
+        if branch == "cmp":
+            k = _compressed(layer, "phi_k", k)
+            places = torch.arange(k.shape[1], device=x.device) * c.d + c.l - 1
+        keys[branch] = _rotated(layer, k, places if branch == "cmp" else everywhere)
+        if branch in c.branches:
+            v = keep(x @ of_group(f"value_{branch}", c.d_v).T)
+            values[branch] = _compressed(layer, "phi_v", v) if branch == "cmp" else v
+    gates = split_heads(keep(torch.sigmoid(gates)), len(c.branches))
+    return Group(positions, _rotated(layer, q, positions), gates, keys, values)
+
+
+def _compressed(layer: Layer, phi: str, x: Tensor) -> Tensor:
+    """Return phi of each block of l tokens, one every d (Eq. 7): [B, T, D] -> [B, C, D]."""
+    c, p, keep = layer.config, layer.parameters, layer.arithmetic.keep
+    if x.shape[1] < c.l:
+        return x[:, :0]
+    blocks = x.unfold(1, c.l, c.d).mT
+    if c.phi == "mean":
+        return keep(blocks.mean(dim=-2))
+    hidden = keep(keep(blocks + p[f"{phi}.position"]).flatten(-2) @ p[f"{phi}.reduce.weight"].T)
+    return keep(keep(silu(hidden)) @ p[f"{phi}.mix.weight"].T)
+
+
+def _rotated(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
+    """Rotate the halves of x [..., T, D] by position / base^(2i/D).
+
+    A power f = base^-y may be off by a unit in its last place, which is two roundings, and by that of its exponent
+    times y ln(base); f = 1 is exact. The angle rounds once more, each by itself. In the arithmetic of a run all are off
+    by as much, the frequencies up and down in turn, the angles as a fixed draw has it.
+    """
+    a, width = layer.arithmetic, x.shape[-1]
+    y = torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width
+    off = a.angle_error * (3 + y * math.log(layer.config.rope_base)) * (y > 0)
+    off[1::2] *= -1
+    up = ((positions * DRAW >> 16)[:, None] >> torch.arange(width // 2, device=x.device) % 16) % 2
+    angles = positions[:, None] * layer.config.rope_base**-y * (1 + off) * (1 + a.angle_error * (2 * up - 1))
+    cos, sin = angles.cos().to(a.wide), angles.sin().to(a.wide)
+    first, second = x[..., : width // 2], x[..., width // 2 :]
+    return a.keep(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
+
+
+def parts_of(layer: Layer, group: Group, branch: str, g: int, blocks: Tensor | None) -> Iterator[Part]:
+    """Cut the rows of a branch into parts whose logits stay below CHUNK_ELEMENTS."""
+    c, positions, places = layer.config, group.positions, group.positions.tolist()
+    most = CHUNK_ELEMENTS[positions.device.type] // group.q[:, :, 0, 0].numel()
+    widest = layer.x.shape[1] if branch != "cmp" else group.keys["cmp"].shape[1]
+    size = max(1, most // max(1, widest))
+    if branch == "win" and len(places) > places[-1] - places[0]:
+        # Neighbours see about the same keys; more of them than the window is wide would see more in vain.
+        size = max(size, min(max(c.w, FEWEST_ROWS), math.isqrt(most) // 2, most // (2 * c.w)))
+    for start in range(0, len(places), size):
+        chosen = slice(start, min(start + size, len(places)))
+        t, low, high = positions[chosen, None], places[chosen.start], places[chosen.stop - 1]
+        if branch == "cmp":
+            keys = slice(0, max(0, (high + 1 - c.l) // c.d + 1))
+            seen = (torch.arange(keys.stop, device=t.device) * c.d + c.l - 1 <= t)[None]
+        elif branch == "win":
+            keys = slice(max(0, low - c.w + 1), high + 1)
+            token = torch.arange(keys.start, keys.stop, device=t.device)
+            seen = ((token <= t) & (token > t - c.w))[None]
+        else:
+            keys = slice(0, high + 1)
+            seen = _chosen_tokens(blocks[:, g, chosen].to(t.device), t, keys.stop, c.l_sel)
+        yield Part(chosen, keys, seen[:, None])
+
+
+def _chosen_tokens(blocks: Tensor, t: Tensor, length: int, l_sel: int) -> Tensor:
+    """Return which tokens rows t [r, 1] see by their blocks [B, r, n]: those of the blocks, up to their own."""
+    columns = -(-length // l_sel) + 1  # column 0 is for -1, which is no block
+    index = (blocks.long() + 1).clamp(max=columns)
+    listed = torch.zeros(*blocks.shape[:2], columns + 1, dtype=torch.bool, device=t.device).scatter_(2, index, True)
+    tokens = listed[..., 1:columns].repeat_interleave(l_sel, dim=-1)[..., :length]
+    return tokens & (torch.arange(length, device=t.device) <= t)
+
+
+def attend(a: Arithmetic, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax(q kᵀ / sqrt(d_k)) v [B, h, r, d_v] and the probabilities [B, h, r, S], 0 where nothing is seen.
+
+    q [B, h, r, d_k], k [B, S, d_k], v [B, S, d_v], seen [B or 1, 1, r, S].
+    """
+    p = _probabilities(q, k, seen)
+    return a.keep(times(a.keep(p), v)), p
+
+
+def _probabilities(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+    """Return the softmax over what is seen, [B, h, r, S], 0 elsewhere."""
+    # Far below every logit, and finite: a row that sees nothing must not be NaN.
+    logits = times(q / math.sqrt(q.shape[-1]), k.mT).masked_fill_(~seen, -1e30)
+    return torch.softmax(logits, dim=-1).mul_(seen.any(dim=-1, keepdim=True))
+
+
+def times(x: Tensor, y: Tensor) -> Tensor:
+    """[B, h, r, n] times [B, n, m] -> [B, h, r, m]."""
+    return (x.flatten(1, 2) @ y).unflatten(1, x.shape[1:3])
+
+
+def _scores(layer: Layer, group: Group) -> Tensor:
+    """Return the block scores of a group's rows (Eqs. 9, 10), [B, R, N]: no gradient."""
+    c, k = layer.config, group.keys["cmp"]
+    first = torch.arange(k.shape[1], device=k.device)[:, None] * c.d
+    start = torch.arange(-(-layer.x.shape[1] // c.l_sel), device=k.device) * c.l_sel
+    shared = torch.minimum(first + c.l, start + c.l_sel) - torch.maximum(first, start)
+    weights = shared.clamp(min=0).to(k.dtype) / c.d
+    made = []
+    for part in parts_of(layer, group, "cmp", 0, None):
+        p = _probabilities(group.q[:, :, part.rows], k[:, part.keys], part.seen)
+        made.append(p.sum(dim=1) @ weights[part.keys])
+    return torch.cat(made, dim=1)
+
+
+def tensors_of(group: Group, branch: str, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries, keys and values of a part."""
+    q, k, v = group.q[:, :, part.rows], group.keys[branch][:, part.keys], group.values[branch][:, part.keys]
+    return q.detach(), k.detach(), v.detach()
+
+
+def split_heads(x: Tensor, width: int) -> Tensor:
+    """[B, R, h * width] -> [B, h, R, width]."""
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    """[B, h, R, width] -> [B, R, h * width]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def out_weight(layer: Layer, g: int) -> Tensor:
+    """Return what `out` does to the heads of a group, [dim, h * d_v]."""
+    width = layer.config.heads // layer.config.groups * layer.config.d_v
+    return layer.parameters["out.weight"][:, g * width : (g + 1) * width]

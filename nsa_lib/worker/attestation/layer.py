@@ -1,0 +1,169 @@
+"""Judge what an attention layer did in a recorded step: each branch, the choice of blocks, the output, the gradients.
+
+The reference gets the run's own input, weights, choice and gradient of the output, at the run's own length. So an error
+is of this layer and not inherited, and the gradients are those of the step: of x in the sampled rows, which holds the
+side of the queries and that of the keys, from all rows that see them; of every parameter, from all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
+from nsa_lib.subject.attention.reference_gradients import gradients
+from nsa_lib.subject.attention.reference_rows import Layer, rows
+from nsa_lib.subject.config import NSAConfig
+from nsa_lib.worker.attestation.choice import ChoiceFound, judge_choice, unpacked
+from nsa_lib.worker.attestation.recording import LayerRecord
+from nsa_lib.worker.attestation.rounding import Comparison, compare
+from nsa_lib.worker.attestation.sample import Sample
+
+FEWEST_ENTRIES = 16
+"""Rows of a weight that belong to a head, from which on each head is judged alone."""
+
+
+@dataclass
+class LayerFound:
+    """What was found of a layer."""
+
+    layer: int
+    """From 0."""
+    parts: dict[str, Comparison] = field(default_factory=dict)
+    """`cmp`, `slc`, `win`, `branch_gates`, `output`, `d_x`, and `d_<parameter>`."""
+    choice: ChoiceFound | None = None
+    not_compared: dict[str, str] = field(default_factory=dict)
+    """Parts that could not be compared, with the reason."""
+    passes: int = 0
+    """Times that forward ran in the step: 2 with checkpointing."""
+    recomputed_differently: int = 0
+    """Judged rows of the output that had other bits in the last pass."""
+    input_shape: tuple[int, ...] | None = None
+    """Of an input that is not that of the step; nothing is compared then."""
+
+
+def judge_layer(
+    index: int,
+    record: LayerRecord,
+    sample: Sample,
+    *,
+    device: str | torch.device = "cpu",
+    alive: Callable[[], None] = lambda: None,
+) -> LayerFound:
+    """Judge a recorded layer on a device.
+
+    Args:
+        index: of the layer.
+        record: what it did.
+        sample: the rows that were recorded.
+        device: where the reference computes.
+        alive: called now and then, for whoever watches.
+    """
+    found = LayerFound(index, passes=record.passes)
+    if record.x is None:
+        found.not_compared["layer"] = "it was not called"
+        return found
+    if record.x.shape[:2] != (sample.batch, sample.length):
+        found.input_shape = tuple(record.x.shape)
+        return found
+    if record.recomputed is not None:
+        found.recomputed_differently = int((record.recomputed != record.output).any(dim=-1).sum())
+    blocks, ran = None, "slc" in record.config.branches
+    if ran and (blocks := unpacked(record.shown, record.config)) is None:
+        found.not_compared["layer"] = "the blocks that it selected were not shown"
+        return found
+    exact, modelled = (
+        Layer.of(record.x, record.parameters, record.config, arithmetic=arithmetic, device=device)
+        for arithmetic in (EXACT, Arithmetic.of_run(record.x.dtype))
+    )
+    _judge_rows(found, record, sample, blocks, exact, modelled, alive)
+    if index in sample.gradient_layers:
+        _judge_gradients(found, record, sample, blocks, exact, modelled, alive)
+    _leave_out_what_tells_nothing(found)
+    return found
+
+
+def _leave_out_what_tells_nothing(found: LayerFound) -> None:
+    for name, part in list(found.parts.items()):
+        if not part.telling and part.ok:
+            del found.parts[name]
+            found.not_compared[name] = "smaller than what rounding leaves"
+
+
+def _judge_rows(
+    found: LayerFound,
+    record: LayerRecord,
+    sample: Sample,
+    blocks: Tensor | None,
+    exact: Layer,
+    modelled: Layer,
+    alive: Callable[[], None],
+) -> None:
+    c, positions = record.config, torch.tensor(sample.positions)
+    chosen = None if blocks is None else blocks[:, :, positions]
+    right, rounded = (rows(layer, positions, chosen, alive=alive) for layer in (exact, modelled))
+    judged = partial(compare, dtype=record.x.dtype, terms=c.dim + sample.length, positions=sample.positions)
+    pairs = {name: (right.branches[name], rounded.branches[name]) for name in c.branches}
+    pairs["branch_gates"] = right.branch_gates, rounded.branch_gates
+    for name, pair in pairs.items():
+        if name in record.shown:
+            found.parts[name] = judged(*(_by_row(x) for x in (record.shown[name], *pair)))
+        else:
+            found.not_compared[name] = "the layer did not show it"
+    found.parts["output"] = judged(record.output, right.output, rounded.output)
+    if chosen is not None:
+        found.choice = judge_choice(chosen, right.scores, rounded.scores, sample.positions, c, record.backend)
+
+
+def _judge_gradients(
+    found: LayerFound,
+    record: LayerRecord,
+    sample: Sample,
+    blocks: Tensor | None,
+    exact: Layer,
+    modelled: Layer,
+    alive: Callable[[], None],
+) -> None:
+    if record.d_output is None:
+        found.not_compared["gradients"] = "no gradient reached the output"
+        return
+    (d_x, right), (d_x_rounded, rounded) = (
+        gradients(layer, blocks, record.d_output, alive=alive) for layer in (exact, modelled)
+    )
+    c, positions = record.config, torch.tensor(sample.positions, device=d_x.device)
+    judged = partial(compare, dtype=record.x.dtype, terms=c.dim + sample.length * (1 + sample.batch))
+    if record.d_x is None:
+        found.not_compared["d_x"] = "no gradient reached the input"
+    else:
+        pair = (x[:, positions] for x in (d_x, d_x_rounded))
+        found.parts["d_x"] = judged(record.d_x, *pair, positions=sample.positions)
+    for name, gradient in record.gradients.items():
+        gradient = torch.zeros_like(right[name]) if gradient is None else gradient
+        found.parts[f"d_{name}"] = judged(*(_by_head(name, x, c) for x in (gradient, right[name], rounded[name])))
+
+
+def _by_head(name: str, gradient: Tensor, config: NSAConfig) -> Tensor:
+    """Return the gradient of a parameter, a head a row; one row for what heads share or have few entries of.
+
+    Inputs of deep layers have a common mean, and along it the errors of all tokens add up to one number a row of the
+    weight: too few to be held against another draw of it.
+    """
+    c, kind = config, name.partition("_")[0].partition(".")[0]
+    heads, width = {
+        "query": (c.heads, c.d_k),
+        "key": (c.groups, c.d_k),
+        "value": (c.groups, c.d_v),
+        "out": (c.heads, c.d_v),
+    }.get(kind, (1, 0))
+    if width < FEWEST_ENTRIES:
+        return gradient.reshape(1, -1)
+    return (gradient.T if kind == "out" else gradient).reshape(heads, -1)
+
+
+def _by_row(x: Tensor) -> Tensor:
+    """[B, H, R, width] -> [B, R, H * width]."""
+    return x.transpose(1, 2).flatten(2)

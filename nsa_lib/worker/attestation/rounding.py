@@ -1,0 +1,115 @@
+"""How far a run may lie from the exact result, row by row.
+
+The judge computes a result twice (`attention.arithmetic`): exactly, and with the roundings that a correct
+implementation in the run's dtype may make. The second misses the first by a vector that is one draw of what rounding
+does to that very row: logits of this size, this much cancellation, this angle. A correct run misses it by another draw.
+What no draw shows is added: one rounding of the result, and the order of the sums that lead to it.
+
+MARGIN is the factor between two draws. Row errors are norms over 32 entries or more, of which at least 8 are
+independent in effect; the ratio of two such norms exceeds 4 once in 3,000 at 8, once in a million at 16 (the square
+has an F distribution), and the model rounds more often than implementations do. Whatever is wrong in a tenth of a row
+lies far beyond: at bfloat16 a row is allowed some 2 %, at float32 some 1e-5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MARGIN = 4.0
+TELLING = 0.5
+"""Allowed relative error below which zeros, or another row in its place, could not pass."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found of one part of a layer or a step. A ratio above 1 is an error; None, that it was not finite."""
+
+    rows: int
+    """Rows compared."""
+    telling: int
+    """Rows among them in which zeros, or for a row of zeros anything else, would have been found; the others are
+    smaller than what rounding leaves."""
+    ratio: float | None
+    """Largest error of a row, over what is allowed in that row."""
+    error: float | None
+    """Relative error of that row."""
+    allowed: float
+    """Relative error allowed in that row."""
+    at: tuple[int, ...]
+    """Where that row is: its sequence and its position, or its index in a parameter."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is within what is allowed."""
+        return self.ratio is not None and self.ratio <= 1
+
+    @property
+    def said(self) -> str:
+        """What was found, in a sentence."""
+        if self.error is None:
+            return f"not finite at {self.at}"
+        return f"relative error {self.error:.2g} at {self.at}, where rounding explains {self.allowed:.2g}"
+
+
+def compare(
+    found: Tensor,
+    exact: Tensor,
+    modelled: Tensor,
+    *,
+    dtype: torch.dtype,
+    terms: int,
+    positions: Sequence[int] | None = None,
+) -> Comparison:
+    """Compare what a run found with what is right, a row at a time.
+
+    Args:
+        found: the run's, [..., n]; rows are all but the last dimension.
+        exact: float64, of the same shape.
+        modelled: the same in the run's arithmetic.
+        dtype: of the run.
+        terms: of the longest sum on the way.
+        positions: of the rows along the last dimension but one, where those are a sample.
+    """
+    exact, modelled = exact.double(), modelled.double()
+    found = found.detach().to(exact.device).double()
+    if found.shape != exact.shape:
+        raise ValueError(f"compared {tuple(found.shape)} with {tuple(exact.shape)}")
+    size, allowed = exact.norm(dim=-1), _allowed(exact, modelled, dtype, terms)
+    error = (found - exact).norm(dim=-1)
+    ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
+    worst = int(ratio.argmax())
+    at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
+    if positions is not None:
+        at[-1] = positions[at[-1]]
+    of_row = {name: float(x.flatten()[worst]) for name, x in zip(("error", "allowed", "size"), (error, allowed, size))}
+    relative = of_row["size"] or 1.0
+    return Comparison(
+        rows=ratio.numel(),
+        telling=int(((allowed < TELLING * size) | (size == 0)).sum()),
+        ratio=_finite(float(ratio.flatten()[worst])),
+        error=_finite(of_row["error"] / relative),
+        allowed=of_row["allowed"] / relative,
+        at=tuple(at),
+    )
+
+
+def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int) -> Tensor:
+    """Return how far each row may lie from the exact one, [...]."""
+    wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
+    least = _smallest(dtype, exact.shape[-1])
+    return MARGIN * torch.hypot((modelled - exact).norm(dim=-1), own * exact.norm(dim=-1) + least)
+
+
+def _smallest(dtype: torch.dtype, entries: int) -> float:
+    """Return what a row may lose below the smallest number of its dtype."""
+    return math.sqrt(entries) * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None

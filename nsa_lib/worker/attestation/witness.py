@@ -1,0 +1,65 @@
+"""Witness a case: record its first, middle and last step as they run, and judge them when nothing is measured any more.
+
+Recorded steps are the case's own, warm-up and last step among them. There is no extra one: code that is wrong in
+training alone, or only where it is not looked at, would know it from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.attestation.judge import judge
+from nsa_lib.worker.attestation.recording import StepRecord, recording
+from nsa_lib.worker.attestation.sample import sample
+from nsa_lib.worker.attestation.train_step import AdamW
+
+
+class Witness:
+    """What is recorded of a case's steps; layers in the first and last, the train step in the middle one as well."""
+
+    def __init__(self, case: CaseConfig):
+        self._case = case
+        self._records: dict[int, StepRecord] = {}
+        self._losses: dict[int, float] = {}
+        self.steps = tuple(sorted({1, (1 + case.steps) // 2, case.steps}))
+        """The steps that are recorded."""
+
+    @contextmanager
+    def watching(
+        self, step: int, model: TinyLM, tokens: Tensor, optimizer: torch.optim.Optimizer | None
+    ) -> Iterator[None]:
+        """Record what runs inside if the step is one of `steps`: the step, from before it to after it is measured."""
+        if step not in self.steps:
+            yield
+            return
+        c = self._case
+        rows = sample(c.model, batch=c.batch, length=c.seq_len, seed=c.seed + step)
+        if step not in (1, c.steps):
+            rows = replace(rows, layers=(), gradient_layers=())
+        with recording(model, tokens, rows, optimizer) as record:
+            yield
+        self._records[step] = record
+
+    def returned(self, step: int, loss: float) -> None:
+        """Say what loss a step returned, in nats."""
+        self._losses[step] = loss
+
+    def judge(self, device: str | torch.device, *, alive: Callable[[], None] = lambda: None) -> list[dict[str, object]]:
+        """Return what is found of each recorded step, as what `json` can write, and forget the records.
+
+        It allocates on `device`: call it after the last measurement.
+        """
+        c, found = self._case, []
+        rule = AdamW(lr=c.lr) if c.work == "train" else None
+        for step, record in sorted(self._records.items()):
+            verdict = judge(record, self._losses[step], loss_chunk=c.loss_chunk, rule=rule, device=device, alive=alive)
+            found.append({"step": step, **verdict.to_json()})
+        self._records.clear()
+        return found
