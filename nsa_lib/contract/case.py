@@ -82,6 +82,10 @@ class CaseConfig:
     """Compare its attention with float64 before training."""
     compare_selected: bool = False
     """Compare its selected branch with the reference before training."""
+    attest: bool = False
+    """Record its first, middle and last step, and judge them by the reference when all is measured."""
+    show_fresh: bool = False
+    """After its last step, show the model tokens that it has not seen."""
     profile_operators: bool = False
     """Under torch.profiler, early and late."""
     look: bool = False

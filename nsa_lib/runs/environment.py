@@ -17,9 +17,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nsa_lib.contract.source import PACKAGE, package_sha256
 from nsa_lib.subject.config import ConfigError
-
-PACKAGE = Path(__file__).resolve().parent.parent
 
 PROJECT = PACKAGE.parent
 
@@ -114,9 +113,7 @@ def source_sha256(notebooks: Iterable[str]) -> str:
     Of a notebook it takes the cells' sources without the parameters. So the hash stays the same after a run in
     JupyterLab, with other values there, and beside an output that papermill left.
     """
-    digest = hashlib.sha256()
-    for path in sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    digest = hashlib.sha256(package_sha256().encode())
     for name in notebooks:
         path = PROJECT / "notebooks" / f"{name}.ipynb"
         for cell in json.loads(path.read_text())["cells"] if path.exists() else ():

@@ -18,6 +18,7 @@ from statistics import median
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import HeartbeatReader
+from nsa_lib.contract.source import package_sha256
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
@@ -94,7 +95,7 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
     """
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
-            [*WORKER, str(folder / "case.json"), str(os.getpid())],
+            [*WORKER, str(folder / "case.json"), str(os.getpid()), package_sha256()],
             env=environment.case_environment(case.alloc_conf),
             stdin=subprocess.PIPE,
             stdout=log,

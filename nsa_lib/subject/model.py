@@ -41,6 +41,7 @@ class TinyLM(nn.Module):
         dim = config.nsa.dim
         self.grad_checkpointing = grad_checkpointing
         self.run_block = run_block
+        self.is_compiled = False
         self.embedding = nn.Embedding(config.vocab, dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim, bias=False)
@@ -59,6 +60,7 @@ class TinyLM(nn.Module):
     def compile_blocks(self) -> None:
         """Run each block under torch.compile from now on, with its recomputation as a part of the compiled backward."""
         self.run_block = torch.compile(run_block)
+        self.is_compiled = True
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the logits of the next token, [B, T] int64 -> [B, T, vocab]; training never makes them whole."""

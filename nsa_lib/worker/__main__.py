@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m nsa_lib.worker case.json parent_pid`.
+"""One case in a process of its own: `python -m nsa_lib.worker case.json parent_pid source_sha256`.
 
 It begins at the first line of its stdin: the runner starts it ahead, so that its imports are done when its turn comes.
 It appends heartbeats to heartbeat.jsonl. If it gets to an end that it can name, it writes result.json and exits with 0.
@@ -12,12 +12,15 @@ import signal
 import sys
 from pathlib import Path
 
+from nsa_lib.contract.source import PACKAGE, package_sha256
 from nsa_lib.worker.process import die_with_parent
 
 
-def main(case_file: Path, parent_pid: int) -> None:
-    """Run the case and write its result."""
+def main(case_file: Path, parent_pid: int, source_sha256: str) -> None:
+    """Run the case and write its result. Exits before any work if this is not the source of that hash."""
     die_with_parent(parent_pid)
+    if package_sha256() != source_sha256:
+        sys.exit(f"nsa_lib: the worker imported other source than the notebook, from {PACKAGE}")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     # torch only now: its import takes seconds, in which the process must already be bound to its parent. Optimizers and
@@ -31,4 +34,4 @@ def main(case_file: Path, parent_pid: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -20,8 +20,9 @@ from nsa_lib.contract.heartbeat import SCHEMA, Heartbeat
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM
-from nsa_lib.worker import accuracy, attention_map, data, faults, preflight, profiling, timing
+from nsa_lib.worker import accuracy, attention_map, attestation, data, faults, preflight, profiling, timing
 from nsa_lib.worker.devices import DEVICES
+from nsa_lib.worker.fresh_tokens import fresh_tokens
 from nsa_lib.worker.memory import CpuMeter, CudaMeter
 from nsa_lib.worker.timing import PhaseClock
 
@@ -138,6 +139,10 @@ def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) ->
     tokens = yield from measured_steps(stepped, case, heartbeat)
     if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
         yield {"attention_map": attention_map.attention_map(model, tokens[:, :-1])}
+    if case.show_fresh:
+        with own_tables():
+            found = fresh_tokens(model, stepped.optimizer, case, alive=lambda: heartbeat.beat("step"))
+        yield {"fresh_tokens": found}
 
 
 def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
@@ -159,32 +164,40 @@ def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> 
     windows = device.operator_windows(steps=case.steps) if case.profile_operators else profiling.TrackedWindows(steps=0)
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
     meter = device.meter(case.alloc_conf, case.budget_mib)
+    witness = attestation.Witness(case)
     with own_tables(), anomalies, meter, windows:
         meter.track(stepped.model)
         heartbeat.beat("warmup")
         for step in range(1, case.steps + 1):
             tokens = next(batches).to(case.device)
-            began = time.perf_counter()
-            meter.begin_step()
-            result, phases_ms = stepped.take(tokens, meter)
-            loss, norm = result.loss.item(), result.grad_norm.item()  # waits for the device
-            step_s = time.perf_counter() - began
-            heartbeat.beat(
-                "warmup" if step <= case.warmup_steps else "step",
-                step,
-                loss=loss,
-                grad_norm=norm,
-                step_ms=1000 * step_s,
-                tokens_per_s=case.batch * case.seq_len / step_s,
-                **phases_ms,
-                **meter.read(),
-            )
-            _require_finite(stepped.model, step, loss, norm)
+            with witness.watching(step, stepped.model, tokens, stepped.optimizer):
+                beat = _measured_step(stepped, tokens, meter, case)
+            heartbeat.beat("warmup" if step <= case.warmup_steps else "step", step, **beat)
+            witness.returned(step, beat["loss"])
+            _require_finite(stepped.model, step, beat["loss"], beat["grad_norm"])
+            if step in witness.steps:
+                yield {"executed": witness.executed}
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
             windows.step(meter.operator_counts)
     if windows.early and windows.late:
         yield {"operators": {"early": windows.early, "late": windows.late}}
+    if case.attest:  # only now: it allocates, and nothing is measured any more
+        judge_on = case.device if case.budget_mib is None else "cpu"
+        yield {"attestation": witness.judge(judge_on, alive=lambda: heartbeat.beat("step"))}
     return tokens
+
+
+def _measured_step(
+    stepped: Stepped, tokens: torch.Tensor, meter: CudaMeter | CpuMeter, case: CaseConfig
+) -> dict[str, float]:
+    """Take one step and return the figures of its heartbeat."""
+    began = time.perf_counter()
+    meter.begin_step()
+    result, phases_ms = stepped.take(tokens, meter)
+    loss, norm = result.loss.item(), result.grad_norm.item()  # waits for the device
+    step_s = time.perf_counter() - began
+    times = {"step_ms": 1000 * step_s, "tokens_per_s": case.batch * case.seq_len / step_s, **phases_ms}
+    return {"loss": loss, "grad_norm": norm, **times, **meter.read()}
 
 
 def _require_finite(model: TinyLM, step: int, loss: float, norm: float) -> None:

@@ -21,7 +21,7 @@ def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tupl
     """
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
-    judged = replace(base, check_attention=True, compare_selected=True)
+    judged = replace(base, attest=True, check_attention=True, compare_selected=True)
     models = [replace(judged, case_id=f"model_{name}", model=replace(base.model, backend=name)) for name in backends]
     dense = replace(base, case_id=f"model_{DENSE}", model=replace(base.model, attention=DENSE))
     timing = replace(training, work="timing", seq_lens=values["seq_lens"].value, backends=backends)

@@ -50,8 +50,9 @@ def scaling_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tup
 def _backward(base: CaseConfig, length: int, counted: int) -> CaseConfig:
     steps = BACKWARD_WARMUP_STEPS + counted
     return replace(
-        base, case_id=f"s{length}", work="backward", seq_len=length, steps=steps, warmup_steps=BACKWARD_WARMUP_STEPS
-    )
+        base, case_id=f"s{length}", work="backward", seq_len=length, steps=steps, warmup_steps=BACKWARD_WARMUP_STEPS,
+        attest=True,
+    )  # fmt: skip
 
 
 def _with_layers(case: CaseConfig, case_id: str, layers: int) -> CaseConfig:

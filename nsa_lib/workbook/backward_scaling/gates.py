@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+from nsa_lib.judgement.attestation import AREAS, attested_gate
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -59,6 +60,12 @@ def scaling_gates(run: Recorded) -> list[GateResult]:
         *(length_gate(run, length) for length in run.parameter("seq_lens")),
         train_steps_gate(run),
         route_gate(run, run.info["case_ids"], "route"),
+        *(
+            attested_gate(run, f"s{length}", area, f"{area}_{length}")
+            for length in run.parameter("seq_lens")
+            for area in AREAS
+        ),
+        allocator_cases_gate(run),
         *exponent_gates(run),
         known_peak_gate(run),
     ]
@@ -92,6 +99,20 @@ def train_steps_gate(run: Recorded) -> GateResult:
     ended = [case for case in cases if ended_well(case)]
     gate = replace(gate, measured=len(ended), detail="; ".join(f"{c['case_id']} {how_it_ended(c)}" for c in cases))
     outcomes = {outcome_of(case) for case in cases if not ended_well(case)}
+    return replace(gate, outcome=FAIL if FAIL in outcomes else NOT_RUN if outcomes else PASS)
+
+
+def allocator_cases_gate(run: Recorded) -> GateResult:
+    """Judge that every case under another allocator setting ended well, the smoke's own train step among them."""
+    gate = GateResult("allocator_cases", True, NOT_RUN, unit="cases")
+    cases = [case for case in map(run.case, run.info["case_ids"]) if case is not None]
+    own = [case for case in cases if str(case["case_id"]).startswith(("backward_", "smoke_"))]
+    if not own:
+        return replace(gate, detail="no case was recorded")
+    ended = [case for case in own if ended_well(case)]
+    said = "; ".join(f"{case['case_id']} {how_it_ended(case)}" for case in own if not ended_well(case))
+    gate = replace(gate, limit=len(own), measured=len(ended), detail=said)
+    outcomes = {outcome_of(case) for case in own if not ended_well(case)}
     return replace(gate, outcome=FAIL if FAIL in outcomes else NOT_RUN if outcomes else PASS)
 
 

@@ -33,7 +33,7 @@ def smoke_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple
     training = training_case(values)
     on_gpu = training.device == "cuda"
     counted = bool(values["profiler"].value) and not on_gpu
-    cases = [replace(training, check_attention=True, profile_operators=counted, look=True)]
+    cases = [replace(training, attest=True, show_fresh=True, profile_operators=counted, look=True)]
     if values["anomaly"].value:
         cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
     if values["profiler"].value and on_gpu:

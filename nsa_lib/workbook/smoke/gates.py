@@ -9,9 +9,8 @@ from statistics import median
 import pandas as pd
 
 from nsa_lib.contract.case import WARMUP_STEPS
-from nsa_lib.contract.figures import largest
+from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate
 from nsa_lib.judgement.gate import (
-    ATTENTION_ERROR_LIMIT,
     FAIL,
     NOT_RUN,
     PASS,
@@ -39,6 +38,13 @@ SEGMENT_MIB = 20
 LOSS_FALL_PERCENT = 1.0
 """By how much the loss must fall from the first ten steps to the last ten: more than its noise on a fixed batch."""
 
+FRESH_NOISE_PERCENT = 3.0
+"""By how much the mean loss of a batch of fresh tokens may lie below a guess. A trained model is above it."""
+
+ROW_CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64": 1e-9}
+"""Change of a row before an edited token, over the largest row. `packed` and `fused` place queries by what others
+chose, so their sums may be rounded otherwise, and a near tie may choose another block."""
+
 SLACK_PERCENT = 30
 """Allocator slack, (reserved - active) / reserved, from which advice is given."""
 
@@ -51,8 +57,10 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         anomaly_gate(run),
         loss_gate(run),
         route_gate(run, ["training"], "route"),
-        attention_gate(run),
-        checkpointing_gate(run),
+        *(attested_gate(run, "training", area, area) for area in AREAS),
+        future_gate(run),
+        executed_gate(run, "training"),
+        recomputation_gate(run, "training", required=run.info["profile"] == "checklist"),
         *reserved_gates(run),
         memory_order_gate(run),
         trend_gate(run, "trend_peak_alloc", "peak_alloc_mib", floor_mib=0),
@@ -102,27 +110,29 @@ def loss_gate(run: Recorded) -> GateResult:
     return unless_cut_short(replace(gate, outcome=PASS if fall >= LOSS_FALL_PERCENT else FAIL), run.case("training"))
 
 
-def attention_gate(run: Recorded) -> GateResult:
-    """Judge the attention that the case trains, output and gradient, on its device, against float64 on the CPU."""
-    gate = GateResult("attention", True, NOT_RUN, limit=ATTENTION_ERROR_LIMIT[run.parameter("dtype")])
-    errors = run.fact("training", "attention_error")
-    if errors is None:
-        return replace(gate, detail="the case ended before its attention was compared")
-    worst = largest(errors.values())
-    detail = f"relative error of output {errors['output']:.2g}, of gradient {errors['gradient']:.2g}"
-    if run.parameter("compile"):
-        detail += "; compared before it was compiled"
-    outcome = PASS if worst <= gate.limit else FAIL
-    gate = replace(gate, outcome=outcome, measured=float(f"{worst:.2g}"), detail=detail)
-    return unless_cut_short(gate, run.case("training"))
-
-
-def checkpointing_gate(run: Recorded) -> GateResult:
-    """Judge the checklist's prerequisite that gradient checkpointing is on."""
-    on = bool(run.parameter("grad_checkpointing"))
-    required = run.info["profile"] == "checklist"
-    gate = GateResult("grad_checkpointing", required, PASS if on else FAIL, "on" if on else "off", "on")
-    return unless_cut_short(gate, run.case("training"))
+def future_gate(run: Recorded) -> GateResult:
+    """Judge that nothing is read from the future at full length: loss on fresh tokens, and rows before an edit."""
+    gate = GateResult("future", True, NOT_RUN, limit=0, unit="findings")
+    found = run.fact("training", "fresh_tokens")
+    if found is None:
+        return replace(gate, detail="the case ended before it was shown fresh tokens")
+    lowest, floor = min(found["losses"], default=None), (1 - FRESH_NOISE_PERCENT / 100) * found["guess"]
+    limit = ROW_CHANGE_LIMIT[run.parameter("dtype")]
+    wrong = [f"loss {loss} on fresh tokens" for loss in found["losses"] if loss is None or loss < floor]
+    wrong += [
+        f"rows before token {at} change by {change} when it is edited"
+        for at, change in found["changes"].items()
+        if change is None or change > limit
+    ]
+    if wrong:
+        return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong))
+    if not found["losses"] or not found["changes"]:
+        return replace(gate, detail="no fresh step was taken, or no token edited")
+    detail = (
+        f"lowest loss of {len(found['losses'])} steps on fresh tokens {lowest:.3f}, a guess is {found['guess']:.3f}; "
+        f"edits at {', '.join(found['changes'])} change no row before"
+    )
+    return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), run.case("training"))
 
 
 def reserved_gates(run: Recorded) -> list[GateResult]:

@@ -142,7 +142,7 @@ def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.op
 
 
 def _why_no_layers(model: TinyLM) -> str | None:
-    if hasattr(model.run_block, "_torchdynamo_orig_callable"):
+    if model.is_compiled:
         return "compiled: a hook on a layer would be compiled in, and the run be another"
     if not isinstance(model.blocks[0].attention, NSAttention):
         return "the reference knows NSAttention alone"

@@ -1,5 +1,7 @@
 """Witness a case: record its first, middle and last step as they run, and judge them when nothing is measured any more.
 
+What code ran is recorded of every case, tensors only of those that are to be attested.
+
 Recorded steps are the case's own, warm-up and last step among them. There is no extra one: code that is wrong in
 training alone, or only where it is not looked at, would know it from the others.
 """
@@ -7,7 +9,7 @@ training alone, or only where it is not looked at, would know it from the others
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,9 +17,10 @@ from torch import Tensor
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.attestation.execution import Execution, executing
 from nsa_lib.worker.attestation.judge import judge
 from nsa_lib.worker.attestation.recording import StepRecord, recording
-from nsa_lib.worker.attestation.sample import sample
+from nsa_lib.worker.attestation.sample import Sample, sample
 from nsa_lib.worker.attestation.train_step import AdamW
 
 
@@ -27,6 +30,7 @@ class Witness:
     def __init__(self, case: CaseConfig):
         self._case = case
         self._records: dict[int, StepRecord] = {}
+        self._executions: dict[int, Execution] = {}
         self._losses: dict[int, float] = {}
         self.steps = tuple(sorted({1, (1 + case.steps) // 2, case.steps}))
         """The steps that are recorded."""
@@ -39,13 +43,23 @@ class Witness:
         if step not in self.steps:
             yield
             return
+        with ExitStack() as watching:
+            execution = watching.enter_context(executing(model, optimizer))
+            if self._case.attest:
+                record = watching.enter_context(recording(model, tokens, self._sample(step), optimizer))
+                self._records[step] = record
+            yield
+        self._executions[step] = execution
+
+    def _sample(self, step: int) -> Sample:
         c = self._case
         rows = sample(c.model, batch=c.batch, length=c.seq_len, seed=c.seed + step)
-        if step not in (1, c.steps):
-            rows = replace(rows, layers=(), gradient_layers=())
-        with recording(model, tokens, rows, optimizer) as record:
-            yield
-        self._records[step] = record
+        return rows if step in (1, c.steps) else replace(rows, layers=(), gradient_layers=())
+
+    @property
+    def executed(self) -> list[dict[str, object]]:
+        """What ran in the steps recorded so far, as what `json` can write."""
+        return [{"step": step, **execution.to_json()} for step, execution in self._executions.items()]
 
     def returned(self, step: int, loss: float) -> None:
         """Say what loss a step returned, in nats."""

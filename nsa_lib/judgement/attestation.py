@@ -1,0 +1,92 @@
+"""The gates over recorded steps: what the judge found wrong, and whether what ran is what was asked for.
+
+The reference computed every recorded step a second time. A part that it compared in no layer did not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
+from nsa_lib.runs.recorded import Recorded
+
+AREAS = {
+    "attention": "branches, branch gates and output of the attention, row by row, against float64",
+    "choice": "the blocks that queries selected, against float64 scores",
+    "backward": "gradients of the attention's input and parameters, from all rows, against float64",
+    "train_step": "the loss over all positions, every gradient, and the update by AdamW's rule",
+}
+"""What is judged of a recorded step, by the name of its area."""
+
+SHOWN = 3
+"""Findings that a gate's detail names."""
+
+
+def attested_gate(run: Recorded, case_id: str, area: str, name: str) -> GateResult:
+    """Judge one area of the recorded steps of a case."""
+    gate, case = GateResult(name, True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
+    steps = None if case is None else case["attestation"]
+    if not steps or case["asked"] is None:
+        return replace(gate, detail=f"the case {case_id} ended before its steps were judged")
+    wrong = [f"step {s['step']}, {what}: {said}" for s in steps for what, said in s["wrong"][area].items()]
+    if wrong:
+        more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong[:SHOWN]) + more)
+    if steps[-1]["step"] != case["asked"]["steps"]:
+        return replace(gate, detail="the last step was not judged")
+    if missing := _not_compared(steps, area):
+        return replace(gate, detail=f"not compared: {'; '.join(missing[:SHOWN])}")
+    detail = f"{AREAS[area]}; steps {', '.join(str(s['step']) for s in steps)}; {steps[0]['compared']}"
+    return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
+
+
+def _not_compared(steps: Sequence[Mapping], area: str) -> list[str]:
+    """Return what of an area no layer was compared in, with the reason: in the first and the last step."""
+    found = []
+    for step in (steps[0], steps[-1]):
+        compared = {part for layer in step["layers"] for part in layer["parts"]}
+        compared |= {"choice" for layer in step["layers"] if layer["choice"] is not None}
+        for what, why in step["not_compared"].items():
+            part = what.rpartition(" ")[2]
+            if _area(part) in (area, "layers") and (area != "train_step" or part != "layers") and part not in compared:
+                found.append(f"step {step['step']}, {what}: {why}")
+    return found
+
+
+def _area(part: str) -> str:
+    if part in ("layers", "choice"):
+        return part
+    if part.startswith("loss"):
+        return "train_step"
+    return "backward" if part.startswith("d_") else "attention"
+
+
+def executed_gate(run: Recorded, case_id: str) -> GateResult:
+    """Judge that parameters, gradients, optimizer state and activations had the dtype and device asked for."""
+    gate, case = GateResult("executed", True, NOT_RUN), run.case(case_id)
+    if case is None or not case["executed"] or case["asked"] is None:
+        return replace(gate, detail="the case ended before a step of it was seen")
+    asked = f"{case['asked']['dtype']} on {case['asked']['device']}"
+    dtypes = {dtype for step in case["executed"] for found in step["dtypes"].values() for dtype in found}
+    devices = {device for step in case["executed"] for device in step["devices"]}
+    found = f"{', '.join(sorted(dtypes))} on {', '.join(sorted(devices))}"
+    kinds = ", ".join(case["executed"][0]["dtypes"])
+    gate = replace(gate, limit=asked, measured=found, detail=f"{kinds} of {len(case['executed'])} steps")
+    return unless_cut_short(replace(gate, outcome=PASS if found == asked else FAIL), case)
+
+
+def recomputation_gate(run: Recorded, case_id: str, *, required: bool) -> GateResult:
+    """Judge that gradient checkpointing is on and did recompute: every layer's forward ran twice a recorded step."""
+    gate, case = GateResult("grad_checkpointing", required, NOT_RUN, limit="on"), run.case(case_id)
+    if case is None or case["asked"] is None:
+        return replace(gate, detail="no case was recorded")
+    if not case["asked"]["grad_checkpointing"]:
+        return unless_cut_short(replace(gate, outcome=FAIL, measured="off"), case)
+    if not case["executed"] or case["asked"]["compile"]:
+        return replace(gate, detail="no step whose passes could be counted")
+    passes = sorted({count for step in case["executed"] for count in step["passes"]})
+    on = passes == [2]
+    detail = f"a layer's forward ran {' or '.join(map(str, passes))} times a step; twice is asked"
+    gate = replace(gate, outcome=PASS if on else FAIL, measured="on" if on else "not in force", detail=detail)
+    return unless_cut_short(gate, case)

@@ -1,0 +1,73 @@
+"""Show a trained model tokens that it has not seen, at full length: what it must not know, and must not let through.
+
+The batch of a smoke repeats, so a model that sees the next token has nothing to gain by it there. On fresh random
+tokens nothing can be known: a loss below ln(vocab) is read from the future. And an edited token must change no logit
+before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.figures import largest
+from nsa_lib.subject import training
+from nsa_lib.subject.model import TinyLM
+
+STEPS = 3
+EDITS = 6
+
+
+def fresh_tokens(
+    model: TinyLM, optimizer: torch.optim.Optimizer, case: CaseConfig, *, alive: Callable[[], None]
+) -> dict[str, object]:
+    """Train a few steps on fresh tokens, edit tokens at some positions, and return what was found.
+
+    It changes the model: call it after everything else.
+
+    Returns:
+        `losses`: nats, of each step, before its update; `guess`: ln(vocab); `tokens`: of a step; `changes`: for each
+        edited position the largest relative change of a row of the final hidden states before it, None if not finite.
+    """
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    shape, vocab = (case.batch, case.seq_len + 1), case.model.vocab
+    losses = []
+    for _ in range(STEPS):
+        tokens = torch.randint(vocab, shape, generator=generator).to(case.device)
+        losses.append(training.train_step(model, optimizer, tokens, loss_chunk=case.loss_chunk).loss.item())
+        alive()
+    return {
+        "losses": losses,
+        "guess": math.log(vocab),
+        "tokens": case.batch * case.seq_len,
+        "changes": {str(at): change for at, change in _changes_before(model, tokens[:, :-1], case, alive).items()},
+    }
+
+
+@torch.no_grad()
+def _changes_before(
+    model: TinyLM, tokens: torch.Tensor, case: CaseConfig, alive: Callable[[], None]
+) -> dict[int, float]:
+    """Return, for each edited position, the largest change of a row before it, over the largest row's norm."""
+    model.grad_checkpointing = False  # nothing is kept for a backward anyway
+    before = model.hidden(tokens)
+    largest_row = before.float().norm(dim=-1).max()
+    found = {}
+    for position in edited_positions(case):
+        edited = tokens.clone()
+        edited[:, position:] = (edited[:, position:] + 1) % case.model.vocab
+        after = model.hidden(edited)
+        rows = (after[:, :position] - before[:, :position]).float().norm(dim=-1)
+        found[position] = largest([float(rows.max() / largest_row)])
+        alive()
+    return found
+
+
+def edited_positions(case: CaseConfig) -> list[int]:
+    """Return where tokens are edited: beyond the window and the blocks that fit a selection, around, and at the end."""
+    c, length = case.model.nsa, case.seq_len
+    wanted = [c.l_sel + 1, c.w + 1, c.n_sel * c.l_sel + 1, length // 2 + 3, length - c.l_sel // 2, length - 1]
+    return sorted({position for position in wanted if 0 < position < length})[:EDITS]
