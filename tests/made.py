@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.judgement.attestation import AREAS
 from nsa_lib.runs.recorded import cases_frame
 from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import QUESTIONS
@@ -33,13 +34,43 @@ def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
     asked = {
         case.case_id: json.loads(case.to_json()) for case in QUESTIONS[info["notebook"]].request.cases(values, backends)
     }
-    rows = [{"asked": asked.get(case["case_id"]), **case} for case in cases]
+    rows = [{"asked": asked.get(case["case_id"]), **seen(asked.get(case["case_id"])), **case} for case in cases]
     described = {
         "backends": list(backends), "case_ids": [case["case_id"] for case in cases], "custom": [],
         "parameters": [{**vars(value), "differs": value.differs} for value in values.values()],
         **info,
     }  # fmt: skip
     return Run(Path("made-up"), described, cases_frame(rows), pd.DataFrame(steps).reindex(columns=STEP_COLUMNS))
+
+
+def seen(asked):
+    """Return what an honest worker records of its steps, if it is asked for a case that takes any."""
+    if asked is None or asked["work"] not in ("train", "backward"):
+        return {}
+    steps, layers = sorted({1, (1 + asked["steps"]) // 2, asked["steps"]}), asked["model"]["layers"]
+    is_nsa, passes = asked["model"]["attention"] == "nsa", 2 if asked["grad_checkpointing"] else 1
+    dtypes = {kind: [asked["dtype"]] for kind in ("activations", "parameters", "gradients", "optimizer")}
+    facts = {"executed": [
+        {"step": step, "routes": [[asked["model"]["backend"]] if is_nsa else []] * layers, "passes": [passes] * layers,
+         "dtypes": dtypes, "devices": [asked["device"]]}
+        for step in steps
+    ]}  # fmt: skip
+    if asked["attest"] and is_nsa:
+        layer = {"parts": {"output": {}, "d_x": {}}, "choice": {}}
+        wrong = {area: {} for area in AREAS}
+        facts["attestation"] = [
+            {"step": step, "compared": "layers all", "layers": [layer] * layers, "wrong": wrong, "not_compared": {}}
+            for step in steps
+        ]
+    if asked["show_fresh"]:
+        facts["fresh_tokens"] = {"losses": [6.5] * 3, "guess": 6.2, "tokens": 512, "changes": {"65": 0.0}}
+    return facts
+
+
+def routed(run, case_id, *routes):
+    """Return a run in which every layer of a case entered these backends."""
+    steps = [{**step, "routes": [list(routes)] * len(step["routes"])} for step in run.case(case_id)["executed"]]
+    return with_case(run, case_id, executed=steps)
 
 
 def with_case(run, case_id, **fields):

@@ -17,15 +17,18 @@ AREAS = {
     "backward": "gradients of the attention's input and parameters, from all rows, against float64",
     "train_step": "the loss over all positions, every gradient, and the update by AdamW's rule",
 }
-"""What is judged of a recorded step, by the name of its area."""
+"""What is judged of a recorded step, by the name of its area in the record."""
+
+GATES = {"attention": "attention", "choice": "choice", "backward": "gradients", "train_step": "train_step"}
+"""The gate of each area."""
 
 SHOWN = 3
 """Findings that a gate's detail names."""
 
 
-def attested_gate(run: Recorded, case_id: str, area: str, name: str) -> GateResult:
-    """Judge one area of the recorded steps of a case."""
-    gate, case = GateResult(name, True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
+def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> GateResult:
+    """Judge one area of the recorded steps of a case; `suffix` follows the gate's name."""
+    gate, case = GateResult(GATES[area] + suffix, True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
     steps = None if case is None else case["attestation"]
     if not steps or case["asked"] is None:
         return replace(gate, detail=f"the case {case_id} ended before its steps were judged")

@@ -95,7 +95,7 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
     """
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
-            [*WORKER, str(folder / "case.json"), str(os.getpid()), package_sha256()],
+            [*WORKER, str(folder / "case.json"), package_sha256(), str(os.getpid())],
             env=environment.case_environment(case.alloc_conf),
             stdin=subprocess.PIPE,
             stdout=log,

@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m nsa_lib.worker case.json parent_pid source_sha256`.
+"""One case in a process of its own: `python -m nsa_lib.worker case.json source_sha256 parent_pid`.
 
 It begins at the first line of its stdin: the runner starts it ahead, so that its imports are done when its turn comes.
 It appends heartbeats to heartbeat.jsonl. If it gets to an end that it can name, it writes result.json and exits with 0.
@@ -16,7 +16,7 @@ from nsa_lib.contract.source import PACKAGE, package_sha256
 from nsa_lib.worker.process import die_with_parent
 
 
-def main(case_file: Path, parent_pid: int, source_sha256: str) -> None:
+def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:
     """Run the case and write its result. Exits before any work if this is not the source of that hash."""
     die_with_parent(parent_pid)
     if package_sha256() != source_sha256:
@@ -34,4 +34,4 @@ def main(case_file: Path, parent_pid: int, source_sha256: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

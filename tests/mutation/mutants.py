@@ -35,7 +35,7 @@ class Mutant:
     """What the smoke is given besides SMOKE."""
 
 
-ROWS = ("attention", "gradients")
+ROWS = ("attention", "choice", "gradients")
 """Gates that hold sampled rows of the measured steps against the reference."""
 
 
@@ -133,7 +133,7 @@ OF_THE_TRAINING = (
 OF_THE_INSTRUMENT = (
     Mutant("the meter halves what is allocated", f"{WORKER}/memory.py", "CpuMeter._note", "self._peak_bytes / MIB", "self._peak_bytes / MIB / 2", ("memory_order", "peak_alloc")),
     Mutant("the last steps are not recorded", f"{WORKER}/loop.py", "*", "for step in range(1, case.steps + 1):", "for step in range(1, case.steps - 1):", ("steps",)),
-    Mutant("losses are recorded as they were at first", f"{WORKER}/loop.py", "*", "loss=loss,", "loss=5.0,", ("loss_falls",)),
+    Mutant("losses are recorded as they were at first", f"{WORKER}/loop.py", "_measured_step", '{"loss": loss,', '{"loss": 5.0,', ("loss_falls",)),
     Mutant("anomaly detection never on", f"{WORKER}/loop.py", "*", "set_detect_anomaly(case.detect_anomaly)", "set_detect_anomaly(False)", ("anomaly",)),
 )  # fmt: skip
 

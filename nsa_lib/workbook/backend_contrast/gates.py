@@ -78,7 +78,7 @@ def operator_gate(run: Recorded, backend: str) -> GateResult:
 
 def attested_by_area(area: str) -> Callable[[Recorded, str], GateResult]:
     """Return the gate of one area over the recorded steps of a backend."""
-    return lambda run, backend: attested_gate(run, f"model_{backend}", area, f"{area}_{backend}")
+    return lambda run, backend: attested_gate(run, f"model_{backend}", area, f"_{backend}")
 
 
 EACH = (ran_gate, backend_route_gate, error_gate, *map(attested_by_area, AREAS), operator_gate)

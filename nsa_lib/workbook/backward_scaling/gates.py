@@ -61,7 +61,7 @@ def scaling_gates(run: Recorded) -> list[GateResult]:
         train_steps_gate(run),
         route_gate(run, run.info["case_ids"], "route"),
         *(
-            attested_gate(run, f"s{length}", area, f"{area}_{length}")
+            attested_gate(run, f"s{length}", area, f"_{length}")
             for length in run.parameter("seq_lens")
             for area in AREAS
         ),

@@ -57,7 +57,7 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         anomaly_gate(run),
         loss_gate(run),
         route_gate(run, ["training"], "route"),
-        *(attested_gate(run, "training", area, area) for area in AREAS),
+        *(attested_gate(run, "training", area) for area in AREAS),
         future_gate(run),
         executed_gate(run, "training"),
         recomputation_gate(run, "training", required=run.info["profile"] == "checklist"),

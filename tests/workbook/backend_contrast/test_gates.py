@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from nsa_lib.judgement.attestation import AREAS, GATES
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, verdict
 from nsa_lib.subject.attention import BACKENDS
 from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
@@ -13,7 +14,7 @@ from nsa_lib.workbook.backend_contrast.figures import contrast_figures
 from nsa_lib.workbook.backend_contrast.gates import contrast_advice, contrast_gates, contrast_headline, recommended
 from nsa_lib.workbook.run import record
 from nsa_lib.worker.loop import run_to_result
-from tests.made import with_case
+from tests.made import routed, with_case
 from tests.subject.test_config import CASE
 from tests.workbook.backend_contrast.made import (
     ERRORS,
@@ -29,6 +30,9 @@ from tests.workbook.backend_contrast.made import (
     without,
     without_turns,
 )
+
+KINDS = ("ran", "route", "error", *GATES.values(), "operator_growth")
+"""Gates that each backend has."""
 
 every_backend = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 
@@ -57,8 +61,7 @@ def test_a_healthy_contrast_is_go_and_every_gate_passes(profile):
     found = contrast_gates(healthy(profile))
     assert verdict(found) == ("GO", [])
     assert {g.outcome for g in found} == {PASS}
-    kinds = ("ran", "route", "error", "operator_growth")
-    names = {f"{kind}_{name}" for kind in kinds for name in PLAIN_BACKENDS}
+    names = {f"{kind}_{name}" for kind in KINDS for name in PLAIN_BACKENDS}
     assert {g.name for g in found} == names | {"peak_spread", "distinct", "ran_dense", "timing"}
 
 
@@ -121,7 +124,7 @@ def test_dense_is_shown_and_decides_nothing():
 @every_backend
 @pytest.mark.parametrize("ran", [[], ["other"], ["gather", "packed"]])
 def test_another_route_fails(backend, ran):
-    run = with_case(healthy(), f"model_{backend}", routes=ran)
+    run = routed(healthy(), f"model_{backend}", *ran)
     found = gate(run, f"route_{backend}")
     assert (found.outcome, found.limit, found.measured) == (FAIL, backend, ", ".join(ran) or "none")
 
@@ -129,7 +132,7 @@ def test_another_route_fails(backend, ran):
 def test_a_wrong_route_fails_even_in_a_run_that_was_cut_short_and_a_right_one_does_not_pass():
     cut = with_case(healthy(), "model_packed", status="interrupted", reason="planted")
     assert gate(cut, "route_packed").outcome == NOT_RUN
-    assert gate(with_case(cut, "model_packed", routes=["gather"]), "route_packed").outcome == FAIL
+    assert gate(routed(cut, "model_packed", "gather"), "route_packed").outcome == FAIL
 
 
 @every_backend
@@ -230,14 +233,14 @@ def test_with_fused_a_healthy_contrast_is_go_and_has_its_gates():
     found = contrast_gates(healthy(backends=BACKEND_NAMES))
     assert verdict(found) == ("GO", [])
     plain = {g.name for g in contrast_gates(healthy())}
-    assert {g.name for g in found} - plain == {f"{k}_fused" for k in ("ran", "route", "error", "operator_growth")}
+    assert {g.name for g in found} - plain == {f"{kind}_fused" for kind in KINDS}
 
 
 def test_a_contrast_that_left_fused_out_where_it_can_run_is_incomplete():
     bare = replace(healthy(), info={**healthy().info, "backends": BACKEND_NAMES})
     assert verdict(contrast_gates(bare))[0] == "INCOMPLETE"
     assert {g.name: g.outcome for g in contrast_gates(bare) if g.outcome != PASS} == {
-        **dict.fromkeys(("ran_fused", "route_fused", "error_fused", "operator_growth_fused"), NOT_RUN),
+        **dict.fromkeys([f"{kind}_fused" for kind in KINDS], NOT_RUN),
         **dict.fromkeys(("peak_spread", "distinct"), NOT_RUN),
     }
 
@@ -245,7 +248,7 @@ def test_a_contrast_that_left_fused_out_where_it_can_run_is_incomplete():
 def test_fused_fails_by_its_own_gates_and_by_those_over_all():
     run = healthy(backends=BACKEND_NAMES)
     assert gate(ended(run, "model_fused", "failed"), "ran_fused").outcome == FAIL
-    assert gate(with_case(run, "model_fused", routes=["masked"]), "route_fused").outcome == FAIL
+    assert gate(routed(run, "model_fused", "masked"), "route_fused").outcome == FAIL
     assert gate(with_error(run, "fused", "selected_error", dk=0.3), "error_fused").outcome == FAIL
     assert gate(with_peaks(run, fused=800.0), "peak_spread").outcome == PASS, "it may need less"
     assert gate(with_peaks(run, fused=1200.0), "peak_spread").outcome == FAIL
@@ -269,7 +272,7 @@ def test_the_fastest_backend_is_recommended():
     [
         lambda run: with_error(run, "packed", "selected_error", dq=0.3),
         lambda run: with_error(run, "packed", "attention_error", output=NAN),
-        lambda run: with_case(run, "model_packed", routes=["gather"]),
+        lambda run: routed(run, "model_packed", "gather"),
         lambda run: with_case(run, "model_packed", operators=windows("packed", growth=2)),
         lambda run: ended(run, "model_packed", "oom"),
         lambda run: ended(run, "model_packed", "interrupted"),
@@ -394,3 +397,15 @@ def test_a_planted_wrong_backend_fails_route_and_a_planted_wrong_mask_fails_erro
     assert gate(judged("route", "packed", fault="wrong_backend"), "route_packed").outcome == FAIL
     run = judged("mask", "packed", fault="first_key")
     assert (gate(run, "route_packed").outcome, gate(run, "error_packed").outcome) == (PASS, FAIL)
+
+
+@every_backend
+@pytest.mark.parametrize("area", AREAS)
+def test_a_backend_whose_recorded_steps_are_wrong_fails(backend, area):
+    steps = [dict(step) for step in healthy().case(f"model_{backend}")["attestation"]]
+    steps[-1]["wrong"] = {**steps[-1]["wrong"], area: {"layer 1 output": "relative error 0.3"}}
+    run = with_case(healthy(), f"model_{backend}", attestation=steps)
+    (found,) = [g for g in contrast_gates(run) if g.name == f"{GATES[area]}_{backend}"]
+    assert (found.outcome, found.required) == (FAIL, True)
+    assert "relative error 0.3" in found.detail
+    assert recommended(run) != backend

@@ -13,7 +13,7 @@ from nsa_lib.workbook.backward_scaling.gates import (
     scaling_headline,
 )
 from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
-from tests.made import with_case
+from tests.made import routed, with_case
 from tests.workbook.backward_scaling.made import ended, healthy, known, without
 
 
@@ -72,8 +72,17 @@ def test_the_train_steps_fail_with_one_that_fails_and_do_not_run_without_one():
 def test_another_route_in_one_case_fails_and_an_unseen_one_did_not_run():
     run = healthy(backend="packed")
     assert gate(run, "route").outcome == PASS
-    for routes, outcome in ((["gather"], FAIL), ([], FAIL), (None, NOT_RUN)):
-        assert gate(with_case(run, "s512", routes=routes), "route").outcome == outcome
+    assert gate(routed(run, "s512", "gather"), "route").outcome == FAIL
+    assert gate(routed(run, "s512"), "route").outcome == FAIL
+    assert gate(with_case(run, "s512", executed=None), "route").outcome == NOT_RUN
+
+
+@pytest.mark.parametrize(("status", "outcome"), [("oom", FAIL), ("unavailable", NOT_RUN)])
+@pytest.mark.parametrize("case_id", ["backward_default", "smoke_both"])
+def test_a_case_under_another_allocator_setting_that_ends_badly_decides(case_id, status, outcome):
+    run = ended(healthy(), case_id, status)
+    assert (gate(run, "allocator_cases").outcome, gate(run, "allocator_cases").required) == (outcome, True)
+    assert case_id in gate(run, "allocator_cases").detail
 
 
 @pytest.mark.parametrize(

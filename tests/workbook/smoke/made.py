@@ -14,6 +14,33 @@ STATE_SHARE = 0.85
 BASE_MIB = {"checklist": 1700.0, "laptop": 34.0}
 
 
+LOST = ("state_mib", "device_total_mib", "executed", "attestation", "fresh_tokens", "operators", "effective")
+"""What a case that dies before its first step ends has not recorded."""
+
+
+def found_wrong(run, area, said="relative error 0.3"):
+    """Return a smoke of whose last step the judge found something wrong."""
+    steps = [dict(step) for step in run.case("training")["attestation"]]
+    steps[-1]["wrong"] = {**steps[-1]["wrong"], area: {"layer 1": said}}
+    return with_case(run, "training", attestation=steps)
+
+
+def not_compared(run, **why):
+    """Return a smoke of which parts were compared in no layer."""
+    steps = [{**step, "layers": [], "not_compared": why} for step in run.case("training")["attestation"]]
+    return with_case(run, "training", attestation=steps)
+
+
+def executed(run, **changes):
+    """Return a smoke whose recorded steps executed something else."""
+    return with_case(run, "training", executed=[{**step, **changes} for step in run.case("training")["executed"]])
+
+
+def shown_fresh(run, **changes):
+    """Return a smoke that found something else on fresh tokens."""
+    return with_case(run, "training", fresh_tokens={**run.case("training")["fresh_tokens"], **changes})
+
+
 OPERATORS = {"aten::mm": {"count": 1200}, "aten::add.Tensor": {"count": 300}}
 
 
@@ -40,7 +67,6 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
         {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
          "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
          "routes": [] if case_id == "dense" else [values["backend"].value], "effective": {},
-         "attention_error": {"output": 1e-6, "gradient": 2e-6} if case_id == "training" else NAN,
          "operators": {"early": OPERATORS, "late": OPERATORS} if case_id == counted(on_gpu) else NAN,
          "torn_heartbeat": False}
         for case_id, count in counts.items()
@@ -91,7 +117,7 @@ def kept(run, count):
 
 def ended(run, status, count, **facts):
     """End the training after some steps; `facts` are what the worker still recorded."""
-    lost = dict.fromkeys(("state_mib", "device_total_mib", "routes", "attention_error", "operators", "effective"), NAN)
+    lost = dict.fromkeys(LOST, NAN)
     return with_case(kept(run, count), "training", status=status, reason="because", **{**lost, **facts})
 
 

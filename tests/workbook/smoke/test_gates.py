@@ -9,16 +9,20 @@ from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates
-from tests.made import save, with_case
+from tests.made import asked_for, routed, save, with_case
 from tests.workbook.smoke.made import (
     INF,
     NAN,
     counted,
     ended,
+    executed,
+    found_wrong,
     healthy,
     kept,
     leaking,
     missing,
+    not_compared,
+    shown_fresh,
     with_operators,
     with_parameter,
     with_steps,
@@ -38,9 +42,14 @@ FAULTS = {
     "finite": lambda run: with_steps(run, grad_norm=lambda step, norm: NAN if step == 50 else norm),
     "anomaly": lambda run: with_case(run, "anomaly", status="nan", reason="MulBackward0 returned nan values"),
     "loss_falls": lambda run: with_steps(run, loss=lambda step, loss: 6.2),
-    "route": lambda run: with_case(run, "training", routes=["gather"]),
-    "attention": lambda run: with_case(run, "training", attention_error={"output": 0.01, "gradient": 0.3}),
-    "grad_checkpointing": lambda run: with_parameter(run, "grad_checkpointing", False),
+    "route": lambda run: routed(run, "training", "gather"),
+    "attention": lambda run: found_wrong(run, "attention"),
+    "choice": lambda run: found_wrong(run, "choice"),
+    "gradients": lambda run: found_wrong(run, "backward"),
+    "train_step": lambda run: found_wrong(run, "train_step"),
+    "future": lambda run: shown_fresh(run, losses=[6.5, 5.9, 6.5]),
+    "executed": lambda run: executed(run, devices=["cpu"]) if run.parameter("device") == "cuda" else run,
+    "grad_checkpointing": lambda run: executed(run, passes=[2, 1]),
     "peak_reserved": lambda run: with_steps(run, peak_reserved_mib=lambda step, mib: 75_001.0 if step == 60 else mib),
     "peak_reserved_gpu": lambda run: with_steps(
         with_parameter(run, "reserved_limit_mib", 80_000.0), peak_reserved_mib=lambda step, mib: 75_001.0
@@ -71,8 +80,13 @@ GAPS = {
     "finite": lambda run: ended(run, "crashed", 0),
     "anomaly": lambda run: without_case(run, "anomaly"),
     "loss_falls": lambda run: kept(run, 19),
-    "route": lambda run: with_case(run, "training", routes=NAN),
-    "attention": lambda run: with_case(run, "training", attention_error=NAN),
+    "route": lambda run: with_case(run, "training", executed=None),
+    "attention": lambda run: not_compared(run, **{"layer 1 output": "too small"}),
+    "choice": lambda run: not_compared(run, **{"layer 1 choice": "it was not shown"}),
+    "gradients": lambda run: not_compared(run, layers="compiled"),
+    "train_step": lambda run: with_case(run, "training", attestation=None),
+    "future": lambda run: with_case(run, "training", fresh_tokens=None),
+    "executed": lambda run: with_case(run, "training", executed=None),
     "grad_checkpointing": lambda run: ended(run, "unavailable", 0),
     "peak_reserved": lambda run: missing(run, "peak_reserved_mib"),
     "peak_reserved_gpu": lambda run: missing(with_parameter(run, "reserved_limit_mib", 9e4), "peak_reserved_mib"),
@@ -155,9 +169,7 @@ def test_a_training_that_was_cut_short_passes_and_warns_of_nothing(profile, stat
     others = {"anomaly", "operator_growth"} if profile == "checklist" else {"anomaly"}
     whole = healthy(profile)
     facts = whole.case("training")
-    recorded = {
-        name: facts[name] for name in ("state_mib", "device_total_mib", "routes", "attention_error", "operators")
-    }
+    recorded = {name: facts[name] for name in ("state_mib", "device_total_mib", "executed", "operators")}
     warned = with_steps(whole, peak_reserved_mib=lambda step, mib: 70_001.0, ooms=lambda step, ooms: step)
     for run in (ended(whole, status, count), *(ended(run, status, count, **recorded) for run in (whole, warned))):
         found = outcomes(run)
@@ -165,7 +177,9 @@ def test_a_training_that_was_cut_short_passes_and_warns_of_nothing(profile, stat
 
 
 def test_what_was_seen_before_the_training_was_cut_short_still_fails():
-    run = ended(healthy(), "interrupted", 90, routes=["gather"])
+    run = ended(
+        healthy(), "interrupted", 90, executed=routed(healthy(), "training", "gather").case("training")["executed"]
+    )
     run = leaking(with_steps(run, peak_reserved_mib=lambda step, mib: 80_000.0), "peak_alloc_mib", 0.2)
     assert [judged(run, name).outcome for name in ("route", "peak_reserved", "trend_peak_alloc")] == [FAIL] * 3
 
@@ -211,13 +225,13 @@ def test_a_loss_that_is_zero_from_the_start_does_not_fall():
 
 @pytest.mark.parametrize("ran", [["gather"], ["gather", "packed"], ["masked"], []])
 def test_another_route_than_the_one_asked_for_fails(ran):
-    run = with_case(healthy(backend="packed"), "training", routes=ran)
+    run = routed(healthy(backend="packed"), "training", *ran)
     assert judged(run, "route").outcome == FAIL
     assert judged(healthy(backend="packed"), "route").outcome == PASS
 
 
 def test_checkpointing_is_required_by_the_checklist_only():
-    run = with_parameter(healthy("laptop"), "grad_checkpointing", False)
+    run = asked_for(healthy("laptop"), "training", grad_checkpointing=False)
     assert (judged(run, "grad_checkpointing").outcome, judged(run, "grad_checkpointing").required) == (FAIL, False)
     assert word(run) == "GO"
 
@@ -380,10 +394,37 @@ def test_operators_that_were_not_counted_are_not_judged(profile):
     assert judged(without_case(healthy(), "profiler"), "operator_growth").outcome == NOT_RUN
 
 
-def test_the_attention_gate_says_what_it_cannot_see_under_compile():
-    run = healthy(compile=True)
-    assert judged(run, "attention").detail.endswith("compared before it was compiled")
-    assert "compiled" not in judged(healthy(), "attention").detail
+def test_compiled_layers_are_not_judged_and_that_is_incomplete():
+    run = not_compared(healthy(), layers="compiled: a hook on a layer would be compiled in, and the run be another")
+    assert {judged(run, name).outcome for name in ("attention", "choice", "gradients")} == {NOT_RUN}
+    assert "compiled" in judged(run, "attention").detail
+    assert (judged(run, "train_step").outcome, word(run)) == (PASS, "INCOMPLETE")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"losses": [None]}, {"losses": [6.5, 6.0]}, {"changes": {"65": 0.2}}, {"changes": {"65": None}}],
+)
+def test_a_model_that_reads_the_future_fails(changes):
+    assert judged(shown_fresh(healthy(), **changes), "future").outcome == FAIL
+
+
+@pytest.mark.parametrize("changes", [{"losses": []}, {"changes": {}}])
+def test_a_model_that_was_shown_nothing_is_not_judged(changes):
+    assert judged(shown_fresh(healthy(), **changes), "future").outcome == NOT_RUN
+
+
+def test_an_attestation_without_the_last_step_is_not_enough():
+    run = healthy()
+    run = with_case(run, "training", attestation=run.case("training")["attestation"][:-1])
+    assert judged(run, "attention").outcome == NOT_RUN
+
+
+@pytest.mark.parametrize("kind", ["parameters", "gradients", "optimizer", "activations"])
+def test_another_dtype_anywhere_fails(kind):
+    steps = healthy().case("training")["executed"]
+    run = executed(healthy(), dtypes={**steps[0]["dtypes"], kind: ["float32"]})
+    assert judged(run, "executed").outcome == FAIL
 
 
 # Advice
