@@ -52,7 +52,7 @@ def seen(asked):
     dtypes = {kind: [asked["dtype"]] for kind in ("activations", "parameters", "gradients", "optimizer")}
     facts = {"executed": [
         {"step": step, "routes": [[asked["model"]["backend"]] if is_nsa else []] * layers, "passes": [passes] * layers,
-         "dtypes": dtypes, "devices": [asked["device"]]}
+         "dtypes": dtypes, "devices": [asked["device"]], "detects_anomalies": asked["detect_anomaly"]}
         for step in steps
     ]}  # fmt: skip
     if asked["attest"] and is_nsa:
@@ -62,8 +62,15 @@ def seen(asked):
             {"step": step, "compared": "layers all", "layers": [layer] * layers, "wrong": wrong, "not_compared": {}}
             for step in steps
         ]
+    facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0}
     if asked["show_fresh"]:
-        facts["fresh_tokens"] = {"losses": [6.5] * 3, "guess": 6.2, "tokens": 512, "changes": {"65": 0.0}}
+        facts["fresh_tokens"] = {
+            "losses": [6.5] * 3,
+            "guess": 6.2,
+            "tokens": 512,
+            "changes": {"65": 0.0},
+            "others": 0.0,
+        }
     return facts
 
 

@@ -39,7 +39,7 @@ WINDOW_STEPS = 1
 """Steps in each of the two windows that a case counts; one is enough, since counts repeat exactly."""
 
 FEWEST_STEPS = WARMUP_STEPS + WINDOW_STEPS + 1 + WINDOW_STEPS
-"""Steps that hold both windows, and one before the late one in which the profiler warms up."""
+"""Steps that hold both windows, and one between them."""
 
 
 @dataclass(frozen=True, kw_only=True)

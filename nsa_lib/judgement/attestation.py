@@ -79,11 +79,15 @@ def executed_gate(run: Recorded, case_id: str) -> GateResult:
     return unless_cut_short(replace(gate, outcome=PASS if found == asked else FAIL), case)
 
 
-def recomputation_gate(run: Recorded, case_id: str, *, required: bool) -> GateResult:
-    """Judge that gradient checkpointing is on and did recompute: every layer's forward ran twice a recorded step."""
-    gate, case = GateResult("grad_checkpointing", required, NOT_RUN, limit="on"), run.case(case_id)
+def recomputation_gate(run: Recorded, case_id: str, *, prerequisite: bool) -> GateResult:
+    """Judge that gradient checkpointing is on and did recompute: every layer's forward ran twice a recorded step.
+
+    It is required as a prerequisite, and wherever it was asked for.
+    """
+    gate, case = GateResult("grad_checkpointing", True, NOT_RUN, limit="on"), run.case(case_id)
     if case is None or case["asked"] is None:
         return replace(gate, detail="no case was recorded")
+    gate = replace(gate, required=prerequisite or case["asked"]["grad_checkpointing"])
     if not case["asked"]["grad_checkpointing"]:
         return unless_cut_short(replace(gate, outcome=FAIL, measured="off"), case)
     if not case["executed"] or case["asked"]["compile"]:

@@ -30,7 +30,8 @@ def fresh_tokens(
 
     Returns:
         `losses`: nats, of each step, before its update; `guess`: ln(vocab); `tokens`: of a step; `changes`: for each
-        edited position the largest relative change of a row of the final hidden states before it, None if not finite.
+        edited position the largest relative change of a row of the final hidden states before it, None if not finite;
+        `others`: the same of the other sequences when the last one is another, None in a batch of one.
     """
     generator = torch.Generator().manual_seed(case.seed + 1)
     shape, vocab = (case.batch, case.seq_len + 1), case.model.vocab
@@ -44,6 +45,7 @@ def fresh_tokens(
         "guess": math.log(vocab),
         "tokens": case.batch * case.seq_len,
         "changes": {str(at): change for at, change in _changes_before(model, tokens[:, :-1], case, alive).items()},
+        "others": _change_of_others(model, tokens[:, :-1], case),
     }
 
 
@@ -64,6 +66,17 @@ def _changes_before(
         found[position] = largest([float(rows.max() / largest_row)])
         alive()
     return found
+
+
+@torch.no_grad()
+def _change_of_others(model: TinyLM, tokens: torch.Tensor, case: CaseConfig) -> float | None:
+    if case.batch == 1:
+        return None
+    edited = tokens.clone()
+    edited[-1] = (edited[-1] + 1) % case.model.vocab
+    before, after = model.hidden(tokens), model.hidden(edited)
+    rows = (after[:-1] - before[:-1]).float().norm(dim=-1)
+    return float(rows.max() / before.float().norm(dim=-1).max())
 
 
 def edited_positions(case: CaseConfig) -> list[int]:

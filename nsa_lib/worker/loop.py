@@ -28,6 +28,8 @@ from nsa_lib.worker.timing import PhaseClock
 
 Facts = Mapping[str, object]
 
+METER_CHECK_BYTES = 2**19
+
 
 class NonFiniteError(FloatingPointError):
     """A loss or a gradient that is NaN or Inf."""
@@ -179,12 +181,22 @@ def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> 
                 yield {"executed": witness.executed}
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
             windows.step(meter.operator_counts)
+        yield {"meter": meter_check(meter, case.device)}
     if windows.early and windows.late:
         yield {"operators": {"early": windows.early, "late": windows.late}}
     if case.attest:  # only now: it allocates, and nothing is measured any more
         judge_on = case.device if case.budget_mib is None else "cpu"
         yield {"attestation": witness.judge(judge_on, alive=lambda: heartbeat.beat("step"))}
     return tokens
+
+
+def meter_check(meter: CudaMeter | CpuMeter, device: str) -> dict[str, float]:
+    """Hold something of a known size, and return what the meter says of it: `held_mib` and `read_mib`."""
+    meter.begin_step()
+    before_mib = meter.read()["peak_alloc_mib"]
+    held = torch.empty(METER_CHECK_BYTES, dtype=torch.uint8, device=device)
+    read_mib = meter.read()["peak_alloc_mib"] - before_mib
+    return {"held_mib": held.nbytes / MIB, "read_mib": read_mib}
 
 
 def _measured_step(

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lib.contract.allocator import MIB
@@ -58,6 +58,9 @@ class OperatorWindows:
     totals over the window: {name: {"count", "self_device_ms", "self_device_mib"}}. The time of a kernel is that of the
     operator that launched it.
 
+    Each window is a profile of its own without a schedule: with torch 2.11 on CUDA, one that is stopped while its
+    schedule warms up ends the process with SIGSEGV.
+
     Raises ConfigError for fewer steps than hold both windows.
     """
 
@@ -66,12 +69,12 @@ class OperatorWindows:
             raise ConfigError(f"steps={steps}: accepts {FEWEST_STEPS} or more where operators are profiled")
         self.early: dict[str, dict[str, float]] = {}
         self.late: dict[str, dict[str, float]] = {}
+        # By the step after which a window begins.
         self._windows = {WARMUP_STEPS: self.early, steps - WINDOW_STEPS: self.late}
         self._activities = activities
         self._profile: profile | None = None
         self._window: dict[str, dict[str, float]] = {}
-        self._recorded = 0
-        self._step = 1
+        self._began = self._step = 0
 
     def __enter__(self) -> OperatorWindows:
         return self
@@ -83,21 +86,13 @@ class OperatorWindows:
     def step(self, counts: Counter[str] | None = None) -> None:
         """Say that a step has ended; the profiler counts by itself."""
         self._step += 1
-        if self._profile is not None:
-            self._profile.step()
-            self._recorded += 1
-            if self._recorded == 1 + WINDOW_STEPS:
-                self._profile.stop()
-                self._window.update(_operators(self._profile))
-                self._profile = None
+        if self._profile is not None and self._step == self._began + WINDOW_STEPS:
+            self._profile.stop()
+            self._window.update(_operators(self._profile))
+            self._profile = None
         if self._step in self._windows:
-            self._window = self._windows[self._step]
-            self._recorded = 0
-            self._profile = profile(
-                activities=self._activities,
-                schedule=schedule(wait=0, warmup=1, active=WINDOW_STEPS, repeat=1),
-                profile_memory=True,
-            )
+            self._window, self._began = self._windows[self._step], self._step
+            self._profile = profile(activities=self._activities, profile_memory=True)
             self._profile.start()
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nsa_lib.judgement.gate import ATTENTION_ERROR_LIMIT
 from nsa_lib.subject.attention import BACKENDS, NSAttention, reference
 from nsa_lib.subject.attention import module as attention_module
 from nsa_lib.subject.config import PLAIN_BACKENDS, NSAConfig
+from nsa_lib.workbook.backend_contrast.gates import ATTENTION_ERROR_LIMIT
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.worker.accuracy import SAMPLED_QUERIES, attention_errors, selected_errors
 

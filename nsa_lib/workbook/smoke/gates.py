@@ -45,6 +45,9 @@ ROW_CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64
 """Change of a row before an edited token, over the largest row. `packed` and `fused` place queries by what others
 chose, so their sums may be rounded otherwise, and a near tie may choose another block."""
 
+METER_ERROR = 0.01
+"""By how much a meter may misread what is held: its units are 512 bytes."""
+
 SLACK_PERCENT = 30
 """Allocator slack, (reserved - active) / reserved, from which advice is given."""
 
@@ -60,7 +63,7 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         *(attested_gate(run, "training", area) for area in AREAS),
         future_gate(run),
         executed_gate(run, "training"),
-        recomputation_gate(run, "training", required=run.info["profile"] == "checklist"),
+        recomputation_gate(run, "training", prerequisite=run.info["profile"] == "checklist"),
         *reserved_gates(run),
         memory_order_gate(run),
         trend_gate(run, "trend_peak_alloc", "peak_alloc_mib", floor_mib=0),
@@ -85,17 +88,18 @@ def finite_gate(run: Recorded) -> GateResult:
 
 
 def anomaly_gate(run: Recorded) -> GateResult:
-    """Judge that ten steps under autograd's anomaly detection found nothing."""
-    return _case_gate(run, "anomaly", "switched off by anomaly=False")
-
-
-def _case_gate(run: Recorded, case_id: str, absent: str) -> GateResult:
-    gate, case = GateResult(case_id, True, PASS), run.case(case_id)
+    """Judge that all steps under autograd's anomaly detection found nothing, and that the detection was in force."""
+    gate, case = GateResult("anomaly", True, NOT_RUN), run.case("anomaly")
     if case is None:
-        return replace(gate, outcome=NOT_RUN, detail=absent)
+        return replace(gate, detail="switched off by anomaly=False")
     if not ended_well(case):
         return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
-    return replace(gate, detail=f"{len(run.of(case_id))} steps without a finding")
+    done = steps_gate(run, "anomaly", "anomaly")
+    if done.outcome != PASS or not case["executed"]:
+        return replace(gate, outcome=done.outcome if case["executed"] else NOT_RUN, detail=done.detail)
+    if not all(step["detects_anomalies"] for step in case["executed"]):
+        return replace(gate, outcome=FAIL, detail="anomaly detection was not in force")
+    return replace(gate, outcome=PASS, detail=f"{len(run.of('anomaly'))} steps without a finding")
 
 
 def loss_gate(run: Recorded) -> GateResult:
@@ -111,7 +115,7 @@ def loss_gate(run: Recorded) -> GateResult:
 
 
 def future_gate(run: Recorded) -> GateResult:
-    """Judge that nothing is read from the future at full length: loss on fresh tokens, and rows before an edit."""
+    """Judge that nothing is read from the future or from other sequences, at full length and on fresh tokens."""
     gate = GateResult("future", True, NOT_RUN, limit=0, unit="findings")
     found = run.fact("training", "fresh_tokens")
     if found is None:
@@ -124,6 +128,8 @@ def future_gate(run: Recorded) -> GateResult:
         for at, change in found["changes"].items()
         if change is None or change > limit
     ]
+    if run.parameter("batch") > 1 and (found["others"] is None or found["others"] > limit):
+        wrong.append(f"one sequence of the batch changes the others by {found['others']}")
     if wrong:
         return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong))
     if not found["losses"] or not found["changes"]:
@@ -165,17 +171,22 @@ def _reserved_gate(run: Recorded, gate: GateResult, fail_mib: float) -> GateResu
 
 
 def memory_order_gate(run: Recorded) -> GateResult:
-    """Judge that state <= peak allocated <= peak reserved <= device total: a figure in the wrong unit breaks it."""
+    """Judge that state <= peak allocated <= peak reserved <= device total, and that the meter reads what is held.
+
+    A figure in the wrong unit breaks the one or the other.
+    """
     gate = GateResult("memory_order", True, PASS, limit="holds")
-    training, rows = run.case("training") or {}, run.of("training")
+    training, rows, meter = run.case("training") or {}, run.of("training"), run.fact("training", "meter")
     order = [training.get("state_mib"), rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
     if run.parameter("device") == "cuda":
         order.append(training.get("device_total_mib"))
-    if any(pd.isna(mib) for mib in order):
+    if any(pd.isna(mib) for mib in order) or meter is None:
         return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
-    holds = all(low <= high for low, high in pairwise(order))
+    reads = abs(meter["read_mib"] / meter["held_mib"] - 1) <= METER_ERROR
+    holds = reads and all(low <= high for low, high in pairwise(order))
     names = ("state", "allocated", "reserved", "device")
     detail = " <= ".join(f"{name} {mib:,.1f}" for name, mib in zip(names, order, strict=False)) + " MiB"
+    detail += f"; of {meter['held_mib']:g} MiB held at the end the meter reads {meter['read_mib']:g}"
     gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
     return unless_cut_short(gate, training)
 

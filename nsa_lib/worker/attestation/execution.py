@@ -27,6 +27,8 @@ class Execution:
     """Of `parameters`, `gradients`, `optimizer` state and `activations`."""
     devices: list[str] = field(default_factory=list)
     """Kinds of device that hold the parameters."""
+    detects_anomalies: bool = False
+    """Whether autograd's anomaly detection was in force in forward."""
 
     def to_json(self) -> dict[str, object]:
         """Return it as what `json` can write."""
@@ -55,7 +57,7 @@ def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterato
             hooks.enter_context(patch.object(record_function, "__enter__", entered))
             for index, layer in enumerate(layers):
                 hooks.enter_context(_counted(layer, index, running, found))
-        hooks.callback(model.norm.register_forward_hook(_noting_dtype(found)).remove)
+        hooks.callback(model.norm.register_forward_hook(_noting_output(found)).remove)
         yield found
     _note_tensors(model, optimizer, found)
 
@@ -77,9 +79,10 @@ def _counted(layer: nn.Module, index: int, running: list[int], found: Execution)
             handle.remove()
 
 
-def _noting_dtype(found: Execution):
+def _noting_output(found: Execution):
     def note(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
         found.dtypes["activations"] = [_name(output.dtype)]
+        found.detects_anomalies = torch.is_anomaly_enabled()
 
     return note
 

@@ -14,7 +14,7 @@ STATE_SHARE = 0.85
 BASE_MIB = {"checklist": 1700.0, "laptop": 34.0}
 
 
-LOST = ("state_mib", "device_total_mib", "executed", "attestation", "fresh_tokens", "operators", "effective")
+LOST = ("state_mib", "device_total_mib", "executed", "attestation", "fresh_tokens", "meter", "operators", "effective")
 """What a case that dies before its first step ends has not recorded."""
 
 

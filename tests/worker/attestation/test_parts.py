@@ -9,7 +9,6 @@ from nsa_lib.subject import training
 from nsa_lib.subject.attention import reference
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.config import NSAConfig
-from nsa_lib.subject.model import run_block
 from nsa_lib.worker import attestation
 from nsa_lib.worker.attestation.choice import judge_choice, unpacked
 from nsa_lib.worker.attestation.recording import Entries
@@ -130,16 +129,8 @@ def test_a_layer_runs_as_often_as_checkpointing_asks(grad_checkpointing):
 
 
 def test_a_compiled_layer_is_not_compared():
-    class Compiled:
-        """What torch.compile makes of a function, as far as it can be told from one."""
-
-        _torchdynamo_orig_callable = staticmethod(run_block)
-
-        def __call__(self, *arguments):
-            return run_block(*arguments)
-
     model, optimizer = trainee(config())
-    model.run_block = Compiled()
+    model.is_compiled = True  # as `compile_blocks` leaves it
     tokens = torch.randint(64, (1, LENGTH + 1))
     one = sample(config(), batch=1, length=LENGTH, seed=0)
     with attestation.recording(model, tokens, one, optimizer) as record:

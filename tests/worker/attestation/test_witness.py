@@ -17,7 +17,7 @@ def witnessed(*, work="train", steps=5, spoilt_step=None):
     """Run a case's loop with a witness; return what it found, and the steps that took longer for it."""
     case = CaseConfig(
         case_id="training", work=work, model=config(), seq_len=LENGTH, batch=1, steps=steps, dtype="float32",
-        grad_checkpointing=True, lr=LR, seed=0, device="cpu", loss_chunk=CHUNK,
+        grad_checkpointing=True, lr=LR, seed=0, device="cpu", loss_chunk=CHUNK, attest=True,
     )  # fmt: skip
     torch.manual_seed(case.seed)
     model, batches, witness = TinyLM(case.model, grad_checkpointing=True), data.batches(case), Witness(case)
