@@ -118,3 +118,8 @@ def add_backend(monkeypatch, name):
         for table in ("PLAIN_BACKENDS", "BACKEND_NAMES"):
             if hasattr(module, table):
                 monkeypatch.setattr(module, table, (*getattr(module, table), name))
+
+
+def with_schema(path, schema):
+    """Change the schema that a JSON file says it has."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nsa_lib.contract import source
 from nsa_lib.runs import environment
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.worker import torch_facts
@@ -38,7 +39,9 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     write_notebook(tmp_path, CELLS)
     monkeypatch.setattr(environment, "PROJECT", tmp_path)
-    monkeypatch.setattr(environment, "PACKAGE", package)
+    monkeypatch.setattr(source, "PACKAGE", package)
+    # A process hashes the source once: here each call stands for a process of its own.
+    monkeypatch.setattr(environment, "package_sha256", source.package_sha256.__wrapped__)
     return tmp_path
 
 
@@ -91,7 +94,7 @@ def test_the_hash_does_not_depend_on_where_the_project_is(project, tmp_path_fact
     before = environment.source_sha256(["smoke"])
     moved = project.rename(tmp_path_factory.mktemp("elsewhere") / "project")
     monkeypatch.setattr(environment, "PROJECT", moved)
-    monkeypatch.setattr(environment, "PACKAGE", moved / "nsa_lib")
+    monkeypatch.setattr(source, "PACKAGE", moved / "nsa_lib")
     assert environment.source_sha256(["smoke"]) == before
 
 

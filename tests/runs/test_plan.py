@@ -178,7 +178,7 @@ def test_a_smoke_is_the_training_the_anomaly_case_the_profile_and_the_yardstick(
     assert (anomaly.detect_anomaly, anomaly.steps) == (True, 10)
     assert (profiler.profile_operators, training.profile_operators) == (True, False)
     assert dense.model.attention == "dense"
-    assert [case.check_attention for case in ask(GPU).cases] == [True, False, False, False]
+    assert [case.attest for case in ask(GPU).cases] == [True, False, False, False]
 
 
 def test_on_a_cpu_operators_are_counted_in_the_training_case(ask):

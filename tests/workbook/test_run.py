@@ -14,7 +14,7 @@ from nsa_lib.runs.recorded import CASE_COLUMNS, machine_name
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.run import compare, judged_run, key_figures, open_run, record
 from nsa_lib.workbook.smoke.gates import smoke_gates
-from tests.made import save, with_case
+from tests.made import save, with_case, with_schema
 from tests.workbook.smoke.made import ended, healthy, kept, with_steps, without_case
 
 SUMMARY_KEYS = [
@@ -67,7 +67,7 @@ def test_the_summary_holds_what_the_design_says(folder):
     assert list(summary) == SUMMARY_KEYS
     assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "16 of 16 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["headline"] == "17 of 17 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
     assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly", "dense"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
@@ -143,10 +143,6 @@ def test_a_failed_case_is_the_same_when_it_is_read_again(tmp_path, status):
 
 
 # What cannot be read
-
-
-def with_schema(path, schema):
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
 
 
 @pytest.mark.parametrize("name", ["run.json", "cases/training/result.json"])

@@ -1,4 +1,4 @@
-"""A trained model and tokens that it has not seen: an honest one knows nothing of them, a leak shows in loss or rows."""
+"""Tokens that a trained model has not seen: an honest one knows nothing of them, a leak shows in loss or rows."""
 
 import math
 from dataclasses import replace
