@@ -32,7 +32,9 @@ def prediction_rows(run: Recorded, case_ids: Sequence[str]) -> pd.DataFrame:
     consists of, MiB by name, largest first); reason (why there is no prediction, else empty).
     """
     rows = [row for case_id in case_ids for row in _case_rows(run, case_id)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    numbers = ["predicted_mib", "measured_mib", "difference_percent"]
+    return frame.astype(dict.fromkeys(numbers, float))  # where nothing was measured, None is no number
 
 
 def _case_rows(run: Recorded, case_id: str) -> list[tuple]:

@@ -4,6 +4,7 @@ Only the tables and the verdict are loaded at once. nbconvert and papermill take
 neither, so the exporter and the engine are loaded when their entry points ask for them.
 """
 
+from nsa_lib.report.guard import show
 from nsa_lib.report.tables import (
     Table,
     advice_table,
@@ -30,6 +31,7 @@ __all__ = [
     "parameters_table",
     "prediction_table",
     "read_verdict",
+    "show",
 ]
 
 

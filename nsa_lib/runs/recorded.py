@@ -167,9 +167,17 @@ def _cases(folder: Path, case_ids: list[str]) -> pd.DataFrame:
         if asked.exists():
             row["asked"] = json.loads(asked.read_text())
         if prediction.exists():
-            row["prediction"] = _read_json(prediction)
+            row["prediction"] = _prediction(prediction)
         rows.append(row)
     return cases_frame(rows)
+
+
+def _prediction(path: Path) -> dict[str, object]:
+    """Return a prediction, or the reason why there is none: it is advice, and one that is torn stops no verdict."""
+    try:
+        return _read_json(path)
+    except ConfigError as error:
+        return {"reason": str(error)}
 
 
 def _steps(folder: Path, case_ids: list[str]) -> pd.DataFrame:

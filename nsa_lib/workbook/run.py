@@ -20,6 +20,7 @@ import plotly.graph_objects as go
 from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.report.guard import guarded, show
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.found import NEWEST, runs_in
@@ -55,7 +56,7 @@ class Run(Recorded):
             "headline": self._headline(word),
             "reasons": reasons,
             "gates": [asdict(gate) for gate in self.gates],
-            "advice": self._judging.advice(self),
+            "advice": self._advice(),
             "parameters": self.info["parameters"],
             "environment": self.info["environment"],
             "cases": json.loads(self.cases.drop(columns=[*JSON_COLUMNS]).to_json(orient="records")),
@@ -72,7 +73,12 @@ class Run(Recorded):
         kind = "gates" if word == "REVIEW" else "required gates"
         outcomes = [gate.outcome for gate in self.gates if gate.required or word == "REVIEW"]
         said = f"{outcomes.count(outcome)} of {len(outcomes)} {kind} {said}"
-        return f"{said}; {self._judging.headline(self)}"
+        figures, problem = guarded(lambda: self._judging.headline(self))
+        return f"{said}; {figures or problem}"
+
+    def _advice(self) -> list[str]:
+        advice, problem = guarded(lambda: self._judging.advice(self))
+        return [problem] if problem else advice
 
     @cached_property
     def figures(self) -> Mapping[str, go.Figure]:
@@ -149,12 +155,12 @@ def key_figures(run: Run) -> dict[str, float | None]:
 
 
 def record(folder: Path) -> Run:
-    """Write cases.csv, steps.csv and summary.json of a run that has ended, and return it."""
+    """Write summary.json of a run that has ended, then its frames as CSV for other programs, and return it."""
     run = Run.read(folder)
     with StopButton():  # a second press right after the first must not stop what saves the run
-        write_text(folder / "cases.csv", to_csv(run.cases))
-        write_text(folder / "steps.csv", to_csv(run.steps))
-        write_json(folder / "summary.json", run.summary)
+        write_json(folder / "summary.json", run.summary)  # the verdict before all that only decorates it
+        show(lambda: write_text(folder / "cases.csv", to_csv(run.cases)))
+        show(lambda: write_text(folder / "steps.csv", to_csv(run.steps)))
     return run
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.runs.recorded import CASE_COLUMNS, machine_name
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import compare, judged_run, key_figures, open_run, record
 from nsa_lib.workbook.smoke.gates import smoke_gates
 from tests.made import save, with_case, with_schema
@@ -319,3 +321,29 @@ def test_a_run_that_cannot_be_judged_is_refused_in_one_line(folder, damage, line
 def with_info(folder, **changes):
     path = folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# Verdict first, decoration after
+
+
+def test_a_verdict_is_there_though_all_that_decorates_it_fails(folder, monkeypatch, capsys):
+    def fail(*_):
+        raise TypeError("planted")
+
+    judging = QUESTIONS["smoke"].judging
+    broken = replace(QUESTIONS["smoke"], judging=replace(judging, advice=fail, headline=fail, figures=fail))
+    monkeypatch.setitem(QUESTIONS, "smoke", broken)
+    monkeypatch.setattr("nsa_lib.workbook.run.to_csv", fail)
+    recorded = record(folder)
+    assert recorded.verdict == "GO"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["verdict"], len(summary["advice"])) == ("GO", 1)
+    assert "planted" in summary["headline"]
+    assert capsys.readouterr().out.count("without a say in the verdict") == 2
+
+
+def test_a_torn_prediction_stops_no_verdict(folder):
+    (folder / "cases" / "training" / "prediction.json").write_text('{"schema": 1, "peak')
+    run = record(folder)
+    assert run.verdict == "GO"
+    assert "not JSON" in run.case("training")["prediction"]["reason"]
