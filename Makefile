@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke validate test lab lint bench bench-gpu selftest
+.PHONY: help smoke validate test lab lint bench bench-gpu selftest mutants
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ lint: .venv/tested  ## check style, of the notebooks too
 
 selftest: .venv/installed  ## plant every seeded fault and show that a verdict turns red
 	$(BIN)/python -m nsa_lib selftest
+
+mutants: .venv/installed  ## plant small wrong changes in copies of the source and show that each turns the smoke red
+	$(BIN)/python -m tests.mutation
 
 bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench
