@@ -22,8 +22,9 @@ from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN
 from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import PROJECT, provenance
+from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.folder import stamp
+from nsa_lib.runs.provenance import provenance
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run, open_run

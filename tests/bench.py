@@ -21,6 +21,7 @@ from nsa_lib.contract.backends import runnable_backends
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.runs import environment
+from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.training_case import training_case
 from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
@@ -47,7 +48,7 @@ def main() -> None:
         **bench_meter(case),
         **bench_heartbeat(case),
         **bench_allocator(),
-        "environment": {**facts, **environment.machine_facts(), **environment.provenance(QUESTIONS)},
+        "environment": {**facts, **environment.machine_facts(), **provenance(QUESTIONS)},
     }
     for name, value in figures.items():
         if not isinstance(value, dict):

@@ -33,7 +33,7 @@ def main(folders):
     facts = runs[0].info["environment"]
     seen, lines, within, began = set(), [], [], time.monotonic()
     for run in runs:
-        for case_id, status in zip(run.cases["case_id"], run.cases["status"]):
+        for case_id, status in zip(run.cases["case_id"], run.cases["status"], strict=True):
             case = CaseConfig.from_json((run.folder / "cases" / case_id / "case.json").read_text())
             if case.work not in ("train", "backward") or status != "ok" or case_id in REPEATED:
                 continue

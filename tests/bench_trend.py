@@ -83,7 +83,7 @@ def counted(cases: list[Case], number: int) -> dict[Case, Counter]:
     done = {(tuple(line["case"]), line["round"]): line["outcomes"] for line in lines if line["source"] == SOURCE}
     left = [case for case in cases if (case, number) not in done]
     with ProcessPoolExecutor() as pool, kept.open("a") as file:
-        for case, outcomes in zip(left, pool.map(_outcomes, left, [number] * len(left))):
+        for case, outcomes in zip(left, pool.map(_outcomes, left, [number] * len(left)), strict=True):
             done[case, number] = outcomes
             line = {"source": SOURCE, "case": case, "round": number, "outcomes": outcomes}
             print(json.dumps(line), file=file, flush=True)

@@ -104,7 +104,7 @@ def main() -> int:
     """Compile for each capability, print each kernel's shared memory, return how many do not fit or are left out."""
     too_large = 0
     with ProcessPoolExecutor() as processes:
-        compiled = dict(zip(SHARED_BYTES, processes.map(compile_all, SHARED_BYTES)))
+        compiled = dict(zip(SHARED_BYTES, processes.map(compile_all, SHARED_BYTES), strict=True))
     for capability, shared in compiled.items():
         most = SHARED_BYTES[capability]
         for name, size in sorted(shared.items()):

@@ -37,7 +37,7 @@ def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config, observe=N
         "win": lambda: sliding_attention(q, k_win, v_win, w=c.w),
     }
     outputs = [branches[name]() for name in c.branches]
-    for name, output in zip(c.branches, outputs):
+    for name, output in zip(c.branches, outputs, strict=True):
         if observe is not None:
             observe(name, output)
     return sum(gate[..., None] * output for gate, output in zip(gates.unbind(-1), outputs, strict=True))

@@ -5,7 +5,6 @@ The only reader of os.environ. torch's facts come from a child process, so that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -13,11 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nsa_lib.contract.source import PACKAGE, package_sha256
+from nsa_lib.contract.source import PACKAGE
 from nsa_lib.subject.config import ConfigError
 
 PROJECT = PACKAGE.parent
@@ -72,11 +71,11 @@ def _cpu_name() -> str:
 
 
 def _nvidia_driver() -> str | None:
-    lines = _answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    lines = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return lines[0].strip() if lines else None
 
 
-def _answer(*command: str) -> list[str] | None:
+def answer(*command: str) -> list[str] | None:
     """Return the lines that a tool prints; None if it is missing, fails, hangs or prints no text."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, check=True)
@@ -90,36 +89,6 @@ def _package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def provenance(notebooks: Iterable[str]) -> dict[str, str | None]:
-    """Return the git commit, or None without git, and a sha256 over the library and the notebooks of these names."""
-    return {"git_commit": _git_commit(), "source_sha256": source_sha256(notebooks)}
-
-
-def _git_commit() -> str | None:
-    if not (PROJECT / ".git").exists():
-        return None
-    head = _answer("git", "-C", str(PROJECT), "rev-parse", "HEAD")
-    if not head:
-        return None
-    changed = _answer("git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no")
-    return head[0].strip() + ("" if changed == [] else "-dirty" if changed else "-unknown")
-
-
-def source_sha256(notebooks: Iterable[str]) -> str:
-    """Return a sha256 over nsa_lib/ and the project's notebooks of these names.
-
-    Of a notebook it takes the cells' sources without the parameters. So the hash stays the same after a run in
-    JupyterLab, with other values there, and beside an output that papermill left.
-    """
-    digest = hashlib.sha256(package_sha256().encode())
-    for name in notebooks:
-        path = PROJECT / "notebooks" / f"{name}.ipynb"
-        for cell in json.loads(path.read_text())["cells"] if path.exists() else ():
-            if "parameters" not in cell["metadata"].get("tags", ()):
-                digest.update(f"{cell['cell_type']}\0{''.join(cell['source'])}\0".encode())
-    return digest.hexdigest()
 
 
 def case_environment(alloc_conf: str) -> Mapping[str, str]:
@@ -165,7 +134,7 @@ def room(out_dir: Path, facts: Mapping[str, object]) -> dict[str, object]:
 def _gpu_processes(uuid: str) -> list[str]:
     """Return the processes on a GPU, in words; [] if the driver shows none in this container."""
     query = ("--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name", "--format=csv,noheader")
-    apps = [line.split(", ", 3) for line in _answer("nvidia-smi", *query) or ()]
+    apps = [line.split(", ", 3) for line in answer("nvidia-smi", *query) or ()]
     # nvidia-smi says GPU-<uuid>, torch the uuid alone.
     return [f"{app[3]} (pid {app[1]}, {app[2]})" for app in apps if len(app) == 4 and app[0].endswith(uuid)]
 

@@ -12,6 +12,7 @@ from nsa_lib.contract.backends import AUTO, OLDEST_CAPABILITY, runnable_backends
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment, papermill
 from nsa_lib.runs.parameters import Value
+from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.request import Request
 from nsa_lib.subject.config import FUSED, ConfigError
 
@@ -112,7 +113,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         custom=tuple(request.differences(values, profile=profile)),
         backends=backends,
         cases=cases,
-        environment={**facts, **environment.machine_facts(), **environment.provenance(notebooks), **room},
+        environment={**facts, **environment.machine_facts(), **provenance(notebooks), **room},
         out_dir=out_dir,
     )
 

@@ -16,6 +16,7 @@ from nsa_lib.runs.folder import SCHEMA, new_run_folder
 from nsa_lib.runs.found import NEWEST, Found, newest_first
 from nsa_lib.runs.parameters import Read
 from nsa_lib.runs.plan import reproduce
+from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.recorded import machine_name
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
@@ -48,7 +49,7 @@ def decide(namespace: Mapping[str, object]) -> Run:
         "custom": [],
         "created": created,
         "parameters": _parameter_rows(read),
-        "environment": {**environment.machine_facts(), **environment.provenance(QUESTIONS)},
+        "environment": {**environment.machine_facts(), **provenance(QUESTIONS)},
         "case_ids": [],
         "reproduce": _reproduce(out_dir, chosen),
         "report": environment.report_path(),

@@ -35,8 +35,8 @@ def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]
     twin.backend = "masked"
     found = with_gradients(attention, [x.to(weight.device)], cotangent.to(weight.device))
     expected = with_gradients(twin, [x.double()], cotangent.double())
-    errors = (relative_error(a, b) for a, b in zip(found, expected))
-    return dict(zip(("output", "gradient"), errors))
+    errors = (relative_error(a, b) for a, b in zip(found, expected, strict=True))
+    return dict(zip(("output", "gradient"), errors, strict=True))
 
 
 def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
@@ -62,8 +62,8 @@ def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
 
     output, *gradients = with_gradients(run, tensors, cotangent.to(weight.device))
     expected = with_gradients(judged, [t.cpu().double() for t in tensors], cotangent[:, :, sample].double())
-    errors = [relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected)]
-    return dict(zip(("output", "dq", "dk", "dv"), errors))
+    errors = [relative_error(a, b) for a, b in zip((output[:, :, sample], *gradients), expected, strict=True)]
+    return dict(zip(("output", "dq", "dk", "dv"), errors, strict=True))
 
 
 def selected_branch(

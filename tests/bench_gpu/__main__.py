@@ -17,6 +17,7 @@ import torch
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment
+from nsa_lib.runs.provenance import provenance
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.workbook.questions import QUESTIONS
 from tests.bench_gpu import model
@@ -81,7 +82,7 @@ class Run:
         self.environment = {
             **environment.torch_facts(),
             **environment.machine_facts(),
-            **environment.provenance(QUESTIONS),
+            **provenance(QUESTIONS),
             "fla_core": _fla_core(),
         }
         self.rows: list[Row] = []

@@ -74,7 +74,7 @@ def judge(contestant: Contestant, problem: Problem, *, queries: int) -> Judgemen
     labels = ("output", *(f"gradient of {name}" for name in contestant.reads))
     errors = map(error, (output[:, :, rows], *gradients), expected)
     return Judgement(
-        dict(zip(labels, errors, strict=True)), dict(zip(labels, (allowed[0], *allowed[1:] * len(leaves))))
+        dict(zip(labels, errors, strict=True)), dict(zip(labels, (allowed[0], *allowed[1:] * len(leaves)), strict=True))
     )
 
 
@@ -133,7 +133,7 @@ def _allowed(part: str, problem: Problem, rows: Tensor) -> tuple[float, float]:
     if part == "whole":
         mixing = error_budget.steps(x["q"].dtype, roundings=error_budget.MERGE_ROUNDINGS)
         branches = [_allowed(branch, problem, rows) for branch in WHOLE]
-        return tuple(math.hypot(max(errors), mixing) for errors in zip(*branches))
+        return tuple(math.hypot(max(errors), mixing) for errors in zip(*branches, strict=True))
     keys = keys_seen(KEYS_OF[part], c, problem.length - 1)
     allowed = error_budget.attention(x["q"][:, :, rows], x[f"k_{BRANCH_OF[part]}"], keys=keys)
     return allowed.output, allowed.gradient

@@ -122,7 +122,7 @@ TARGETS = tuple(
         (GROUP_16, 65536, "selected", 0.1, 0.08),
         (GROUP_16, 65536, "whole", 0.22, 0.17),
     )
-    for direction, bound in zip(("forward", "backward"), bounds)
+    for direction, bound in zip(("forward", "backward"), bounds, strict=True)
 ) + tuple(Target("model", MODEL, seq_len, "step", bound) for seq_len, bound in ((2048, 1.2), (8192, 1.0), (32768, 0.5)))
 
 MEMORY_TARGET = (GROUP_1, 65536, 1.5e9 / 2**20)
@@ -163,7 +163,7 @@ def judged_targets(rows: Sequence[Row]) -> list[dict]:
     Those of layouts and lengths that were not asked for are left out; one whose figure is missing is not met.
     """
     ratios = (found["over_dense"] for found in with_ratios(rows))
-    measured = {row.about: ratio for row, ratio in zip(rows, ratios) if row.contestant == FUSED}
+    measured = {row.about: ratio for row, ratio in zip(rows, ratios, strict=True) if row.contestant == FUSED}
     asked = {(row.layout, row.seq_len) for row in rows}
     judged = [
         {
@@ -209,7 +209,7 @@ def tables(rows: Sequence[Row]) -> str:
     lines: dict[tuple, dict[str, str]] = {}
     for row in with_ratios(rows):
         about = (row["layout"], row["seq_len"], row["part"], row["contestant"], row["mode"])
-        named = zip(COLUMNS, (about[0], f"{about[1]:,}", *about[2:]))
+        named = zip(COLUMNS, (about[0], f"{about[1]:,}", *about[2:]), strict=True)
         line = lines.setdefault(about, {**dict.fromkeys(COLUMNS, ""), **dict(named)})
         line |= {name: said for name, said in _cells(row).items() if said}
     return "\n\n".join(_markdown(list(body)) for body in (targets, lines.values()) if body)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nsa_lib.runs import environment
+from nsa_lib.runs.provenance import source_sha256
 from nsa_lib.workbook.questions import QUESTIONS
 from tests.bench_gpu import measure
 from tests.bench_gpu.__main__ import main, plan
@@ -21,7 +22,7 @@ def test_a_dry_run_goes_the_whole_way(plain_fused, quick_facts, tmp_path, capsys
     out = tmp_path / "deep" / "bench_gpu.json"
     main(["--dry", "--out", str(out)])
     figures = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert figures["environment"]["source_sha256"] == environment.source_sha256(QUESTIONS)
+    assert figures["environment"]["source_sha256"] == source_sha256(QUESTIONS)
     assert figures["ceilings"]["copy_gb_per_s"] > 0
     assert {check["wrong"] for check in figures["checks"]} == {""}
     assert {check["seq_len"] for check in figures["checks"]} == {233, 256, 512}

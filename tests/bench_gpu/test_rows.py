@@ -74,7 +74,9 @@ def test_a_target_without_a_right_figure_is_not_met(what):
 def test_at_2048_attention_is_judged_under_graphs_alone():
     eager = [row("dense", "flash", 1.0, seq_len=2048), row("whole", "fused", 1.0, seq_len=2048)]
     assert verdict(eager, "whole")["measured"] is None
-    graphs = [row(r.part, r.contestant, ms, seq_len=2048, mode="graph") for r, ms in zip(eager, (1.0, 2.0))]
+    graphs = [
+        row(r.part, r.contestant, ms, seq_len=2048, mode="graph") for r, ms in zip(eager, (1.0, 2.0), strict=True)
+    ]
     assert verdict(eager + graphs, "whole")["measured"] == 2
 
 

@@ -139,13 +139,13 @@ class CudaClock:
 
     def _events(self, call: Call, count: int) -> list[float]:
         starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))
-        for start, end in zip(starts, ends):
+        for start, end in zip(starts, ends, strict=True):
             self._flush.zero_()
             start.record()
             call()
             end.record()
         torch.cuda.synchronize()
-        return [start.elapsed_time(end) for start, end in zip(starts, ends)]
+        return [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
 
 
 class WallClock:

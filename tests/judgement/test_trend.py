@@ -147,7 +147,7 @@ def test_growth_agrees_with_the_median_slope_of_all_pairs():
     steps, values = trace("slow leak", growth=0.2, seed=1)
     trend = judge_trend(steps, values)
     first, last = trend.window
-    judged = list(zip(steps, values))[first - 1 : last]
+    judged = list(zip(steps, values, strict=True))[first - 1 : last]
     slope = median((b - a) / (t - s) for i, (s, a) in enumerate(judged) for t, b in judged[i + 1 :])
     assert trend.slope_mib_per_step == pytest.approx(slope, rel=0.05)
 
@@ -210,7 +210,7 @@ def test_sixty_steps_are_enough():
 @pytest.mark.parametrize("gone", [range(40, 52), range(70, 71), range(11, 101), range(11, 12)], ids=str)
 def test_missing_values_are_never_a_pass(missing, gone):
     steps, values = levels(lambda step: 0.0)
-    trend = judge_trend(steps, [missing if step in gone else value for step, value in zip(steps, values)])
+    trend = judge_trend(steps, [missing if step in gone else value for step, value in zip(steps, values, strict=True)])
     assert trend.outcome == "NOT_RUN"
     assert "missing" in trend.detail
 
@@ -228,9 +228,12 @@ def test_steps_that_were_not_recorded_are_missing():
 
 def test_a_leak_beside_a_gap_still_fails_and_one_across_it_does_not():
     steps, values = levels(lambda step: 0.2 * step / 50, steps=150)
-    holed = [None if step > 130 else value for step, value in zip(steps, values)]
+    holed = [None if step > 130 else value for step, value in zip(steps, values, strict=True)]
     assert judge_trend(steps, holed).outcome == "FAIL"
-    jump = [value if step < 40 else None if step < 52 else 2 * value for step, value in zip(*levels(lambda step: 0.0))]
+    jump = [
+        value if step < 40 else None if step < 52 else 2 * value
+        for step, value in zip(*levels(lambda step: 0.0), strict=True)
+    ]
     assert judge_trend(list(range(1, STEPS + 1)), jump).outcome == "NOT_RUN"
 
 

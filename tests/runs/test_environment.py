@@ -11,115 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from nsa_lib.contract import source
 from nsa_lib.runs import environment
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.worker import torch_facts
 
 BOTH_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-
-
-# The source
-
-
-def cell(source, *tags, kind="code", outputs=(), count=None):
-    return {"cell_type": kind, "source": source, "metadata": {"tags": [*tags]}, "outputs": [*outputs],
-            "execution_count": count}  # fmt: skip
-
-
-CELLS = [cell("# Smoke", kind="markdown"), cell("steps: int = 100", "parameters"), cell("run = execute(plan)")]
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project of one module and one notebook."""
-    package = tmp_path / "nsa_lib"
-    (package / "attention").mkdir(parents=True)
-    (package / "attention" / "rope.py").write_text("BASE = 10_000\n")
-    (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path, CELLS)
-    monkeypatch.setattr(environment, "PROJECT", tmp_path)
-    monkeypatch.setattr(source, "PACKAGE", package)
-    # A process hashes the source once: here each call stands for a process of its own.
-    monkeypatch.setattr(environment, "package_sha256", source.package_sha256.__wrapped__)
-    return tmp_path
-
-
-def write_notebook(project, cells, name="smoke"):
-    (project / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
-
-
-def changes(project, change):
-    """Return whether a change makes other source of the project."""
-    before = environment.source_sha256(["smoke"])
-    change(project)
-    return environment.source_sha256(["smoke"]) != before
-
-
-SOURCE_CHANGES = {
-    "a line": lambda p: (p / "nsa_lib" / "attention" / "rope.py").write_text("BASE = 10_001\n"),
-    "a new module": lambda p: (p / "nsa_lib" / "checks.py").write_text(""),
-    "a template": lambda p: (p / "nsa_lib" / "page.html.j2").write_text("<p>"),
-    "a new name": lambda p: (p / "nsa_lib" / "attention" / "rope.py").rename(p / "nsa_lib" / "attention" / "rotary.py"),
-    "a cell": lambda p: write_notebook(p, [*CELLS[:2], cell("run = execute(other)")]),
-    "one cell less": lambda p: write_notebook(p, CELLS[:2]),
-    "the order of cells": lambda p: write_notebook(p, CELLS[::-1]),
-    "text instead of code": lambda p: write_notebook(p, [*CELLS[:2], cell(CELLS[2]["source"], kind="markdown")]),
-}
-
-RUN_CELLS = [CELLS[0], cell("steps: int = 7", "parameters", count=1), cell(CELLS[2]["source"], outputs=[{}], count=2)]
-
-OTHER_CHANGES = {
-    "the parameters, outputs and counts": lambda p: write_notebook(p, RUN_CELLS),
-    "a source in lines": lambda p: write_notebook(p, [*CELLS[:2], cell(["run = ", "execute(plan)"])]),
-    "an output of papermill": lambda p: write_notebook(p, RUN_CELLS, name="out"),
-    "a report": lambda p: (p / "notebooks" / "out.html").write_text("<html>"),
-    "compiled modules": lambda p: [(p / "nsa_lib" / "__pycache__").mkdir(),
-                                   (p / "nsa_lib" / "__pycache__" / "rope.pyc").write_text("x")],
-    "a readme": lambda p: (p / "README.md").write_text("# Read"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("change", SOURCE_CHANGES)
-def test_the_hash_tells_other_source(project, change):
-    assert changes(project, SOURCE_CHANGES[change])
-
-
-@pytest.mark.parametrize("change", OTHER_CHANGES)
-def test_the_hash_keeps_still_for_what_is_no_source(project, change):
-    assert not changes(project, OTHER_CHANGES[change])
-
-
-def test_the_hash_does_not_depend_on_where_the_project_is(project, tmp_path_factory, monkeypatch):
-    before = environment.source_sha256(["smoke"])
-    moved = project.rename(tmp_path_factory.mktemp("elsewhere") / "project")
-    monkeypatch.setattr(environment, "PROJECT", moved)
-    monkeypatch.setattr(source, "PACKAGE", moved / "nsa_lib")
-    assert environment.source_sha256(["smoke"]) == before
-
-
-def test_without_git_there_is_no_commit(project, monkeypatch):
-    assert environment.provenance(["smoke"])["git_commit"] is None  # a folder that is no repository
-    (project / ".git").mkdir()
-    monkeypatch.setenv("PATH", str(project))
-    assert environment.provenance(["smoke"]) == {
-        "git_commit": None,
-        "source_sha256": environment.source_sha256(["smoke"]),
-    }
-
-
-def test_the_commit_is_gits_own(project, monkeypatch):
-    (project / ".git").mkdir()
-    fake = project / "git"
-    fake.write_text('#!/bin/sh\n[ "$1 $2 $3 $4" = "-C $PROJECT rev-parse HEAD" ] && echo 0123abc; true\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
-    monkeypatch.setenv("PROJECT", str(project))
-    assert environment.provenance(["smoke"])["git_commit"] == "0123abc"
-    fake.write_text("#!/bin/sh\n[ $3 = rev-parse ] && echo 0123abc || echo ' M nsa_lib/x.py'\n")
-    assert environment.provenance(["smoke"])["git_commit"] == "0123abc-dirty"
-    fake.write_text("#!/bin/sh\necho 'fatal: ambiguous argument HEAD' >&2; exit 128\n")
-    assert environment.provenance(["smoke"])["git_commit"] is None  # a repository without a commit
 
 
 # The environment of a case

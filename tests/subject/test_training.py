@@ -37,7 +37,7 @@ def test_the_loss_in_chunks_is_the_cross_entropy_and_so_are_its_gradients(dtype,
         loss = loss_of(h, w, labels)
         (3 * loss).backward()
         results.append([x.double() for x in (loss.detach(), h.grad, w.grad)])
-    for found, expected in zip(*results):
+    for found, expected in zip(*results, strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm()
 
 
@@ -91,7 +91,7 @@ def test_the_update_is_adamws():
     step_of(model, tokens)
     F.cross_entropy(twin(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
     torch.optim.AdamW(twin.parameters(), lr=1e-2, fused=False).step()
-    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters()):
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         # The first update of Adam is near lr * sign(gradient): where a gradient is rounding noise, so is its sign.
         clear = theirs.grad.abs() > 1e-6
         torch.testing.assert_close(ours[clear], theirs[clear], rtol=1e-3, atol=1e-5, msg=name)

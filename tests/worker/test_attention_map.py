@@ -46,7 +46,7 @@ def test_each_layer_is_read_where_it_stands():
         block.attention.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     kept = attention_map(model, batch)
     assert len(read) == 2
-    for layer, (block, x) in enumerate(zip(model.blocks, read)):
+    for layer, (block, x) in enumerate(zip(model.blocks, read, strict=True)):
         shares = selection_share(block.attention.select(x), 64)
         torch.testing.assert_close(torch.tensor(kept["selected"][layer]), shares.float(), atol=1e-4, rtol=0)
         gates = block.attention.branch_gates_of(x).double()
@@ -61,7 +61,7 @@ def test_many_blocks_are_averaged_with_their_neighbours(monkeypatch):
     monkeypatch.setattr(maps, "MOST_BLOCKS", 3)
     kept = attention_map(model, batch)
     assert kept["l_sel"] == 128
-    for layer, full in zip(torch.tensor(kept["selected"]), whole):
+    for layer, full in zip(torch.tensor(kept["selected"]), whole, strict=True):
         assert layer.shape == (3, 3)
         assert layer[1, 0] == pytest.approx(full[2:4, :2].mean().item(), abs=1e-4)
         assert layer[2, 2] == pytest.approx(full[4, 4].item(), abs=1e-4), "what is cut counts as much"

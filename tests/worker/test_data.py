@@ -33,7 +33,7 @@ def test_a_text_is_read_as_bytes_in_seeded_windows(tmp_path):
     windows = take(case, 5)
     assert all(bytes(window[0].tolist()) in path.read_bytes() for window in windows)
     assert len({tuple(window[0].tolist()) for window in windows}) > 1
-    assert all(torch.equal(a, b) for a, b in zip(windows, take(case, 5)))
+    assert all(torch.equal(a, b) for a, b in zip(windows, take(case, 5), strict=True))
 
 
 def test_the_shortest_text_is_one_sequence(tmp_path):

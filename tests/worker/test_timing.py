@@ -104,7 +104,7 @@ def test_no_gradient_stays_after_a_turn(timed):
 def test_a_contestant_is_built_once_and_serves_all_lengths(timed):
     _, beats, turns = timed
     modules = {}
-    for beat, (module, _) in zip(beats, turns):
+    for beat, (module, _) in zip(beats, turns, strict=True):
         modules.setdefault((beat["subject"], beat["branches"], beat["backend"]), set()).add(id(module))
     assert all(len(built) == 1 for built in modules.values())
     assert len({id(module) for module, _ in turns}) == len(modules) == 3 + 2 + 4 + 4

@@ -28,7 +28,7 @@ class DenseAttention(nn.Module):
         c = self.config
         q, k, v = (
             t.unflatten(-1, (-1, width)).transpose(1, 2)
-            for t, width in zip(self.qkv(x).split(self.widths, dim=-1), (c.d_k, c.d_k, c.d_v))
+            for t, width in zip(self.qkv(x).split(self.widths, dim=-1), (c.d_k, c.d_k, c.d_v), strict=True)
         )
         q, k = apply_rope(q, base=c.rope_base), apply_rope(k, base=c.rope_base)
         k, v = (t.repeat_interleave(c.heads // c.groups, dim=1) if c.groups < c.heads else t for t in (k, v))

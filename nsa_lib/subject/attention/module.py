@@ -114,7 +114,9 @@ class NSAttention(nn.Module):
         for branch in c.branches:
             self._show(branch, outputs[branch])
         gates = parts["branch_gates"].unbind(dim=-1)
-        return reduce(torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches)))
+        return reduce(
+            torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches, strict=True))
+        )
 
     @torch.no_grad()
     def select(self, x: torch.Tensor) -> torch.Tensor:
@@ -174,7 +176,7 @@ class NSAttention(nn.Module):
         turned, *rest, _ = F.linear(x, weight).split(widths, dim=-1)
         turned = self._rotate(turned.unflatten(-1, (-1, c.d_k)).transpose(1, 2))
         turned = turned.split([len(weights[name]) // c.d_k for name in rotated], dim=1)
-        parts = dict(zip((*rotated, *others), (*turned, *rest)))
+        parts = dict(zip((*rotated, *others), (*turned, *rest), strict=True))
         for name in others[:-1]:
             width = c.d_v if name.startswith("value") else c.d_k
             parts[name] = parts[name].unflatten(-1, (c.groups, width)).transpose(1, 2)

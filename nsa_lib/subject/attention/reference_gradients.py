@@ -75,7 +75,7 @@ def _backward(
             mixed[:, :, rows] += keep(gate * out)
             d_gates[:, :, rows, index] += (out * d_gated).sum(dim=-1)
             parts = _attend_backward(a, *tensors, out, p, keep(gate * d_gated))
-            for total, where, gradient in zip((d_q, d_k, d_v), (rows, part.keys, part.keys), parts):
+            for total, where, gradient in zip((d_q, d_k, d_v), (rows, part.keys, part.keys), parts, strict=True):
                 total[..., where, :] += gradient
         found += [(group.keys[branch], d_k), (group.values[branch], d_v)]
     return keep(mixed), found

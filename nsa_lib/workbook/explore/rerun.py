@@ -13,6 +13,7 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment
 from nsa_lib.runs.parameters import Parameter, Value, read_value
 from nsa_lib.runs.plan import Plan, require_data
+from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.runner import execute
 from nsa_lib.subject.config import ConfigError, ModelConfig, NSAConfig
 from nsa_lib.workbook.questions import QUESTIONS
@@ -72,7 +73,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
         custom=(f"{RERUN}{run.info['run_id']}: case {case_id}, {said}", *run.info["custom"]),
         backends=run.backends,
         cases=(case,),
-        environment={**facts, **environment.machine_facts(), **environment.provenance(QUESTIONS)},
+        environment={**facts, **environment.machine_facts(), **provenance(QUESTIONS)},
         out_dir=where,
         call=f"rerun(open_run({str(run.folder.resolve())!r}), {case_id!r}{asked})",
     )

@@ -86,7 +86,10 @@ def compare(
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
     if positions is not None:
         at[-1] = positions[at[-1]]
-    of_row = {name: float(x.flatten()[worst]) for name, x in zip(("error", "allowed", "size"), (error, allowed, size))}
+    of_row = {
+        name: float(x.flatten()[worst])
+        for name, x in zip(("error", "allowed", "size"), (error, allowed, size), strict=True)
+    }
     relative = of_row["size"] or 1.0
     return Comparison(
         rows=ratio.numel(),

@@ -17,7 +17,7 @@ def replaced(new: Callable, name: str, *owners: object) -> Iterator[None]:
     try:
         yield
     finally:
-        for owner, old in zip(owners, before):
+        for owner, old in zip(owners, before, strict=True):
             setattr(owner, name, old)
 
 

@@ -36,7 +36,7 @@ def selected_agrees(subject: Subject, backend: str) -> Finding:
     found = with_gradients(run, tensors, cotangent)
     allowed = error_budget.attention(tensors[0].cpu(), tensors[1].cpu(), keys=c.n_sel * c.l_sel)
     names = ("output", "dq", "dk", "dv")
-    errors = {name: worst_relative_error(mine, true) for name, mine, true in zip(names, found, exact)}
+    errors = {name: worst_relative_error(mine, true) for name, mine, true in zip(names, found, exact, strict=True)}
     return within_budget(errors, dict.fromkeys(names, allowed.gradient) | {"output": allowed.output})
 
 
@@ -48,7 +48,7 @@ def layer_agrees(subject: Subject, backend: str) -> Finding:
     output.backward(cotangent)
     gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
     allowed = error_budget.module(layer.cpu(), x.cpu())
-    exact = dict(zip(("output", *gradients), subject.exact(backend)))
+    exact = dict(zip(("output", *gradients), subject.exact(backend), strict=True))
     errors = {"output": worst_relative_error(output, exact["output"])}
     for name, gradient in gradients.items():
         found = torch.zeros_like(exact[name]) if gradient is None else gradient

@@ -99,7 +99,10 @@ def test_two_batch_entries_do_not_mix(backend):
     first, second = sample(70, 2), sample(70, 2)
     blocks = [random_blocks(70, l_sel=16, n_sel=3, groups=2) for _ in range(2)]
     together = selected_attention(
-        *(torch.cat(pair) for pair in zip(first[:3], second[:3])), torch.cat(blocks), l_sel=16, backend=backend
+        *(torch.cat(pair) for pair in zip(first[:3], second[:3], strict=True)),
+        torch.cat(blocks),
+        l_sel=16,
+        backend=backend,
     )
     for row, inputs in enumerate((first, second)):
         alone = selected_attention(*inputs[:3], blocks[row], l_sel=16, backend=backend)

@@ -306,7 +306,7 @@ def test_the_gated_sum_and_all_its_gradients(monkeypatch, way, branches, groups,
     inputs = [q, *chain(*(pairs[branch] for branch in branches)), gates]
 
     def parts(q, *others):
-        mine = dict(zip(branches, zip(others[:-1:2], others[1:-1:2])))
+        mine = dict(zip(branches, zip(others[:-1:2], others[1:-1:2], strict=True), strict=True))
         key = k_cmp.to(q) if "cmp" not in mine else mine["cmp"][0]
         return {"cmp": (key, None), "slc": (None, None), "win": (None, None)} | mine, others[-1]
 
@@ -323,7 +323,9 @@ def test_the_gated_sum_and_all_its_gradients(monkeypatch, way, branches, groups,
 
     def judge(q, *others):
         mine, gates = parts(q, *others)
-        return sum(g[..., None] * attend[name](q, *mine[name]) for name, g in zip(branches, gates.unbind(-1)))
+        return sum(
+            g[..., None] * attend[name](q, *mine[name]) for name, g in zip(branches, gates.unbind(-1), strict=True)
+        )
 
     exact = budget.with_gradients(judge, inputs, weight)
     got = budget.with_gradients(run, on_device(inputs, dtype), weight.to(DEVICE))
@@ -495,11 +497,11 @@ def test_the_whole_module_equals_the_reference(groups, l, branches, phi):
     blocks = module.select(x.float().to(DEVICE)).cpu() if "slc" in branches else None
 
     def run(x, *values):
-        return torch.func.functional_call(module, dict(zip(names, values)), (x,))
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
     def judge(x, *values):
         fixed = {name: p.detach().cpu().double() for name, p in module.named_parameters()}
-        return reference.nsa(x, fixed | dict(zip(names, values)), module.config, blocks)
+        return reference.nsa(x, fixed | dict(zip(names, values, strict=True)), module.config, blocks)
 
     parameters = [module.get_parameter(name).detach() for name in names]
     got = budget.with_gradients(run, [x.float().to(DEVICE), *parameters], weight.to(DEVICE))
@@ -602,5 +604,6 @@ def test_a_module_is_one_graph_for_a_compiler():
     for mine, true in zip(
         torch.autograd.grad(compiled(x).square().sum(), weights),
         torch.autograd.grad(module(x).square().sum(), weights),
+        strict=True,
     ):
         torch.testing.assert_close(mine, true)

@@ -69,7 +69,7 @@ def judged(name, blocks):
     blocks = None if blocks is None else torch.tensor(blocks).view(len(x), module.config.groups, x.shape[1], -1)
     names = [key for key, _ in module.named_parameters()]
     return budget.with_gradients(
-        lambda x, *values: reference.nsa(x, dict(zip(names, values)), module.config, blocks),
+        lambda x, *values: reference.nsa(x, dict(zip(names, values, strict=True)), module.config, blocks),
         [x, *module.parameters()],
         weight,
     )

@@ -66,7 +66,7 @@ def test_gradients_do_not_depend_on_the_layout_that_an_earlier_call_had(dtype, l
     for laid_out in (gradient, interleaved, gradient):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         found = torch.autograd.grad(attend(*leaves, bias=bias), leaves, laid_out)
-        for mine, true in zip(found, exact):
+        for mine, true in zip(found, exact, strict=True):
             assert (mine.double() - true).norm() <= 0.02 * true.norm()
 
 

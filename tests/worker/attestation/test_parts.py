@@ -76,8 +76,8 @@ def step_bits(recorded):
 
 
 def test_recording_changes_no_bit():
-    for found, expected in zip(step_bits(recorded=True), step_bits(recorded=False)):
-        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    for found, expected in zip(step_bits(recorded=True), step_bits(recorded=False), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_recording_leaves_nothing_behind():

@@ -65,7 +65,7 @@ class _Gather(torch.autograd.Function):
             d_q.append(d_s @ k_rows)
             _scatter_add(d_k, source_rows, d_s.mT @ q_rows)
         gradients = torch.cat(d_q, dim=2), *(x.flatten(2, 3)[:, :, :length] for x in (d_k, d_v))
-        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, dtypes)), None, None, None
+        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True)), None, None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ class _Packed(torch.autograd.Function):
             )
             for lanes in _chunks(q, v, block_indices, ctx.l_sel)
         ]  # fmt: skip
-        d_q, d_k, d_v = (torch.cat(parts) for parts in zip(*gradients))
+        d_q, d_k, d_v = (torch.cat(parts) for parts in zip(*gradients, strict=True))
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None, None
 
 

@@ -94,7 +94,7 @@ class _NSA(torch.autograd.Function):
         else:
             chosen, inverse = _one_by_one(q, keys_values, gates, outputs, lse, out, places, c)
         if observe is not None:
-            for branch, output in zip(c.branches, outputs):
+            for branch, output in zip(c.branches, outputs, strict=True):
                 observe(branch, output)
             if "slc" in c.branches:
                 observe(*(("block_bits", inverse[0]) if chosen is None else ("blocks", chosen)))
@@ -127,7 +127,7 @@ class _NSA(torch.autograd.Function):
                 pairs[2] = band.gradient(q, k_win, v_win, d_out, state[win], *band.sliding(c))
         gradients = (
             (None, None) if pair is None else two(pair, k, v)
-            for pair, k, v in zip(pairs, keys_values[::2], keys_values[1::2])
+            for pair, k, v in zip(pairs, keys_values[::2], keys_values[1::2], strict=True)
         )  # fmt: skip
         return dq, *chain.from_iterable(gradients), d_gates, None, None
 

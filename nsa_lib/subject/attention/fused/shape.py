@@ -57,7 +57,7 @@ def empty_pair(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def two(pair: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients that a pair holds, of the shapes of k and v and laid out by token."""
     parts = pair.split([k.numel(), v.numel()])
-    return tuple(part.view(x.transpose(1, 2).shape).transpose(1, 2) for part, x in zip(parts, (k, v)))
+    return tuple(part.view(x.transpose(1, 2).shape).transpose(1, 2) for part, x in zip(parts, (k, v), strict=True))
 
 
 def strides(*tensors: torch.Tensor) -> list[int]:

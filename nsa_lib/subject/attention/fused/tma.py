@@ -24,7 +24,7 @@ def takes(*tensors: torch.Tensor) -> bool:
     """
 
     def suits(x: torch.Tensor) -> bool:
-        repeats = any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape))
+        repeats = any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True))
         return x.dtype != torch.float32 and x.numel() > 0 and x.data_ptr() % _ALIGNED == 0 and not repeats
 
     return has_engine(tensors[0]) and all(map(suits, tensors))

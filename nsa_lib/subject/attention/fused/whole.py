@@ -79,7 +79,7 @@ def gradient(
 ) -> list[torch.Tensor]:
     """Return each branch's pair of gradients of keys and values; `state` as in `rows.gradient`."""
     c = config
-    pairs = [empty_pair(k, v) for k, v in zip(keys_values[::2], keys_values[1::2])]
+    pairs = [empty_pair(k, v) for k, v in zip(keys_values[::2], keys_values[1::2], strict=True)]
     _key_gradient(q, keys_values, words, d_out, state, pairs, *places, c.l, c.d, c.l_sel, c.w, c.d_k**-0.5)
     return pairs
 
