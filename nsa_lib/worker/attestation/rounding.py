@@ -86,17 +86,14 @@ def compare(
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
     if positions is not None:
         at[-1] = positions[at[-1]]
-    of_row = {
-        name: float(x.flatten()[worst])
-        for name, x in zip(("error", "allowed", "size"), (error, allowed, size), strict=True)
-    }
-    relative = of_row["size"] or 1.0
+    worst_error, worst_allowed, worst_size = (float(x.flatten()[worst]) for x in (error, allowed, size))
+    relative = worst_size or 1.0
     return Comparison(
         rows=ratio.numel(),
         telling=int(((allowed < TELLING * size) | (size == 0)).sum()),
         ratio=_finite(float(ratio.flatten()[worst])),
-        error=_finite(of_row["error"] / relative),
-        allowed=of_row["allowed"] / relative,
+        error=_finite(worst_error / relative),
+        allowed=worst_allowed / relative,
         at=tuple(at),
     )
 
