@@ -48,17 +48,29 @@ def unless_cut_short(gate: GateResult, training: Mapping[str, object] | None) ->
     return replace(gate, outcome=NOT_RUN, detail="the training did not come to its end")
 
 
+PASSED, WARNING, FAILURE, ERROR, SHOWN = "passed", "warning", "failure", "error", "shown"
+
+
+def standing(outcome: str, required: bool) -> str:
+    """Return what a gate's outcome means for its run: verdict and JUnit say the same of it.
+
+    A warning asks a person, whether the gate is required or not. A gate that is not required neither fails a run nor
+    leaves it incomplete: it is only shown.
+    """
+    if outcome in (PASS, WARN):
+        return PASSED if outcome == PASS else WARNING
+    return SHOWN if not required else FAILURE if outcome == FAIL else ERROR
+
+
 def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
-    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that prevents GO."""
-    required = [gate for gate in gates if gate.required]
-    for word, outcome in (("NO-GO", FAIL), ("INCOMPLETE", NOT_RUN)):
-        reasons = [_reason(gate) for gate in required if gate.outcome == outcome]
+    """Return GO, REVIEW, NO-GO or INCOMPLETE, and the reasons, a sentence for each gate that stands in the way."""
+    if not any(gate.required for gate in gates):
+        return "INCOMPLETE", ["no gate was judged"]
+    for word, kind in (("NO-GO", FAILURE), ("INCOMPLETE", ERROR), ("REVIEW", WARNING)):
+        reasons = [_reason(gate) for gate in gates if standing(gate.outcome, gate.required) == kind]
         if reasons:
             return word, reasons
-    if not required:
-        return "INCOMPLETE", ["no gate was judged"]
-    reasons = [_reason(gate) for gate in gates if gate.outcome == WARN]
-    return ("REVIEW", reasons) if reasons else ("GO", [])
+    return "GO", []
 
 
 def _reason(gate: GateResult) -> str:

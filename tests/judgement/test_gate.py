@@ -2,7 +2,7 @@
 
 import pytest
 
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, standing, verdict
 
 
 def gate(outcome, *, required=True):
@@ -35,3 +35,12 @@ def test_any_warning_is_for_a_person_to_see():
 
 def test_no_gate_is_no_go_ahead():
     assert verdict([])[0] == "INCOMPLETE"
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("outcome", [PASS, WARN, FAIL, NOT_RUN])
+def test_one_gate_stands_for_its_run_as_it_stands_in_junit(outcome, required):
+    """A verdict of one gate beside a required one that passed, from the standing alone."""
+    words = {"passed": "GO", "shown": "GO", "warning": "REVIEW", "failure": "NO-GO", "error": "INCOMPLETE"}
+    gates = [GateResult("sound", True, PASS), GateResult("one", required, outcome)]
+    assert verdict(gates)[0] == words[standing(outcome, required)]

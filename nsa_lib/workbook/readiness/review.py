@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
+from nsa_lib.judgement.gate import ERROR, FAILURE, SHOWN, WARNING, standing
 
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold, even escaped; the stderr of a worker may have them."""
@@ -17,8 +17,8 @@ NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def junit(suites: Mapping[str, tuple[str, Sequence[Mapping]]]) -> str:
     """Return gates as JUnit XML, a suite a notebook and a test case a gate.
 
-    A gate that failed is a failure. One that did not run is an error if it was required, else skipped. A warning passes
-    and says so.
+    A required gate that failed is a failure, one that did not run an error. What is not required is skipped then, with
+    what it said: no failure stands beside a GO. A warning passes and says so.
 
     Args:
         suites: for each notebook the ISO time of its run and its gates.
@@ -42,11 +42,10 @@ def _add_gate(suite: ET.Element, notebook: str, gate: Mapping) -> str | None:
     """Add a gate to its suite and return what it is reported as, None for one that passed."""
     case = ET.SubElement(suite, "testcase", name=_xml(gate["name"]), classname=notebook)
     said = _xml(f"{gate['outcome']}: {_figures(gate)}{gate['detail']}")
-    if gate["outcome"] == WARN:
+    found = standing(gate["outcome"], gate["required"])
+    if found == WARNING:
         ET.SubElement(case, "system-out").text = said
-        return None
-    unjudged = "error" if gate["required"] else "skipped"
-    kind = {FAIL: "failure", NOT_RUN: unjudged}.get(gate["outcome"])
+    kind = {FAILURE: "failure", ERROR: "error", SHOWN: "skipped"}.get(found)
     if kind:
         ET.SubElement(case, kind, message=said)
     return kind
