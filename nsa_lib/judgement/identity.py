@@ -1,4 +1,4 @@
-"""Which runs are of one configuration: the parameters and facts that must not differ between them."""
+"""Which runs are of one configuration: the same in every parameter but those on a list, and in facts of the machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from nsa_lib.runs.found import newest_first
 from nsa_lib.runs.recorded import MALFORMED, Recorded
 
-PARAMETERS = (
-    "profile", "dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi", "vocab", "batch",
-    "dtype", "device", "backend",
+MAY_DIFFER = (
+    "runs", "tag", "out_dir", "accept_review", "stall_timeout_s", "steps", "rounds", "seq_len", "seq_lens", "layers",
+    "grad_checkpointing", "anomaly", "profiler", "reserved_limit_mib", "fault",
 )  # fmt: skip
-"""Layers, length, steps and checkpointing are a notebook's own."""
+"""Parameters that are a notebook's own, or change nothing that is computed. Every other one must be the same."""
 
-FACTS = ("torch", "gpu", "source_sha256")
+FACTS = ("torch", "torch_cuda", "triton", "driver", "gpu", "gpu_uuid", "cpu", "source_sha256")
+"""What must be the same of machine and code."""
 
 
 def configuration(info: Mapping[str, object]) -> dict[str, object]:
@@ -24,7 +25,7 @@ def configuration(info: Mapping[str, object]) -> dict[str, object]:
     values = {row["name"]: row["value"] for row in info["parameters"]} | {"profile": info["profile"]}
     facts = info["environment"]
     return {
-        **{name: values[name] for name in PARAMETERS if name in values},
+        **{name: value for name, value in values.items() if name not in MAY_DIFFER},
         **{name: facts.get(name) for name in FACTS},
     }
 
