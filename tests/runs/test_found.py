@@ -1,0 +1,64 @@
+"""Run folders that are found: the newest first, and one that cannot be read says why and hides none."""
+
+import json
+import os
+from datetime import datetime, timezone
+
+import pytest
+
+from nsa_lib.runs.found import newest_first, runs_in
+
+INFO = {"schema": 1, "notebook": "smoke", "custom": [], "case_ids": []}
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write a run.json, or what stands in its place."""
+
+    def put_run(name, text=None, **info):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({**INFO, **info}) if text is None else text)
+        return folder
+
+    return put_run
+
+
+def day(number):
+    return f"2025-03-{number:02}T10:15:00+00:00"
+
+
+def test_the_newest_run_comes_first_whatever_it_is_called(put, tmp_path):
+    put("z", created=day(1))
+    put("a", created=day(3))
+    put("m", created=day(2))
+    assert [found.folder.name for found in runs_in(tmp_path)] == ["a", "m", "z"]
+
+
+def test_of_runs_of_one_moment_the_later_name_comes_first(put, tmp_path):
+    put("smoke-1", created=day(1))
+    put("smoke-1-2", created=day(1))
+    assert [found.folder.name for found in runs_in(tmp_path)] == ["smoke-1-2", "smoke-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "not JSON"), ("[]", "it has no schema"), (json.dumps({"schema": 1}), "cannot be read (KeyError")],
+)
+def test_a_broken_run_says_why_and_has_the_time_of_its_file(put, tmp_path, text, problem):
+    sound, broken = put("sound", created=day(1)), put("broken", text)
+    os.utime(broken / "run.json", (0, 0))
+    (last,) = [found for found in runs_in(tmp_path) if found.folder == broken]
+    assert problem in last.problem
+    assert (last.created, last.custom) == (datetime.fromtimestamp(0, timezone.utc), ())
+    assert [found.folder for found in runs_in(tmp_path)] == [sound, broken]
+
+
+def test_a_folder_without_a_run_is_found_where_it_is_asked_for(tmp_path):
+    (found,) = newest_first([tmp_path])
+    assert "no run.json" in found.problem
+
+
+def test_what_makes_a_run_custom_is_told(put, tmp_path):
+    put("one", created=day(1), custom=["steps=20"])
+    assert runs_in(tmp_path)[0].custom == ("steps=20",)
