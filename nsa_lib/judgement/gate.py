@@ -109,7 +109,7 @@ def route_gate(run: Recorded, case_ids: Iterable[str], name: str) -> GateResult:
     seen = [(asked[case["case_id"]], layer) for case in cases for step in case["executed"] for layer in step["routes"]]
     ran = sorted({route for _, layer in seen for route in layer or ["none"]})
     wrong = sum(layer != [backend] for backend, layer in seen)
-    detail = f"{len(seen) - wrong} of {len(seen)} layers and steps looked at"
+    detail = f"the backend asked for ran in {len(seen) - wrong} of {len(seen)} recorded layers"
     said = {"limit": ", ".join(sorted(set(asked.values()))), "measured": ", ".join(ran), "detail": detail}
     gate = replace(gate, outcome=FAIL if wrong else PASS, **said)
     return next((cut for case in cases if (cut := unless_cut_short(gate, case)) != gate), gate)
