@@ -209,7 +209,7 @@ def tables(rows: Sequence[Row]) -> str:
     lines: dict[tuple, dict[str, str]] = {}
     for row in with_ratios(rows):
         about = (row["layout"], row["seq_len"], row["part"], row["contestant"], row["mode"])
-        named = zip(COLUMNS, (about[0], f"{about[1]:,}", *about[2:]), strict=True)
+        named = zip(COLUMNS[:5], (about[0], f"{about[1]:,}", *about[2:]), strict=True)
         line = lines.setdefault(about, {**dict.fromkeys(COLUMNS, ""), **dict(named)})
         line |= {name: said for name, said in _cells(row).items() if said}
     return "\n\n".join(_markdown(list(body)) for body in (targets, lines.values()) if body)

@@ -17,7 +17,7 @@ def test_the_largest_is_found_wherever_it_stands():
 def test_nan_is_the_largest_wherever_it_stands(others):
     for figures in permutations([*others, math.nan]):
         assert math.isnan(largest(figures))
-        named = dict(zip("abc", figures, strict=True))
+        named = {str(place): figure for place, figure in enumerate(figures)}
         assert math.isnan(named[name_of_largest(named)])
 
 
