@@ -66,7 +66,7 @@ def contrast_rows(run: Recorded) -> pd.DataFrame:
             **_memory(run, name),
             "operators_per_step": sum(early_counts(run, name).values()) / WINDOW_STEPS or None,
             **_errors(run, name),
-            "route": ", ".join(run.fact(f"model_{name}", "routes") or ()) or None,
+            "route": _routes(run, name),
         }
         for name in contested(run)
     ]
@@ -82,6 +82,12 @@ def contrast_rows(run: Recorded) -> pd.DataFrame:
 
 def _memory(run: Recorded, backend: str) -> dict[str, float]:
     return run.of(f"model_{backend}")[["peak_alloc_mib", "peak_reserved_mib"]].astype(float).max().to_dict()
+
+
+def _routes(run: Recorded, backend: str) -> str | None:
+    """Return what the layers entered in recorded steps, as the gate of the route sees it; None where none named one."""
+    steps = run.fact(f"model_{backend}", "executed") or ()
+    return ", ".join(sorted({route for step in steps for layer in step["routes"] for route in layer})) or None
 
 
 def _errors(run: Recorded, backend: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from nsa_lib.contract.agenda import DENSE, contestants
 from nsa_lib.contract.case import WINDOW_STEPS
 from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
 from nsa_lib.workbook.backend_contrast import measures
-from tests.made import with_case
+from tests.made import routed, with_case
 from tests.workbook.backend_contrast.made import ERRORS, NAN, empty, ended, healthy, with_error, without_turns
 
 
@@ -35,6 +35,14 @@ def test_a_turn_without_both_times_is_not_counted():
     rows = measures.timing_rows(replace(run, steps=steps)).set_index(["subject", "backend"])
     assert rows.loc[("model", DENSE), "rounds"] == 2
     assert rows.loc[("model", "packed"), "rounds"] == 3
+
+
+def test_the_route_shown_is_that_of_recorded_steps():
+    run = with_case(healthy("laptop"), "model_packed", routes=["packed"])
+    rows = measures.contrast_rows(routed(run, "model_packed", "packed", "gather")).set_index("backend")
+    assert rows.loc["packed", "route"] == "gather, packed"
+    rows = measures.contrast_rows(with_case(run, "model_packed", executed=None)).set_index("backend")
+    assert pd.isna(rows.loc["packed", "route"])
 
 
 def test_contrast_rows_hold_speed_memory_operators_errors_and_route():
