@@ -19,7 +19,7 @@ from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.environment import notebook_path, reports_folder
 from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.parameters import refuse_unknown
 from nsa_lib.runs.stop_button import StopButton
@@ -92,14 +92,14 @@ def _from_files(paths: list[Path]) -> dict[str, object]:
 
 def _run(asked: argparse.Namespace) -> int:
     if asked.notebook == ALL:
-        return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=PROJECT / "reports")
-    output = PROJECT / "reports" / f"{asked.notebook}-{stamp(datetime.now(timezone.utc))}.ipynb"
+        return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=reports_folder())
+    output = reports_folder() / f"{asked.notebook}-{stamp(datetime.now(timezone.utc))}.ipynb"
     output.parent.mkdir(exist_ok=True)
     options = ["--engine", "nsa", "--log-output"]
     for path in asked.parameters_file:
         options += ["-f", str(path)]
     options += papermill.parameters(dict(asked.parameters))
-    command = papermill.command(PROJECT / "notebooks" / f"{asked.notebook}.ipynb", output, *options)
+    command = papermill.command(notebook_path(asked.notebook), output, *options)
     with StopButton():  # papermill hears Ctrl-C too, and writes the notebook and its report before it ends
         status = subprocess.run(command, check=False).returncode
     executed = nbformat.read(output, as_version=4)
@@ -125,7 +125,7 @@ def _compare(asked: argparse.Namespace) -> int:
     changed = compare(run_a, run_b)
     print("nothing differs" if changed.empty else changed.to_string(index=False))
     print(f"\n{figures_table(run_a, run_b)}")
-    path = PROJECT / "reports" / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
+    path = reports_folder() / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
     path.parent.mkdir(exist_ok=True)
     write_text(path, comparison_page(run_a, run_b))
     print(f"\nreport: {path}")
@@ -133,7 +133,7 @@ def _compare(asked: argparse.Namespace) -> int:
 
 
 def _selftest(asked: argparse.Namespace) -> int:
-    return selftest(PROJECT / "reports", TRIALS)
+    return selftest(reports_folder(), TRIALS)
 
 
 COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": _selftest}

@@ -22,7 +22,7 @@ from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN
 from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.environment import notebook_path
 from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.provenance import provenance
 from nsa_lib.subject.config import ConfigError
@@ -193,9 +193,8 @@ def attempt(trial: Trial, folder: Path) -> Finding:
 
 def run_notebook(trial: Trial, folder: Path) -> int | None:
     """Execute the trial's notebook as a user would; return papermill's exit status, or None if it took too long."""
-    notebook = PROJECT / "notebooks" / f"{trial.notebook}.ipynb"
     given = papermill.parameters({**trial.parameters, "fault": trial.fault, "out_dir": folder})
-    command = papermill.command(notebook, folder / "out.ipynb", *given)
+    command = papermill.command(notebook_path(trial.notebook), folder / "out.ipynb", *given)
     with (folder / "papermill.log").open("wb") as log:
         try:
             return subprocess.run(command, stdout=log, stderr=log, timeout=LIMIT_S, check=False).returncode

@@ -21,7 +21,7 @@ import nbformat
 
 from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import PROJECT, out_dir_of
+from nsa_lib.runs.environment import notebook_path, out_dir_of
 from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.parameters import read_value
 from nsa_lib.runs.stop_button import StopButton
@@ -112,7 +112,7 @@ def papermill_command(
     if from_files:
         options += ["-y", json.dumps(from_files)]  # JSON is YAML
     options += papermill.parameters({name: value for name, value in on_line.items() if name in declared})
-    return papermill.command(PROJECT / "notebooks" / f"{notebook}.ipynb", output, *options)
+    return papermill.command(notebook_path(notebook), output, *options)
 
 
 def _run_notebook(command: list[str], notebook: str, output: Path, stop: StopButton) -> tuple[Ended, bool]:

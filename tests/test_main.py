@@ -137,7 +137,7 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
         nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[4])
         return SimpleNamespace(returncode=status)
 
-    monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
     monkeypatch.setattr(worker_main.subprocess, "run", papermill)
     ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
     (command,) = commands
@@ -161,7 +161,7 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
     ],
 )
 def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, arguments, line):
-    monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
     status, out, err = ask("run", "all", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(line)
@@ -171,7 +171,7 @@ def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, argu
 def test_run_all_hands_over_files_in_their_order_and_values_as_text_and_its_status(ask, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(worker_main, "validate", lambda *given, **named: asked.append((given, named)) or 130)
-    monkeypatch.setattr(worker_main, "PROJECT", tmp_path)
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
     (tmp_path / "a.yaml").write_text("steps: 80\nseed: 3\n")
     (tmp_path / "b.yaml").write_text("steps: 90\n")
     files = ("-f", tmp_path / "a.yaml", "-f", tmp_path / "b.yaml")
@@ -195,7 +195,7 @@ def test_report_writes_the_html_of_an_executed_notebook_beside_it(ask, tmp_path)
 
 
 def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(ask, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_main, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(environment, "PROJECT", tmp_path / "project")
     (tmp_path / "project").mkdir()
     record(save(healthy("laptop"), tmp_path / "a", run_id="before"))
     save(with_steps(healthy("laptop", seed=5), loss=lambda step, loss: 6.0), tmp_path / "b", run_id="after")

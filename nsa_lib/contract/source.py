@@ -11,8 +11,13 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 @cache
 def package_sha256() -> str:
-    """Return a sha256 over the files of the library that this process imported."""
+    """Return a sha256 over the modules of the library that this process imported."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(filter(_is_module, (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")))):
+        digest.update(path.as_posix().encode() + b"\0" + (PACKAGE / path).read_bytes())
     return digest.hexdigest()
+
+
+def _is_module(path: Path) -> bool:
+    """Return whether Python can import a file: editors and JupyterLab leave copies beside it that have no such name."""
+    return all(part.isidentifier() for part in path.with_suffix("").parts)

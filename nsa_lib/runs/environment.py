@@ -20,6 +20,7 @@ from nsa_lib.contract.source import PACKAGE
 from nsa_lib.subject.config import ConfigError
 
 PROJECT = PACKAGE.parent
+"""The checkout; of an installed library the folder that it lies in."""
 
 PACKAGES = ("papermill", "nbclient", "nbconvert", "ipykernel", "jupyterlab", "plotly", "pandas", "triton")
 
@@ -179,5 +180,20 @@ def report_command() -> str:
 
 
 def out_dir_of(given: object) -> Path:
-    """Return the folder that holds runs/: the one that is given, or the project's reports/."""
-    return Path(str(given or PROJECT / "reports")).expanduser().resolve()
+    """Return the folder that holds runs/: the one that is given, or reports/."""
+    return Path(str(given)).expanduser().resolve() if given else reports_folder()
+
+
+def reports_folder() -> Path:
+    """Return reports/ of the checkout; of an installed library, which has no project, that of the working folder."""
+    return (Path.cwd() if _is_installed() else PROJECT) / "reports"
+
+
+def notebook_path(name: str) -> Path:
+    """Return a notebook of the workbook: the checkout's, or the copy that an installed library carries."""
+    return (PACKAGE if _is_installed() else PROJECT) / "notebooks" / f"{name}.ipynb"
+
+
+def _is_installed() -> bool:
+    """Return whether the library came as a wheel, which carries the notebooks (hatch_build.py)."""
+    return (PACKAGE / "notebooks").is_dir()

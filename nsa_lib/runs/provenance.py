@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from nsa_lib.contract.source import package_sha256
 from nsa_lib.runs import environment
@@ -26,15 +27,23 @@ def _git_commit() -> str | None:
 
 
 def source_sha256(notebooks: Iterable[str]) -> str:
-    """Return a sha256 over nsa_lib/ and the project's notebooks of these names.
+    """Return a sha256 over what executes: the modules of nsa_lib/ and the code of the notebooks of these names.
 
-    Of a notebook it takes the cells' sources without the parameters. So the hash stays the same after a run in
+    Text, empty cells, outputs and the parameters cell do not count. So the hash stays the same after a run in
     JupyterLab, with other values there, and beside an output that papermill left.
     """
     digest = hashlib.sha256(package_sha256().encode())
     for name in notebooks:
-        path = environment.PROJECT / "notebooks" / f"{name}.ipynb"
-        for cell in json.loads(path.read_text())["cells"] if path.exists() else ():
-            if "parameters" not in cell["metadata"].get("tags", ()):
-                digest.update(f"{cell['cell_type']}\0{''.join(cell['source'])}\0".encode())
+        path = environment.notebook_path(name)
+        for code in _code(path) if path.exists() else ():
+            digest.update(f"{code}\0".encode())
     return digest.hexdigest()
+
+
+def _code(notebook: Path) -> Iterator[str]:
+    """Yield the source of each code cell of a notebook that is the same in every run."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        tags = cell["metadata"].get("tags", ())
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "code" and source and not {"parameters", "injected-parameters"} & {*tags}:
+            yield source

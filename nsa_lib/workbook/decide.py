@@ -20,7 +20,7 @@ from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.recorded import machine_name
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
-from nsa_lib.workbook.questions import QUESTIONS, counted
+from nsa_lib.workbook.questions import counted, judged
 from nsa_lib.workbook.readiness import review
 from nsa_lib.workbook.readiness.parameters import REQUEST
 from nsa_lib.workbook.run import Run, judged_run
@@ -49,7 +49,7 @@ def decide(namespace: Mapping[str, object]) -> Run:
         "custom": [],
         "created": created,
         "parameters": _parameter_rows(read),
-        "environment": {**environment.machine_facts(), **provenance(QUESTIONS)},
+        "environment": {**environment.machine_facts(), **provenance(judged())},
         "case_ids": [],
         "reproduce": _reproduce(out_dir, chosen),
         "report": environment.report_path(),

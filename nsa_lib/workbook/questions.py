@@ -91,6 +91,11 @@ def counted() -> tuple[str, ...]:
     return tuple(name for name, question in QUESTIONS.items() if question.counts)
 
 
+def judged() -> tuple[str, ...]:
+    """Return the notebooks that give a verdict. The others are for tinkering: editing them makes no other source."""
+    return tuple(name for name, question in QUESTIONS.items() if question.judging)
+
+
 def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
     """Return the plan of a run (`runs.plan.plan`) of a notebook, given its globals."""
-    return plans.plan(QUESTIONS[notebook].request, namespace, notebooks=QUESTIONS)
+    return plans.plan(QUESTIONS[notebook].request, namespace, notebooks=judged())

@@ -7,6 +7,7 @@ import pytest
 
 from nsa_lib.contract import source
 from nsa_lib.runs import environment, provenance
+from nsa_lib.workbook.questions import QUESTIONS, judged
 
 
 def cell(source, *tags, kind="code", outputs=(), count=None):
@@ -14,7 +15,12 @@ def cell(source, *tags, kind="code", outputs=(), count=None):
             "execution_count": count}  # fmt: skip
 
 
-CELLS = [cell("# Smoke", kind="markdown"), cell("steps: int = 100", "parameters"), cell("run = execute(plan)")]
+CELLS = [
+    cell("# Smoke", kind="markdown"),
+    cell("steps: int = 100", "parameters"),
+    cell("run = execute(plan)"),
+    cell("run.verdict"),
+]
 
 
 @pytest.fixture
@@ -46,23 +52,36 @@ def changes(project, change):
 SOURCE_CHANGES = {
     "a line": lambda p: (p / "nsa_lib" / "attention" / "rope.py").write_text("BASE = 10_001\n"),
     "a new module": lambda p: (p / "nsa_lib" / "checks.py").write_text(""),
-    "a template": lambda p: (p / "nsa_lib" / "page.html.j2").write_text("<p>"),
     "a new name": lambda p: (p / "nsa_lib" / "attention" / "rope.py").rename(p / "nsa_lib" / "attention" / "rotary.py"),
-    "a cell": lambda p: write_notebook(p, [*CELLS[:2], cell("run = execute(other)")]),
+    "a cell": lambda p: write_notebook(p, [*CELLS[:2], cell("run = execute(other)"), CELLS[3]]),
     "one cell less": lambda p: write_notebook(p, CELLS[:2]),
-    "the order of cells": lambda p: write_notebook(p, CELLS[::-1]),
-    "text instead of code": lambda p: write_notebook(p, [*CELLS[:2], cell(CELLS[2]["source"], kind="markdown")]),
+    "the order of cells": lambda p: write_notebook(p, [*CELLS[:2], *CELLS[:1:-1]]),
+    "text instead of code": lambda p: write_notebook(
+        p, [*CELLS[:2], cell(CELLS[2]["source"], kind="markdown"), CELLS[3]]
+    ),
 }
 
-RUN_CELLS = [CELLS[0], cell("steps: int = 7", "parameters", count=1), cell(CELLS[2]["source"], outputs=[{}], count=2)]
+RUN_CELLS = [CELLS[0], cell("steps: int = 7", "parameters", count=1), cell(CELLS[2]["source"], outputs=[{}], count=2),
+             CELLS[3]]  # fmt: skip
 
 OTHER_CHANGES = {
     "the parameters, outputs and counts": lambda p: write_notebook(p, RUN_CELLS),
-    "a source in lines": lambda p: write_notebook(p, [*CELLS[:2], cell(["run = ", "execute(plan)"])]),
+    "a source in lines": lambda p: write_notebook(p, [*CELLS[:2], cell(["run = ", "execute(plan)"]), CELLS[3]]),
     "an output of papermill": lambda p: write_notebook(p, RUN_CELLS, name="out"),
     "a report": lambda p: (p / "notebooks" / "out.html").write_text("<html>"),
     "compiled modules": lambda p: [(p / "nsa_lib" / "__pycache__").mkdir(),
                                    (p / "nsa_lib" / "__pycache__" / "rope.pyc").write_text("x")],
+    "a template": lambda p: (p / "nsa_lib" / "page.html.j2").write_text("<p>"),
+    "text": lambda p: write_notebook(p, [cell("# A smoke", kind="markdown"), *CELLS[1:]]),
+    "an empty cell": lambda p: write_notebook(p, [*CELLS, cell(""), cell("  \n")]),
+    "a blank line at the end": lambda p: write_notebook(p, [*CELLS[:2], cell(CELLS[2]["source"] + "\n"), CELLS[3]]),
+    "injected parameters": lambda p: write_notebook(
+        p, [*CELLS[:2], cell("steps = 7", "injected-parameters"), *CELLS[2:]]
+    ),
+    "a checkpoint of Jupyter": lambda p: [(p / "nsa_lib" / ".ipynb_checkpoints").mkdir(),
+                                          (p / "nsa_lib/.ipynb_checkpoints/rope-checkpoint.py").write_text("x")],
+    "what editors leave": lambda p: [(p / "nsa_lib" / "attention" / name).write_text("x")
+                                     for name in ("rope.py~", ".rope.py.swp", "#rope.py#", ".#rope.py", "4913")],
     "a readme": lambda p: (p / "README.md").write_text("# Read"),
 }  # fmt: skip
 
@@ -107,3 +126,7 @@ def test_the_commit_is_gits_own(project, monkeypatch):
     assert provenance.provenance(["smoke"])["git_commit"] == "0123abc-dirty"
     fake.write_text("#!/bin/sh\necho 'fatal: ambiguous argument HEAD' >&2; exit 128\n")
     assert provenance.provenance(["smoke"])["git_commit"] is None  # a repository without a commit
+
+
+def test_notebooks_for_tinkering_do_not_count():
+    assert set(QUESTIONS) - set(judged()) == {"capacity", "explore"}

@@ -16,7 +16,7 @@ from nsa_lib.runs.plan import Plan, require_data
 from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.runner import execute
 from nsa_lib.subject.config import ConfigError, ModelConfig, NSAConfig
-from nsa_lib.workbook.questions import QUESTIONS
+from nsa_lib.workbook.questions import QUESTIONS, judged
 from nsa_lib.workbook.run import Run, record
 
 RERUN = "rerun of "
@@ -73,7 +73,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
         custom=(f"{RERUN}{run.info['run_id']}: case {case_id}, {said}", *run.info["custom"]),
         backends=run.backends,
         cases=(case,),
-        environment={**facts, **environment.machine_facts(), **provenance(QUESTIONS)},
+        environment={**facts, **environment.machine_facts(), **provenance(judged())},
         out_dir=where,
         call=f"rerun(open_run({str(run.folder.resolve())!r}), {case_id!r}{asked})",
     )
