@@ -43,6 +43,10 @@ def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
     return Run(Path("made-up"), described, cases_frame(rows), pd.DataFrame(steps).reindex(columns=STEP_COLUMNS))
 
 
+GRAPHS = {"graphs": 1, "frames": 1, "eager_frames": 0, "graph_breaks": {}, "recompilations": []}
+"""What torch counts where layers compile as they should."""
+
+
 def seen(asked):
     """Return what an honest worker records of its steps, if it is asked for a case that takes any."""
     if asked is None or asked["work"] not in ("train", "backward"):
@@ -52,7 +56,8 @@ def seen(asked):
     dtypes = {kind: [asked["dtype"]] for kind in ("activations", "parameters", "gradients", "optimizer")}
     facts = {"executed": [
         {"step": step, "routes": [[asked["model"]["backend"]] if is_nsa else []] * layers, "passes": [passes] * layers,
-         "dtypes": dtypes, "devices": [asked["device"]], "detects_anomalies": asked["detect_anomaly"]}
+         "dtypes": dtypes, "devices": [asked["device"]], "detects_anomalies": asked["detect_anomaly"],
+         "allocator": {"setting": asked["alloc_conf"]}, "compiled": GRAPHS if asked["compile"] else None}
         for step in steps
     ]}  # fmt: skip
     if asked["attest"] and is_nsa:

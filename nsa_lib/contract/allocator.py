@@ -21,6 +21,11 @@ ALLOCATOR_SETTINGS = {
 """Allocator settings whose cost is compared; `both` is the checklist's line."""
 
 
+def options_of(alloc_conf: str) -> list[str]:
+    """Return the options of a setting, `name:value` each, without spaces."""
+    return list(filter(None, "".join(alloc_conf.split()).split(",")))
+
+
 @dataclass(frozen=True)
 class AllocatorSettings:
     """The part of an allocator setting that the simulation follows."""
@@ -36,8 +41,8 @@ class AllocatorSettings:
         Raises ConfigError, in one line that names the option, for what the simulation does not follow.
         """
         expandable, max_split_bytes = False, UNBOUNDED
-        for option in filter(None, (part.strip() for part in alloc_conf.split(","))):
-            name, _, value = (text.strip() for text in option.partition(":"))
+        for option in options_of(alloc_conf):
+            name, _, value = option.partition(":")
             if name == "expandable_segments" and value in ("True", "False"):
                 expandable = value == "True"
             elif name == "max_split_size_mb" and value.isdecimal() and int(value) * MIB > LARGE_SEGMENT:

@@ -80,8 +80,7 @@ class Cuda:
         return self._own_mib() if budget_mib is None else budget_mib
 
     def settings(self) -> dict[str, object]:
-        # Private, but only there torch tells which setting the allocator obeys.
-        return {"allocator": torch.cuda.memory._snapshot()["allocator_settings"]}
+        return {"allocator": CudaMeter().allocator()}
 
     def _own_mib(self) -> float:
         return torch.cuda.get_device_properties(0).total_memory / MIB

@@ -166,7 +166,7 @@ def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> 
     windows = device.operator_windows(steps=case.steps) if case.profile_operators else profiling.TrackedWindows(steps=0)
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
     meter = device.meter(case.alloc_conf, case.budget_mib)
-    witness = attestation.Witness(case)
+    witness = attestation.Witness(case, meter.allocator)
     with own_tables(), anomalies, meter, windows:
         meter.track(stepped.model)
         heartbeat.beat("warmup")

@@ -11,6 +11,7 @@ returned it.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nsa_lib.contract.allocator import MIB
+from nsa_lib.contract.allocator import MIB, UNBOUNDED
 from nsa_lib.worker.allocator import ROUNDING, AllocatorSimulation, Block
 
 
@@ -87,6 +88,20 @@ class CudaMeter:
             "device_allocs": stats["num_device_alloc"],
             "ops": None,
         }
+
+    def allocator(self) -> dict[str, object]:
+        """Return the setting that the allocator obeys: as text, and the options that torch tells apart.
+
+        What torch does not tell is left out. Only its own allocator tells its options, not `cudaMallocAsync`.
+        """
+        if torch.cuda.memory.get_allocator_backend() != "native":
+            return _setting_that_torch_read()
+        # Private, but only there torch tells which options the allocator obeys.
+        told = torch.cuda.memory._snapshot()["allocator_settings"]
+        found = {"setting": told["PYTORCH_CUDA_ALLOC_CONF"]} if "PYTORCH_CUDA_ALLOC_CONF" in told else {}
+        if "max_split_size" in told:
+            found["max_split_mib"] = told["max_split_size"] // MIB if 0 <= told["max_split_size"] < UNBOUNDED else None
+        return found | {name: told[name] for name in ("expandable_segments",) if name in told}
 
     def _note(self, phase: str | None) -> Mapping:
         # The nested form: flattening the whole table takes longer than reading it.
@@ -191,6 +206,18 @@ class CpuMeter(StorageTracker):
             "ops": self.operator_counts.total(),
         }
 
+    def allocator(self) -> dict[str, object]:
+        """Return the setting that the process runs under, as text, and the options that the simulation obeys."""
+        settings = self._allocator.settings
+        split = settings.max_split_bytes
+        return {
+            # torch 2.11 and older tell none without CUDA: then it is what this process was started with.
+            "setting": os.environ.get("PYTORCH_ALLOC_CONF", ""),
+            **_setting_that_torch_read(),
+            "expandable_segments": settings.expandable_segments,
+            "max_split_mib": None if split == UNBOUNDED else split // MIB,
+        }
+
     def born(self, nbytes: int) -> tuple[int, Block]:
         block = self._allocator.allocate(nbytes)
         self._bytes += nbytes
@@ -236,6 +263,12 @@ def tensors_in(objects: Iterable[object]) -> Iterator[torch.Tensor]:
             yield from tensors_in(item.values())
         elif isinstance(item, (list, tuple)):
             yield from tensors_in(item)
+
+
+def _setting_that_torch_read() -> dict[str, object]:
+    """Return the `setting`, or nothing from a torch that does not tell it."""
+    tell = getattr(torch._C, "_accelerator_getAllocatorSettings", None)
+    return {} if tell is None else {"setting": tell()}
 
 
 def _mib(stats: Mapping, counter: str, figure: str) -> float:

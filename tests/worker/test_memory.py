@@ -379,6 +379,45 @@ def test_cuda_peaks_by_phase_and_of_the_step(monkeypatch):
     assert m.operator_counts is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "max_split_size": 2**26, "expandable_segments": False},
+            {"setting": "max_split_size_mb:64", "max_split_mib": 64, "expandable_segments": False},
+        ),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "", "max_split_size": -1, "expandable_segments": True},
+            {"setting": "", "max_split_mib": None, "expandable_segments": True},
+        ),
+        ({}, {}),
+    ],
+)
+def test_on_cuda_torch_tells_which_setting_its_allocator_obeys(monkeypatch, settings, told):
+    monkeypatch.setattr(torch.cuda.memory, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"allocator_settings": settings})
+    assert CudaMeter().allocator() == told
+
+
+def test_an_allocator_that_is_not_torchs_own_tells_its_setting_as_text_or_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda.memory, "get_allocator_backend", lambda: "cudaMallocAsync")
+    monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "backend:cudaMallocAsync", raising=False)
+    assert CudaMeter().allocator() == {"setting": "backend:cudaMallocAsync"}
+    monkeypatch.delattr(torch._C, "_accelerator_getAllocatorSettings")
+    assert CudaMeter().allocator() == {}
+
+
+def test_on_the_cpu_the_simulation_tells_its_options_and_torch_or_the_environment_the_setting(monkeypatch):
+    monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "as torch read it", raising=False)
+    options = {"expandable_segments": True, "max_split_mib": 256}
+    meter = CpuMeter("expandable_segments:True,max_split_size_mb:256")
+    assert meter.allocator() == {"setting": "as torch read it", **options}
+    monkeypatch.delattr(torch._C, "_accelerator_getAllocatorSettings")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "as the process was started")
+    assert meter.allocator() == {"setting": "as the process was started", **options}
+    assert CpuMeter("").allocator()["max_split_mib"] is None
+
+
 def test_both_meters_report_the_same_fields(monkeypatch):
     FakeCuda(monkeypatch)
     for m in (CudaMeter(), CpuMeter("")):

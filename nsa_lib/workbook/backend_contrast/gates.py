@@ -10,6 +10,7 @@ import pandas as pd
 
 from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.figures import largest
+from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate
 from nsa_lib.judgement.gate import (
     FAIL,
@@ -43,7 +44,8 @@ SAME_SPEED = 1.05
 def contrast_gates(run: Recorded) -> list[GateResult]:
     """Return the gates of a contrast: those of each backend, and those over all of them."""
     each = [judge(run, name) for judge in EACH for name in run.backends]
-    return [*each, peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run)]
+    allocation = allocator_gate(run, [f"model_{name}" for name in run.backends])
+    return [*each, peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run), allocation]
 
 
 def ran_gate(run: Recorded, backend: str) -> GateResult:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate
 from nsa_lib.judgement.gate import (
     FAIL,
@@ -66,6 +67,7 @@ def scaling_gates(run: Recorded) -> list[GateResult]:
             for area in AREAS
         ),
         allocator_cases_gate(run),
+        allocator_gate(run, run.info["case_ids"]),
         *exponent_gates(run),
         known_peak_gate(run),
     ]

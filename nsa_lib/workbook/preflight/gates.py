@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nsa_lib.contract.agenda import check_names
+from nsa_lib.contract.allocator import options_of
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, ended_well, how_it_ended, outcome_of
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
@@ -122,9 +123,14 @@ def free_memory(facts: Mapping[str, object]) -> GateResult:
 
 
 def allocator(run: Recorded) -> GateResult:
-    """Judge that the allocator is set as the checklist sets it."""
+    """Judge that the allocator obeys the setting asked for, and that this is the checklist's."""
     asked = str(run.parameter("alloc_conf"))
-    return _judged("alloc_conf", MET if asked == CHECKLIST_ALLOC_CONF else DIFFERS, asked, CHECKLIST_ALLOC_CONF)
+    found = ((run.fact("subject", "effective") or {}).get("allocator") or {}).get("setting")
+    if found is None:
+        return _unknown("alloc_conf", CHECKLIST_ALLOC_CONF)
+    if options_of(found) != options_of(asked):
+        return _judged("alloc_conf", MISSING, found, CHECKLIST_ALLOC_CONF, detail=f"asked for was {asked or 'none'}")
+    return _judged("alloc_conf", MET if asked == CHECKLIST_ALLOC_CONF else DIFFERS, found, CHECKLIST_ALLOC_CONF)
 
 
 def check_gate(run: Recorded, group: str, name: str) -> GateResult:

@@ -9,7 +9,9 @@ from statistics import median
 import pandas as pd
 
 from nsa_lib.contract.case import WARMUP_STEPS
+from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate
+from nsa_lib.judgement.compiled import compiled_gate
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -64,6 +66,8 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         future_gate(run),
         executed_gate(run, "training"),
         recomputation_gate(run, "training", prerequisite=run.info["profile"] == "checklist"),
+        *([compiled_gate(run, "training", "profiler")] if run.parameter("compile") else []),
+        allocator_gate(run, ["training"]),
         *reserved_gates(run),
         memory_order_gate(run),
         trend_gate(run, "trend_peak_alloc", "peak_alloc_mib", floor_mib=0),

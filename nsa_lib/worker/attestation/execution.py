@@ -29,6 +29,10 @@ class Execution:
     """Kinds of device that hold the parameters."""
     detects_anomalies: bool = False
     """Whether autograd's anomaly detection was in force in forward."""
+    allocator: dict[str, object] = field(default_factory=dict)
+    """The `setting` that the memory allocator obeyed, and its options; what torch does not tell is left out."""
+    compiled: dict[str, object] | None = None
+    """What torch.compile made up to the end of the step (`graphs`); None where layers are not compiled."""
 
     def to_json(self) -> dict[str, object]:
         """Return it as what `json` can write."""

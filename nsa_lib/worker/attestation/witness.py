@@ -8,7 +8,7 @@ training alone, or only where it is not looked at, would know it from the others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.attestation.execution import Execution, executing
+from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
 from nsa_lib.worker.attestation.recording import StepRecord, recording
 from nsa_lib.worker.attestation.sample import Sample, sample
@@ -27,8 +28,9 @@ from nsa_lib.worker.attestation.train_step import AdamW
 class Witness:
     """What is recorded of a case's steps; layers in the first and last, the train step in the middle one as well."""
 
-    def __init__(self, case: CaseConfig):
-        self._case = case
+    def __init__(self, case: CaseConfig, allocator: Callable[[], Mapping[str, object]]):
+        """Begin with a case; `allocator` tells the memory setting in force, as a meter does."""
+        self._case, self._allocator = case, allocator
         self._records: dict[int, StepRecord] = {}
         self._executions: dict[int, Execution] = {}
         self._losses: dict[int, float] = {}
@@ -49,6 +51,8 @@ class Witness:
                 record = watching.enter_context(recording(model, tokens, self._sample(step), optimizer))
                 self._records[step] = record
             yield
+        execution.allocator = dict(self._allocator())
+        execution.compiled = compiled_graphs() if model.is_compiled else None
         self._executions[step] = execution
 
     def _sample(self, step: int) -> Sample:

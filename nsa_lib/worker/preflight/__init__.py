@@ -14,6 +14,7 @@ from nsa_lib.contract.agenda import check_names
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject.config import FUSED
+from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.preflight.against_reference import (
     choice_agrees,
     fused_choice_agrees,
@@ -66,7 +67,7 @@ def run_checks(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Mapping[str, 
     counted are the checks.
     """
     checks, found = GROUPS[case.case_id](case, lambda: heartbeat.beat("step")), []
-    yield {"checks": []}
+    yield {"checks": [], "effective": DEVICES[case.device].settings()}
     for number, name in enumerate(check_names(case.backends)[case.case_id], start=1):
         began = time.perf_counter()
         finding = checks[name]()

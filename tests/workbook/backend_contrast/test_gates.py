@@ -62,7 +62,7 @@ def test_a_healthy_contrast_is_go_and_every_gate_passes(profile):
     assert verdict(found) == ("GO", [])
     assert {g.outcome for g in found} == {PASS}
     names = {f"{kind}_{name}" for kind in KINDS for name in PLAIN_BACKENDS}
-    assert {g.name for g in found} == names | {"peak_spread", "distinct", "ran_dense", "timing"}
+    assert {g.name for g in found} == names | {"peak_spread", "distinct", "ran_dense", "timing", "allocator"}
 
 
 def test_a_contrast_without_any_case_did_not_run():
@@ -241,7 +241,7 @@ def test_a_contrast_that_left_fused_out_where_it_can_run_is_incomplete():
     assert verdict(contrast_gates(bare))[0] == "INCOMPLETE"
     assert {g.name: g.outcome for g in contrast_gates(bare) if g.outcome != PASS} == {
         **dict.fromkeys([f"{kind}_fused" for kind in KINDS], NOT_RUN),
-        **dict.fromkeys(("peak_spread", "distinct"), NOT_RUN),
+        **dict.fromkeys(("peak_spread", "distinct", "allocator"), NOT_RUN),
     }
 
 

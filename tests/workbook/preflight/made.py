@@ -35,6 +35,7 @@ def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=
             "case_id": group, "status": status if group == "subject" else "ok", "reason": "why",
             "checks": [check(name, **changed.get(name, {})) for name in names if name not in without],
             "attention_map": MAP if group == "learning" else None,
+            "effective": {"allocator": {"setting": values["alloc_conf"].value}},
         }
         for group, names in check_names(backends).items()
     ]  # fmt: skip

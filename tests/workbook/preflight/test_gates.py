@@ -8,6 +8,7 @@ from nsa_lib.contract.agenda import check_names
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
 from nsa_lib.workbook.preflight.gates import preflight_advice, preflight_gates, preflight_headline
+from tests.made import with_case
 from tests.workbook.preflight.made import WITH_FUSED, gate, preflight
 
 
@@ -50,6 +51,14 @@ def test_another_allocator_setting_differs_and_checkpointing_off_is_missing():
     assert gate(preflight(grad_checkpointing=False), "grad_checkpointing").outcome == FAIL
     off = gate(preflight("laptop", grad_checkpointing=False), "grad_checkpointing")
     assert (off.outcome, off.required) == (FAIL, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "outcome"), [({}, NOT_RUN), ({"setting": ""}, FAIL), ({"setting": "expandable_segments:True"}, FAIL)]
+)
+def test_the_allocator_setting_is_the_one_in_force_and_not_the_one_asked_for(told, outcome):
+    found = gate(with_case(preflight(), "subject", effective={"allocator": told}), "alloc_conf")
+    assert (found.outcome, found.required) == (outcome, True)
 
 
 @pytest.mark.parametrize("name", ["gpu", "driver", "bf16", "gpu_memory_free", "alloc_conf"])

@@ -50,6 +50,7 @@ FAULTS = {
     "future": lambda run: shown_fresh(run, losses=[6.5, 5.9, 6.5]),
     "executed": lambda run: executed(run, devices=["cpu"]) if run.parameter("device") == "cuda" else run,
     "grad_checkpointing": lambda run: executed(run, passes=[2, 1]),
+    "allocator": lambda run: executed(run, allocator={"setting": "expandable_segments:True"}),
     "peak_reserved": lambda run: with_steps(run, peak_reserved_mib=lambda step, mib: 75_001.0 if step == 60 else mib),
     "peak_reserved_gpu": lambda run: with_steps(
         with_parameter(run, "reserved_limit_mib", 80_000.0), peak_reserved_mib=lambda step, mib: 75_001.0
@@ -88,6 +89,7 @@ GAPS = {
     "future": lambda run: with_case(run, "training", fresh_tokens=None),
     "executed": lambda run: with_case(run, "training", executed=None),
     "grad_checkpointing": lambda run: ended(run, "unavailable", 0),
+    "allocator": lambda run: executed(run, allocator={}),
     "peak_reserved": lambda run: missing(run, "peak_reserved_mib"),
     "peak_reserved_gpu": lambda run: missing(with_parameter(run, "reserved_limit_mib", 9e4), "peak_reserved_mib"),
     "memory_order": lambda run: with_case(run, "training", state_mib=NAN),

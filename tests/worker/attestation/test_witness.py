@@ -20,7 +20,7 @@ def witnessed(*, work="train", steps=5, spoilt_step=None):
         grad_checkpointing=True, lr=LR, seed=0, device="cpu", loss_chunk=CHUNK, attest=True,
     )  # fmt: skip
     torch.manual_seed(case.seed)
-    model, batches, witness = TinyLM(case.model, grad_checkpointing=True), data.batches(case), Witness(case)
+    model, batches, witness = TinyLM(case.model, grad_checkpointing=True), data.batches(case), Witness(case, dict)
     optimizer = training.make_optimizer(model, case.lr) if work == "train" else None
     for step in range(1, steps + 1):
         tokens = next(batches)

@@ -1,0 +1,56 @@
+"""Judge that layers that were to be compiled ran compiled, whole, and were not compiled again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from nsa_lib.contract.case import WINDOW_STEPS
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
+from nsa_lib.runs.recorded import Recorded
+
+COMPILED_CALL = "Torch-Compiled Region"
+"""What the name of every call of compiled code begins with in a profile."""
+
+
+def compiled_gate(run: Recorded, case_id: str, profiled_id: str) -> GateResult:
+    """Judge the graphs of a case with compile=True: some were made, no frame is eager, none breaks, none is made again.
+
+    Compilations of the first recorded step are expected. That no layer was left out is read off the case `profiled_id`,
+    in which calls of compiled code were counted.
+    """
+    gate, case = GateResult("compiled", True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
+    steps = [] if case is None else [step["compiled"] for step in case["executed"] or () if step.get("compiled")]
+    if not steps:
+        return replace(gate, detail="no compiled step was recorded")
+    wrong = [*_wrong(steps[0], steps[-1])]
+    calls, layers = _compiled_calls(run.case(profiled_id)), case["asked"]["model"]["layers"]
+    if calls is not None and calls < layers:
+        wrong.append(f"{calls:g} calls of compiled code a step, in {layers} layers")
+    if wrong:
+        return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong))
+    if calls is None:
+        return replace(gate, detail="calls of compiled code were not counted: a layer may have run eagerly")
+    detail = (
+        f"{steps[-1]['graphs']} graphs of {steps[-1]['frames']} frames, {calls:g} calls of them a step in {layers} "
+        f"layers; no break, {len(steps[0]['recompilations'])} compiled again in the first step and none later"
+    )
+    return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
+
+
+def _wrong(first: Mapping, last: Mapping) -> list[str]:
+    """Return what is wrong with the graphs, in words, from the counts up to the first and up to the last step."""
+    wrong = [] if last["graphs"] else ["nothing was compiled"]
+    if last["eager_frames"]:
+        wrong.append(f"{last['eager_frames']} of {last['frames']} frames run eagerly")
+    wrong += [f"a graph breaks {times} times: {reason}" for reason, times in last["graph_breaks"].items()]
+    again = last["recompilations"][len(first["recompilations"]) :]
+    return wrong + [f"compiled again after the first step: {reason}" for reason in again]
+
+
+def _compiled_calls(case: Mapping | None) -> float | None:
+    """Return the calls of compiled code in a late step of a case, or None if none were counted."""
+    if case is None or not case["operators"]:
+        return None
+    counts = [row["count"] for name, row in case["operators"]["late"].items() if name.startswith(COMPILED_CALL)]
+    return sum(counts) / WINDOW_STEPS
