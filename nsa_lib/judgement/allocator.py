@@ -1,7 +1,7 @@
 """Judge that every case ran under the allocator setting that it was asked for: that decides what it reserves.
 
-On CUDA torch tells what its allocator obeys. On the CPU the simulation tells its options; torch, or one of 2.11 and older
-the environment of the process, tells the setting as text.
+On CUDA torch tells what its allocator obeys. On the CPU the simulation tells its options, and torch the setting as
+text; with torch 2.11 and older, the environment that the process was started with.
 """
 
 from __future__ import annotations

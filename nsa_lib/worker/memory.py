@@ -11,7 +11,6 @@ returned it.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lib.contract.allocator import MIB, UNBOUNDED
 from nsa_lib.worker.allocator import ROUNDING, AllocatorSimulation, Block
+from nsa_lib.worker.process import started_with
 
 
 class _StepPeaks:
@@ -212,7 +212,7 @@ class CpuMeter(StorageTracker):
         split = settings.max_split_bytes
         return {
             # torch 2.11 and older tell none without CUDA: then it is what this process was started with.
-            "setting": os.environ.get("PYTORCH_ALLOC_CONF", ""),
+            "setting": started_with("PYTORCH_ALLOC_CONF"),
             **_setting_that_torch_read(),
             "expandable_segments": settings.expandable_segments,
             "max_split_mib": None if split == UNBOUNDED else split // MIB,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.contract.allocator import MIB
+from nsa_lib.worker import memory
 from nsa_lib.worker.allocator import AllocatorSimulation
 from nsa_lib.worker.memory import CpuMeter, CudaMeter
 
@@ -413,7 +414,7 @@ def test_on_the_cpu_the_simulation_tells_its_options_and_torch_or_the_environmen
     meter = CpuMeter("expandable_segments:True,max_split_size_mb:256")
     assert meter.allocator() == {"setting": "as torch read it", **options}
     monkeypatch.delattr(torch._C, "_accelerator_getAllocatorSettings")
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "as the process was started")
+    monkeypatch.setattr(memory, "started_with", {"PYTORCH_ALLOC_CONF": "as the process was started"}.__getitem__)
     assert meter.allocator() == {"setting": "as the process was started", **options}
     assert CpuMeter("").allocator()["max_split_mib"] is None
 
