@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 STEP_COLUMNS = (
@@ -62,14 +63,20 @@ class HeartbeatReader:
 
         Raises ValueError if a whole line is not JSON.
         """
+        return list(self.beats())
+
+    def beats(self) -> Iterator[dict]:
+        """Yield what `read` returns, one at a time: a long run has too many to hold them all."""
         if not self.path.exists():
-            return []
+            return
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            data = file.read()
-        self._offset += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+            for part in file:
+                self._offset += len(part)
+                self._rest += part
+                if self._rest.endswith(b"\n"):
+                    line, self._rest = self._rest, b""
+                    yield json.loads(line)
 
     @property
     def torn(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -112,11 +113,15 @@ def noise_of(levels: np.ndarray) -> Chunked:
     Teeth cancel at their own length, and three quarters of the differences hold neither spikes nor the falls of teeth.
     """
     rows = _chunks(levels)
-    later = rows[:, LONGEST_TOOTH:]
-    changes = np.stack([later - rows[:, LONGEST_TOOTH - lag : -lag] for lag in range(1, LONGEST_TOOTH + 1)])
-    spreads = np.quantile(np.abs(changes - np.median(changes, axis=2, keepdims=True)), 0.75, axis=2)
+    spreads = [_spread_at(rows, lag) for lag in range(1, LONGEST_TOOTH + 1)]
     # A Gaussian difference is within 1.15 sqrt(2) noise in three of four; the least of ten lags is 0.87 of the mean.
-    return Chunked(rows.shape[1], spreads.min(axis=0) / (1.15 * np.sqrt(2) * 0.87))
+    return Chunked(rows.shape[1], np.minimum.reduce(spreads) / (1.15 * np.sqrt(2) * 0.87))
+
+
+def _spread_at(rows: np.ndarray, lag: int) -> np.ndarray:
+    """Return of each row how far three quarters of its differences at a lag lie from their median."""
+    changes = rows[:, LONGEST_TOOTH:] - rows[:, LONGEST_TOOTH - lag : -lag]
+    return np.quantile(np.abs(changes - np.median(changes, axis=1, keepdims=True)), 0.75, axis=1)
 
 
 def _swing_of(levels: np.ndarray, noise: Chunked) -> Chunked:
@@ -148,40 +153,59 @@ def _read(levels: np.ndarray, total: np.ndarray, noise: Chunked, swing: Chunked,
     steps, stride = PARTS * part, part // 5 if part % 5 == 0 else part
     # Counted from the end, so that the last window ends with the run.
     start = np.arange((len(levels) - steps) % stride, len(levels) - steps + 1, stride)
+    noise_mib = noise.over(start, steps)
+    error_mib = GROWTH_ERROR * noise_mib / np.sqrt(steps)
+    base_mib, growth_mib, rest_of_means = _by_means(total, start, part, levels[0])
+    rise, fall, rest = _by_medians(levels, start, part, stride)
+    return Windows(
+        steps=steps,
+        start=start,
+        base_mib=base_mib,
+        growth=growth_mib / base_mib,
+        rise=rise / base_mib,
+        fall=fall / base_mib,
+        rest=rest / base_mib,
+        sure_rest=np.maximum(rest - SPILL * noise_mib, rest_of_means - REST_ERRORS * error_mib) / base_mib,
+        error=error_mib / base_mib,
+        alias=ALIAS_SHARE * swing.over(start, steps) / base_mib,
+    )
+
+
+def _by_means(total: np.ndarray, start: np.ndarray, part: int, first_mib: float) -> tuple[np.ndarray, ...]:
+    """Return of each window, by the means of its parts: where it begins, its growth, the rise without two steps."""
 
     def mean(parts_before: int, parts: int) -> np.ndarray:
         begin = start + parts_before * part
-        return (total[begin + parts * part] - total[begin]) / (parts * part) + levels[0]
+        return (total[begin + parts * part] - total[begin]) / (parts * part) + first_mib
 
     tenths, fifths = [mean(before, 1) for before in range(PARTS)], [mean(before, 2) for before in (0, 2, 6, 8)]
     # Centres of the outer parts are nine parts apart, and those of the outer fifths eight.
     by_tenths = (tenths[-1] - tenths[0]) * PARTS / (PARTS - 1)
     by_fifths = fifths[3] - fifths[0] + (fifths[1] - fifths[0] + fifths[3] - fifths[2]) / 2
+    return tenths[0], np.minimum(by_tenths, by_fifths), _without_two_steps(tenths)
 
+
+def _by_medians(levels: np.ndarray, start: np.ndarray, part: int, stride: int) -> tuple[np.ndarray, ...]:
+    """Return of each window, by the medians of two parts: its rise, its deepest fall, the rise without two jumps."""
     middles = medians(levels[start[0] :], 2 * part, stride)
-    course = np.stack([middles[i * part // stride :][: len(start)] for i in range(PARTS - 1)], axis=1)
-    rise = course[:, -1] - course[:, 0]
-    noise_mib = noise.over(start, steps)
-    error_mib = GROWTH_ERROR * noise_mib / np.sqrt(steps)
-    rest = rise - np.sort(np.diff(course, axis=1), axis=1)[:, -2:].sum(axis=1)
-    by_means = _without_two_steps(np.stack(tenths, axis=1)) - REST_ERRORS * error_mib
-    return Windows(
-        steps=steps,
-        start=start,
-        base_mib=tenths[0],
-        growth=np.minimum(by_tenths, by_fifths) / tenths[0],
-        rise=rise / tenths[0],
-        fall=(np.maximum.accumulate(course, axis=1) - course).max(axis=1) / tenths[0],
-        rest=rest / tenths[0],
-        sure_rest=np.maximum(rest - SPILL * noise_mib, by_means) / tenths[0],
-        error=error_mib / tenths[0],
-        alias=ALIAS_SHARE * swing.over(start, steps) / tenths[0],
-    )
+    course = [middles[i * part // stride :][: len(start)] for i in range(PARTS - 1)]
+    # A part at a time: all parts of all windows of a long run are a hundred megabytes.
+    highest, fall = course[0], np.zeros(len(start))
+    largest = second = np.full(len(start), -np.inf)
+    for before, after in pairwise(course):
+        highest = np.maximum(highest, after)
+        fall = np.maximum(fall, highest - after)
+        jump = after - before
+        largest, second = np.maximum(largest, jump), np.maximum(second, np.minimum(largest, jump))
+    rise = course[-1] - course[0]
+    return rise, fall, rise - largest - second
 
 
-def _without_two_steps(means: np.ndarray) -> np.ndarray:
-    """Return the rise of each row without the two steps that explain most of it; a step shows in two jumps."""
-    jumps = np.diff(means, axis=1)
-    steps = jumps[:, :-1] + jumps[:, 1:]
-    two = np.maximum.accumulate(steps, axis=1)[:, :-2] + steps[:, 2:]
-    return means[:, -1] - means[:, 0] - two.max(axis=1)
+def _without_two_steps(means: list[np.ndarray]) -> np.ndarray:
+    """Return the rise over some means without the two steps that explain most of it; a step shows in two jumps."""
+    steps = [after - before for before, after in zip(means[:-2], means[2:], strict=True)]
+    first, two = steps[0], steps[0] + steps[2]
+    for earlier, later in zip(steps[1:-2], steps[3:], strict=True):
+        first = np.maximum(first, earlier)
+        two = np.maximum(two, first + later)
+    return means[-1] - means[0] - two

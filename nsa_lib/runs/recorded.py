@@ -10,10 +10,12 @@ from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
-from nsa_lib.contract.heartbeat import STEP_COLUMNS, HeartbeatReader
+from nsa_lib.contract.files import replacing
 from nsa_lib.runs.folder import SCHEMA
+from nsa_lib.runs.steps import read_steps
 from nsa_lib.subject.config import ConfigError
 
 JSON_COLUMNS = (
@@ -55,7 +57,8 @@ class Recorded:
     def read(cls: type[R], folder: Path) -> R:
         """Read a folder. Raises ConfigError or one of MALFORMED for files that are not what they should be."""
         info = read_info(folder)
-        return cls(folder, info, _cases(folder, info["case_ids"]), _steps(folder, info["case_ids"]))
+        steps, torn = read_steps(folder, info["case_ids"])
+        return cls(folder, info, _cases(folder, steps["case_id"].value_counts(), torn), steps)
 
     def case(self, case_id: str) -> Mapping[str, object] | None:
         """Return a case, or None if the run has none of that name."""
@@ -72,7 +75,12 @@ class Recorded:
 
     def of(self, case_id: str) -> pd.DataFrame:
         """Return a case's steps in order."""
-        return self.steps[self.steps["case_id"] == case_id].sort_values("step")
+        own = (self.steps["case_id"] == case_id).to_numpy()
+        places = np.flatnonzero(own)
+        # As they were read they lie together: a slice of a long run costs nothing, a copy 50 MB.
+        together = len(places) and own[places[0] : places[-1] + 1].all()
+        steps = self.steps.iloc[places[0] : places[-1] + 1] if together else self.steps[own]
+        return steps if steps["step"].is_monotonic_increasing else steps.sort_values("step")
 
     @property
     def main_case(self) -> str | None:
@@ -149,20 +157,19 @@ def _or_none(value: object) -> object:
     return value if isinstance(value, list | dict) else None
 
 
-def to_csv(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV for other programs; it is never read again. Everything is quoted, lists are JSON."""
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame as CSV for other programs; it is never read again. Everything is quoted, lists are JSON."""
     encoded = {name: frame[name].map(json.dumps, na_action="ignore") for name in JSON_COLUMNS if name in frame}
-    return frame.assign(**encoded).to_csv(index=False, quoting=csv.QUOTE_ALL)
+    with replacing(path) as temporary:
+        frame.assign(**encoded).to_csv(temporary, index=False, quoting=csv.QUOTE_ALL, errors="replace")
 
 
-def _cases(folder: Path, case_ids: list[str]) -> pd.DataFrame:
+def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]) -> pd.DataFrame:
     rows = []
-    for case_id in case_ids:
+    for case_id in torn:
         path = folder / "cases" / case_id / "result.json"
         result = _read_json(path) if path.exists() else {"status": "interrupted", "reason": "no result was written"}
-        reader = HeartbeatReader(path.with_name("heartbeat.jsonl"))
-        done = sum(beat["step"] is not None for beat in reader.read())
-        row = {"case_id": case_id, "steps_done": done, **result, "torn_heartbeat": reader.torn}
+        row = {"case_id": case_id, "steps_done": steps_done.get(case_id, 0), **result, "torn_heartbeat": torn[case_id]}
         asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
         if asked.exists():
             row["asked"] = json.loads(asked.read_text())
@@ -178,11 +185,3 @@ def _prediction(path: Path) -> dict[str, object]:
         return _read_json(path)
     except ConfigError as error:
         return {"reason": str(error)}
-
-
-def _steps(folder: Path, case_ids: list[str]) -> pd.DataFrame:
-    rows = []
-    for case_id in case_ids:
-        beats = HeartbeatReader(folder / "cases" / case_id / "heartbeat.jsonl").read()
-        rows += [{"case_id": case_id, **beat} for beat in beats if beat["step"] is not None]
-    return pd.DataFrame(rows).reindex(columns=STEP_COLUMNS)

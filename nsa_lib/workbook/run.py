@@ -18,13 +18,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.contract.case import WARMUP_STEPS
-from nsa_lib.contract.files import write_json, write_text
+from nsa_lib.contract.files import write_json
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
 from nsa_lib.report.guard import guarded, show
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.found import NEWEST, runs_in
-from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, to_csv
+from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, write_csv
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS, Judging
@@ -159,8 +159,8 @@ def record(folder: Path) -> Run:
     run = Run.read(folder)
     with StopButton():  # a second press right after the first must not stop what saves the run
         write_json(folder / "summary.json", run.summary)  # the verdict before all that only decorates it
-        show(lambda: write_text(folder / "cases.csv", to_csv(run.cases)))
-        show(lambda: write_text(folder / "steps.csv", to_csv(run.steps)))
+        show(lambda: write_csv(run.cases, folder / "cases.csv"))
+        show(lambda: write_csv(run.steps, folder / "steps.csv"))
     return run
 
 

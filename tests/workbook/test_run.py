@@ -88,7 +88,7 @@ def test_figures_and_verdict_need_no_torch(folder):
     code = f"""import sys
 from nsa_lib.workbook.run import open_run
 run = open_run({str(folder)!r})
-assert set(run.figures) == {{"memory", "phases", "prediction", "loss", "step_time"}}
+assert set(run.figures) == {{"memory", "phases", "prediction", "loss", "grad_norm", "step_time"}}
 assert len(run.figures["memory"].data) == 3
 assert run.verdict == "GO"
 assert "torch" not in sys.modules"""
@@ -125,7 +125,7 @@ def test_a_runner_killed_at_once_leaves_a_run_that_can_be_opened(folder):
         assert run.steps.empty
         assert run.verdict == "INCOMPLETE"
         assert "no steps recorded" in run.figures["memory"].layout.meta["description"]
-        assert len(run.figures) == 5
+        assert len(run.figures) == 6
 
 
 STDERR = 'Traceback, "quoted":\r\n  50%|#####     |\r100%|##########|\n\x00NUL, None\nValueError: 7, né\n'
@@ -333,7 +333,7 @@ def test_a_verdict_is_there_though_all_that_decorates_it_fails(folder, monkeypat
     judging = QUESTIONS["smoke"].judging
     broken = replace(QUESTIONS["smoke"], judging=replace(judging, advice=fail, headline=fail, figures=fail))
     monkeypatch.setitem(QUESTIONS, "smoke", broken)
-    monkeypatch.setattr("nsa_lib.workbook.run.to_csv", fail)
+    monkeypatch.setattr("nsa_lib.workbook.run.write_csv", fail)
     recorded = record(folder)
     assert recorded.verdict == "GO"
     summary = json.loads((folder / "summary.json").read_text())

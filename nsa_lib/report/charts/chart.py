@@ -92,7 +92,8 @@ def finite(steps: pd.DataFrame, columns: list[str]) -> np.ndarray:
 def empty_chart(title: str, unit: str, facts: str, legend: bool = True) -> Chart:
     """Return an empty chart. `facts` is the subtitle; title and subtitle are what a screen reader says."""
     heading = {"text": title, "subtitle": {"text": facts}}
-    figure = Chart(layout={"template": TEMPLATE, "title": heading, "meta": {"description": f"{title}: {facts}"}})
+    meta = {"description": f"{title}: {facts}"}
+    figure = Chart(layout={"template": TEMPLATE, "title": heading, "meta": meta})
     if not legend:
         figure.update_layout(showlegend=False, margin={"t": 72}, height=360)
     figure.update_xaxes(title_text="step", tickformat=",d")
@@ -174,13 +175,61 @@ def points(x: Sequence, y: Sequence, name: str, colour: str, dash: str, unit: st
     )
 
 
+MOST_POINTS = 1500
+"""Points of a line: more than a chart has pixels across. A longer trace is thinned."""
+
+SMOOTHED_FROM = 200
+"""Steps from which on a trace is drawn faint behind its median: noise of as many steps is a band."""
+
+MEDIANS = 300
+"""Points of a median line."""
+
+
+def thinned(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
+    """Return the places of at most `most` values by which a trace looks the same.
+
+    Of each stretch its lowest and its highest value stay, so that no spike is lost, and one that is missing, so that
+    no gap is.
+    """
+    if len(values) <= most:
+        return np.arange(len(values))
+    places = {0, len(values) - 1}
+    for stretch in np.array_split(np.arange(len(values)), (most - 2) // 3):
+        own = values[stretch]
+        known = np.isfinite(own)
+        if known.any():
+            places |= {stretch[np.where(known, own, np.inf).argmin()], stretch[np.where(known, own, -np.inf).argmax()]}
+        if not known.all():
+            places.add(stretch[known.argmin()])
+    return np.array(sorted(places))
+
+
 def line(steps: pd.DataFrame, column: str, name: str, colour: str, hover: str, **options) -> go.Scatter:
-    """Return a line through a column's finite values."""
-    values = steps[column].where(np.isfinite(steps[column].astype(float)))
+    """Return a line through a column's finite values, thinned if there are very many."""
+    values = steps[column].to_numpy(dtype=float)
+    values = np.where(np.isfinite(values), values, np.nan)
+    shown = thinned(values)
+    if "customdata" in options:
+        options["customdata"] = np.asarray(options["customdata"])[shown]
     # A line needs two points; a run that ended after one step still shows it.
-    mode = "lines" if values.count() > 1 else "markers"
+    mode = "lines" if np.count_nonzero(np.isfinite(values)) > 1 else "markers"
     style = {"color": colour, "width": 2, "dash": options.pop("dash", "solid")}
-    return go.Scatter(x=steps["step"], y=values, name=name, mode=mode, line=style, hovertemplate=hover, **options)
+    x = steps["step"].to_numpy()[shown]
+    return go.Scatter(x=x, y=values[shown], name=name, mode=mode, line=style, hovertemplate=hover, **options)
+
+
+def trace(steps: pd.DataFrame, column: str, name: str, colour: str, hover: str, **options) -> list[go.Scatter]:
+    """Return a line through a column; of a long run the median around each step, and the line faint behind it."""
+    raw = line(steps, column, name, colour, hover, **options)
+    if len(steps) < SMOOTHED_FROM:
+        return [raw]
+    values = steps[column].astype(float).where(np.isfinite(steps[column].astype(float)))
+    half = max(4, len(steps) // 200)
+    centres = np.unique(np.linspace(0, len(steps) - 1, MEDIANS).astype(int))
+    medians = [values.iloc[max(0, at - half) : at + half + 1].median() for at in centres]
+    smooth = go.Scatter(x=steps["step"].to_numpy()[centres], y=medians, name=name, mode="lines", hoverinfo="skip")
+    smooth.update(line={"color": colour, "width": 2, "dash": options.get("dash", "solid")}, legendgroup=name)
+    return [raw.update(opacity=0.4, line={"width": 1, "dash": "solid"}, showlegend=False, legendgroup=name), smooth]
 
 
 def shade_warmup(figure: Chart, steps: pd.DataFrame) -> None:

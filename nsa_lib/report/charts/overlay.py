@@ -18,9 +18,9 @@ from nsa_lib.report.charts.chart import (
     Chart,
     empty_chart,
     finite,
-    line,
     looks,
     nothing,
+    trace,
 )
 from nsa_lib.runs.recorded import Recorded
 
@@ -54,7 +54,7 @@ def overlay(run_a, run_b, column: str, title: str, unit: str) -> Chart:
     figure = empty_chart(title, unit, escape(facts))
     for name, run, steps in zip("AB", (run_a, run_b), shown, strict=True):
         label, (colour, dash) = escape(f"{name}: {run.info['run_id']}"), looks("AB")[name]
-        figure.add_trace(line(steps, column, label, colour, f"%{{y:,.1f}} {unit}", dash=dash))
+        figure.add_traces(trace(steps, column, label, colour, f"%{{y:,.1f}} {unit}", dash=dash))
     figure.update_layout(showlegend=True, margin={"t": 120})
     return figure
 

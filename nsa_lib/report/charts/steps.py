@@ -15,15 +15,17 @@ from nsa_lib.report.charts.chart import (
     BLUE,
     GREEN,
     GREY,
+    PURPLE,
     VERMILION,
     Chart,
     empty_chart,
     finite,
-    line,
+    log_ticks,
     mark,
     memory_rows,
     nothing,
     shade_warmup,
+    trace,
 )
 
 MIN_SPAN = 0.25
@@ -51,7 +53,7 @@ def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulat
     figure = empty_chart("Memory", "MiB", facts)
     figure._svg = memory_trend_svg(steps, limit_mib=limit_mib, simulated=simulated)
     for column, name, colour, dash in series:
-        figure.add_trace(line(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
+        figure.add_traces(trace(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
     shade_warmup(figure, steps)
     low, high = memory_range(values, limit_mib)
     figure.update_yaxes(range=[low, high], title_text="MiB" if low == 0 else f"MiB (axis starts at {low:,.0f})")
@@ -66,13 +68,35 @@ def loss(steps: pd.DataFrame) -> Chart:
     if not values.size:
         return nothing("Loss", "nats per token")
     figure = empty_chart("Loss", "nats per token", f"{values[0]:.3f} at first, {values[-1]:.3f} at last", legend=False)
-    figure.add_trace(line(steps, "loss", "loss", BLUE, "%{y:.4f}"))
+    figure.add_traces(trace(steps, "loss", "loss", BLUE, "%{y:.4f}"))
     figure.update_yaxes(tickformat=",.4~r")
     shade_warmup(figure, steps)
-    broken = steps.loc[~np.isfinite(steps["loss"].astype(float)), "step"]
+    _mark_not_finite(figure, steps, "loss")
+    return figure
+
+
+def grad_norm(steps: pd.DataFrame) -> Chart:
+    """Draw the norm of all gradients over the steps, on a logarithmic axis: a blow-up is one of orders of magnitude."""
+    values = finite(steps, ["grad_norm"])
+    if not values.size:
+        return nothing("Gradient norm", "norm of all gradients")
+    settled = finite(steps[steps["phase"] == "step"], ["grad_norm"])
+    median = np.median(settled if settled.size else values)
+    facts = f"median {median:,.3g}, highest {values.max():,.3g}"
+    figure = empty_chart("Gradient norm", "norm of all gradients", facts, legend=False)
+    figure.add_traces(trace(steps, "grad_norm", "gradient norm", PURPLE, "%{y:,.4g}"))
+    if values.min() > 0:
+        figure.update_yaxes(type="log", title_text="norm of all gradients, logarithmic", dtick=log_ticks(values))
+        figure.update_yaxes(nticks=None, tickformat="~g")
+    shade_warmup(figure, steps)
+    _mark_not_finite(figure, steps, "grad_norm")
+    return figure
+
+
+def _mark_not_finite(figure: Chart, steps: pd.DataFrame, column: str) -> None:
+    broken = steps.loc[~np.isfinite(steps[column].astype(float)), "step"]
     if len(broken):
         mark(figure.add_vline, broken.iloc[0], f"not finite from step {broken.iloc[0]:,}", VERMILION)
-    return figure
 
 
 def step_time(steps: pd.DataFrame) -> Chart:
@@ -91,7 +115,7 @@ def step_time(steps: pd.DataFrame) -> Chart:
         facts += f"; slowest warm-up step {slowest:,.0f} ms, above the scale"
     figure = empty_chart("Step time", "ms", facts, legend=False)
     hover = "%{y:,.1f} ms, %{customdata:,.0f} tokens/s"
-    figure.add_trace(line(steps, "step_ms", "step", BLUE, hover, customdata=steps["tokens_per_s"]))
+    figure.add_traces(trace(steps, "step_ms", "step", BLUE, hover, customdata=steps["tokens_per_s"]))
     figure.update_yaxes(range=[0, top])
     mark(figure.add_hline, median, "median", VERMILION)
     shade_warmup(figure, steps)

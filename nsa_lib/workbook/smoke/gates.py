@@ -235,7 +235,7 @@ def smoke_advice(run: Recorded) -> list[str]:
             "The allocator line combines expandable_segments with max_split_size_mb, which can reserve many times what "
             "is allocated once blocks above the split size are freed; expandable_segments:True alone does not."
         )
-    settled = rows[rows["step"] > WARMUP_STEPS]
+    settled = rows.loc[rows["step"] > WARMUP_STEPS, ["reserved_mib", "active_mib", "tokens_per_s"]]
     if settled.empty:
         return said
     slack = ((settled["reserved_mib"] - settled["active_mib"]) / settled["reserved_mib"]).median()

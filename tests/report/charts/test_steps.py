@@ -5,9 +5,10 @@ import plotly.graph_objects as go
 import pytest
 
 from nsa_lib.report.charts import chart
-from nsa_lib.report.charts.chart import CONFIG
+from nsa_lib.report.charts.chart import CONFIG, MOST_POINTS, SMOOTHED_FROM
 from nsa_lib.report.charts.steps import (
     _thinned,
+    grad_norm,
     loss,
     memory_range,
     memory_trend,
@@ -17,9 +18,9 @@ from nsa_lib.report.charts.steps import (
 )
 from tests.samples import sample_steps
 
-FIGURES = [memory_trend, loss, step_time, phase_peaks]
+FIGURES = [memory_trend, loss, grad_norm, step_time, phase_peaks]
 
-MEASURED = ["loss", "step_ms", "tokens_per_s", "alloc_mib", "peak_alloc_mib", "peak_reserved_mib",
+MEASURED = ["loss", "grad_norm", "step_ms", "tokens_per_s", "alloc_mib", "peak_alloc_mib", "peak_reserved_mib",
             "peak_alloc_forward_mib", "peak_alloc_backward_mib", "peak_alloc_optimizer_mib"]  # fmt: skip
 
 
@@ -65,14 +66,16 @@ def test_a_run_that_was_cut_short_keeps_what_it_measured(draw):
 @pytest.mark.parametrize("draw", FIGURES)
 def test_axes_name_their_units_and_thousands_are_separated(draw):
     figure = draw(sample_steps())
-    unit = {"Loss": "nats per token", "Step time": "ms"}.get(figure.layout.title.text, "MiB")
+    unit = {"Loss": "nats per token", "Step time": "ms", "Gradient norm": "norm of all gradients"}.get(
+        figure.layout.title.text, "MiB"
+    )
     across, values = figure.layout.xaxis, figure.layout.yaxis
     if isinstance(figure.data[0], go.Bar):  # rows, whose names say what they are
         values = across
     else:
         assert across.title.text == "step"
     assert values.title.text.startswith(unit)
-    assert values.tickformat.startswith(",")
+    assert values.tickformat.startswith(",") or values.type == "log"
 
 
 def test_memory_draws_what_was_measured():
@@ -82,6 +85,30 @@ def test_memory_draws_what_was_measured():
     for trace, column in zip(figure.data, ["alloc_mib", "peak_alloc_mib", "peak_reserved_mib"], strict=True):
         np.testing.assert_array_equal(trace.y, steps[column])
         np.testing.assert_array_equal(trace.x, steps["step"])
+
+
+def test_a_gradient_norm_that_blows_up_is_drawn_and_marked():
+    steps = sample_steps(30)
+    steps.loc[steps["step"] == 12, "grad_norm"] = 1e6
+    steps.loc[steps["step"] >= 17, "grad_norm"] = np.inf
+    figure = grad_norm(steps)
+    assert figure.layout.yaxis.type == "log"
+    assert "highest 1e+06" in figure.layout.title.subtitle.text
+    assert "not finite from step 17" in [note.text for note in figure.layout.annotations]
+    assert grad_norm(steps.assign(grad_norm=0.0)).layout.yaxis.type is None
+
+
+def test_a_long_run_is_drawn_by_its_median_with_the_raw_trace_behind():
+    steps = sample_steps(20_000)
+    steps.loc[12_345, "step_ms"] = 9_000.0
+    raw, median = step_time(steps).data
+    assert len(raw.x) <= MOST_POINTS
+    assert (12_346, 9_000.0) in zip(raw.x, raw.y, strict=True)
+    assert len(raw.customdata) == len(raw.x)
+    assert raw.opacity < 0.5
+    near = steps["step_ms"].iloc[12_000:12_700].median()
+    assert abs(np.interp(12_346, median.x, median.y) - near) < 0.2
+    assert len(step_time(sample_steps(SMOOTHED_FROM - 1)).data) == 1
 
 
 def test_simulated_memory_is_labelled():

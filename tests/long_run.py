@@ -1,0 +1,54 @@
+"""A smoke of very many steps, written by the project's own heartbeats."""
+
+import json
+
+import numpy as np
+
+from nsa_lib.contract.heartbeat import Heartbeat
+from tests.made import save
+from tests.workbook.smoke.made import healthy
+
+
+def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
+    """Write a smoke whose training did `steps` noisy steps, and return its folder.
+
+    Args:
+        folder: of the run; it must not exist.
+        steps: of the training.
+        spike_at: a step whose peak is `spike_mib`, if any.
+        spike_mib: the peak allocated there.
+    """
+    run = healthy("laptop")
+    save(run, folder)
+    place = folder / "cases" / "training"
+    (place / "heartbeat.jsonl").unlink()
+    asked, result = (json.loads((place / name).read_text()) for name in ("case.json", "result.json"))
+    for recorded in (result["executed"], result["attestation"]):
+        recorded[-1]["step"] = steps
+    (place / "case.json").write_text(json.dumps({**asked, "steps": steps}))
+    (place / "result.json").write_text(json.dumps({**result, "steps_done": steps}))
+    info = json.loads((folder / "run.json").read_text())
+    for parameter in info["parameters"]:
+        parameter["value"] = steps if parameter["name"] == "steps" else parameter["value"]
+    (folder / "run.json").write_text(json.dumps(info))
+    # What stays the same in every beat, after its phase and step.
+    row = run.of("training").iloc[-1].dropna().to_dict()
+    fixed = {name: row[name] for name in row if name not in ("case_id", "step", "phase", "ts")}
+    noise = np.random.default_rng(7)
+    peaks, times = 34 + noise.normal(0, 0.1, steps), 100 + noise.gamma(2, 6, steps)
+    beats = Heartbeat(place / "heartbeat.jsonl")
+    for step in range(1, steps + 1):
+        peak = spike_mib if step == spike_at else float(peaks[step - 1])
+        step_ms = float(times[step - 1])
+        moving = {
+            "loss": 2 + 4 * 0.9999**step + peak / 1000,
+            "grad_norm": 1 + step_ms / 1000,
+            "step_ms": step_ms,
+            "tokens_per_s": 2.048e6 / step_ms,
+            "peak_alloc_mib": peak,
+            "peak_alloc_backward_mib": peak,
+            "peak_reserved_mib": peak + 1.5,
+        }
+        beats.beat("warmup" if step <= 10 else "step", step, **{**fixed, **moving})
+    beats.close()
+    return folder
