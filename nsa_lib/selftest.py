@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 
 from nsa_lib.contract.case import FEWEST_STEPS
-from nsa_lib.contract.faults import FAULTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN
 from nsa_lib.report.verdict import read_verdict
@@ -43,6 +43,12 @@ CONTRASTED = {**SMALL, "seq_lens": [64, 128], "steps": FEWEST_STEPS, "rounds": 1
 
 ENDLESS = {**SHORT, "steps": 100_000, "stall_timeout_s": 2}
 """For faults that never end by themselves: the supervision ends them."""
+
+HANGING = {**SHORT, "stall_timeout_s": 2}
+"""The same for one that hangs in a step that must be reached."""
+
+CHOOSING = {**SHORT, "seq_len": 512}
+"""Long enough that blocks are chosen by score."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,37 @@ TRIALS = (
     Trial("dead_parameter", "NO-GO", "gradients", "key_cmp.weight", notebook="preflight", parameters=CHECKED),
     Trial("unshifted_labels", "NO-GO", "loss_fresh_tokens", notebook="preflight", parameters=CHECKED),
     Trial("disk_full", "NO-GO", "steps", "OSError"),
+    *(
+        Trial(f"{fault}@{moment}", "NO-GO", "steps", says, parameters=parameters)
+        for moment in MOMENTS
+        for fault, says, parameters in (
+            ("hang_forward", "stalled", HANGING),
+            ("hang_gil", "stalled", HANGING),
+            ("sigkill", "SIGKILL", SHORT),
+            ("segfault", "SIGSEGV", SHORT),
+            ("oom", "oom", SHORT),
+            ("silent_heartbeat", "", HANGING),
+            ("torn_heartbeat", "SIGKILL", SHORT),
+        )
+    ),
+    Trial("nan_loss@first", "NO-GO", "finite", "loss is nan at step 1"),
+    Trial("nan_loss@last", "NO-GO", "finite", "loss is nan at step 60"),
+    Trial("inf_gradient@first", "NO-GO", "finite", "grad_norm is inf at step 1"),
+    Trial("inf_gradient@last", "NO-GO", "finite", "grad_norm is inf at step 60"),
+    Trial("disk_full@first", "NO-GO", "steps", "OSError"),
+    Trial("disk_full@last", "NO-GO", "steps", "OSError"),
+    Trial("wrong_backend@first", "NO-GO", "route"),
+    Trial("wrong_backend@last", "NO-GO", "route"),
+    Trial("first_key@first", "NO-GO", "attention"),
+    Trial("first_key@last", "NO-GO", "attention"),
+    Trial("future_leak@first", "NO-GO", "choice", parameters=CHOOSING),
+    Trial("future_leak@last", "NO-GO", "choice", parameters=CHOOSING),
+    Trial("late_binding@first", "NO-GO", "steps", "no gradient reached"),
+    Trial("late_binding@last", "NO-GO", "steps", "no gradient reached"),
+    Trial("dead_parameter@first", "NO-GO", "gradients"),
+    Trial("dead_parameter@last", "NO-GO", "gradients"),
+    Trial("unshifted_labels@first", "NO-GO", "train_step"),
+    Trial("unshifted_labels@last", "NO-GO", "train_step"),
 )
 """What `make selftest` runs: for each notebook a run without a fault, which must be GO, and for each fault the
 notebook, the gate and the verdict that catch it."""
@@ -179,7 +216,7 @@ def attempt(trial: Trial, folder: Path) -> Finding:
     got, caught, because = judge(trial, own, status)
     return Finding(
         fault=trial.fault,
-        planted=FAULTS[trial.fault],
+        planted={**FAULTS, **FAULTS_AT}[trial.fault],
         notebook=trial.notebook,
         expected=trial.verdict,
         got=got,

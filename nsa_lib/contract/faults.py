@@ -30,3 +30,41 @@ FAULTS = {
 
 FAULT_STEP = 5
 """The step in which a fault strikes that does so once; every kind of case has that many."""
+
+MOMENTS = {
+    "build": "while the model is built",
+    "first": "from the first step on",
+    "last": "in the last step alone",
+}
+"""When a fault may strike instead: `sigkill@last`."""
+
+NEEDS_STEPS = ("leak_12", "leak_30", "pool_creep", "operator_growth", "growing_shapes")
+"""Faults that grow over many steps, and so have no moment."""
+
+IN_FORCE = ("wrong_backend", "first_key", "future_leak", "late_binding", "dead_parameter", "unshifted_labels")
+"""Faults of the code that are in force from the build on: they strike at no moment of their own."""
+
+NEEDS_A_STEP = ("nan_loss", "inf_gradient", "disk_full", *IN_FORCE)
+"""Faults that there is nothing to strike for while the model is built."""
+
+
+def _moments(fault: str) -> tuple[str, ...]:
+    if fault == "none" or fault in NEEDS_STEPS:
+        return ()
+    return tuple(moment for moment in MOMENTS if moment != "build" or fault not in NEEDS_A_STEP)
+
+
+FAULTS_AT = {
+    f"{fault}@{moment}": f"{what}; {MOMENTS[moment]}" for fault, what in FAULTS.items() for moment in _moments(fault)
+}
+"""The same faults at another moment, in a smoke."""
+
+
+def moment_of(fault: str) -> str:
+    """Return the moment that a fault names, or ""."""
+    return fault.partition("@")[2]
+
+
+def strikes_at_call(fault: str) -> int:
+    """Return at which call, from 1 on, a planted fault strikes that waits for its step."""
+    return 1 if moment_of(fault) else FAULT_STEP

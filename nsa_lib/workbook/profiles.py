@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.backends import AUTO
 from nsa_lib.contract.case import DEVICES
-from nsa_lib.contract.faults import FAULTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT
 from nsa_lib.runs.parameters import Parameter, Read
 from nsa_lib.subject.config import BACKEND_NAMES
 
@@ -33,6 +35,9 @@ RUN = {
 }
 
 FAULT = {"fault": Parameter(str, "seeded fault, to test the workbook itself", "none", tuple(FAULTS))}
+
+FAULT_AT = {"fault": replace(FAULT["fault"], choices=(*FAULTS, *FAULTS_AT))}
+"""Of a notebook whose cases train: there the first and the last step are moments of their own."""
 
 CHECKLIST_ALLOC_CONF = ALLOCATOR_SETTINGS["both"]
 

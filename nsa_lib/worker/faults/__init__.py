@@ -12,11 +12,19 @@ from functools import partial
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.worker.faults import of_code, of_run
+from nsa_lib.worker.faults.replacing import from_step
 
 
 def planted(case: CaseConfig) -> AbstractContextManager[None]:
-    """Return a context in which the case's fault is in force. Raises KeyError for an unknown fault."""
-    return PLANTS[case.fault](case)
+    """Return a context in which the case's fault is in force, or comes into force at the moment that the fault names.
+
+    Raises KeyError for an unknown fault or moment.
+    """
+    name, _, moment = case.fault.partition("@")
+    plant = partial(PLANTS[name], case)
+    if moment in ("", "build"):
+        return plant()
+    return from_step({"first": 1, "last": case.steps}[moment], plant)
 
 
 PLANTS: dict[str, Callable[[CaseConfig], AbstractContextManager[None]]] = {

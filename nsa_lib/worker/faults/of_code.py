@@ -10,7 +10,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.contract.case import TREND_WINDOW, CaseConfig
-from nsa_lib.contract.faults import FAULT_STEP
+from nsa_lib.contract.faults import strikes_at_call
 from nsa_lib.subject import training
 from nsa_lib.subject.attention import BACKENDS, fused, selection
 from nsa_lib.subject.attention import module as attention_module
@@ -22,24 +22,24 @@ from nsa_lib.worker.faults.replacing import replaced
 
 def nan_loss(case: CaseConfig) -> AbstractContextManager[None]:
     """Make the loss NaN from FAULT_STEP on."""
-    original, calls = training.chunked_cross_entropy, 0
+    original, calls, strike = training.chunked_cross_entropy, 0, strikes_at_call(case.fault)
 
     def loss(*arguments: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return original(*arguments) * (torch.nan if calls >= FAULT_STEP else 1.0)
+        return original(*arguments) * (torch.nan if calls >= strike else 1.0)
 
     return replaced(loss, "chunked_cross_entropy", training)
 
 
 def inf_gradient(case: CaseConfig) -> AbstractContextManager[None]:
     """Make one element of the head's gradient infinite from FAULT_STEP on."""
-    original, calls = training.grad_norm, 0
+    original, calls, strike = training.grad_norm, 0, strikes_at_call(case.fault)
 
     def norm(model: TinyLM) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls >= FAULT_STEP:
+        if calls >= strike:
             model.head.weight.grad[0, 0] = torch.inf
         return original(model)
 

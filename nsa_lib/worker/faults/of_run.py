@@ -15,7 +15,7 @@ import torch
 
 from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import TREND_WINDOW, WARMUP_STEPS, CaseConfig
-from nsa_lib.contract.faults import FAULT_STEP
+from nsa_lib.contract.faults import FAULT_STEP, moment_of, strikes_at_call
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.faults.replacing import after_beats, replaced
@@ -66,12 +66,12 @@ def pool_creep(case: CaseConfig) -> AbstractContextManager[None]:
 
 def hang_forward(case: CaseConfig) -> AbstractContextManager[None]:
     """Sleep for ever in forward."""
-    return _struck(partial(_for_ever, time.sleep))
+    return _struck(case, partial(_for_ever, time.sleep))
 
 
 def hang_gil(case: CaseConfig) -> AbstractContextManager[None]:
     """Sleep for ever in a C function that is called without releasing Python's lock."""
-    return _struck(partial(_for_ever, ctypes.PyDLL(None).sleep))
+    return _struck(case, partial(_for_ever, ctypes.PyDLL(None).sleep))
 
 
 def _for_ever(sleep: Callable[[int], object]) -> None:
@@ -81,54 +81,55 @@ def _for_ever(sleep: Callable[[int], object]) -> None:
 
 def sigkill(case: CaseConfig) -> AbstractContextManager[None]:
     """Kill this process."""
-    return _struck(partial(os.kill, os.getpid(), signal.SIGKILL))
+    return _struck(case, partial(os.kill, os.getpid(), signal.SIGKILL))
 
 
 def segfault(case: CaseConfig) -> AbstractContextManager[None]:
     """Read address 0."""
-    return _struck(partial(ctypes.string_at, 0))
+    return _struck(case, partial(ctypes.string_at, 0))
 
 
 def oom(case: CaseConfig) -> AbstractContextManager[None]:
     """Ask the device for more memory than it has."""
-    return _struck(partial(torch.empty, BEYOND_BYTES, dtype=torch.uint8, device=case.device))
+    return _struck(case, partial(torch.empty, BEYOND_BYTES, dtype=torch.uint8, device=case.device))
 
 
-def _struck(strike: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call `strike` in the forward pass of FAULT_STEP and of each later step."""
-    hidden, calls = TinyLM.hidden, 0
+def _struck(case: CaseConfig, strike: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call `strike` in the forward pass of FAULT_STEP and of each later step, or when the fault says."""
+    name = "__init__" if moment_of(case.fault) == "build" else "hidden"
+    original, calls, first = getattr(TinyLM, name), 0, strikes_at_call(case.fault)
 
-    def forward(model: TinyLM, tokens: torch.Tensor) -> torch.Tensor:
+    def struck(*arguments: object, **more: object) -> object:
         nonlocal calls
         calls += 1
-        if calls >= FAULT_STEP:
+        if calls >= first:
             strike()
-        return hidden(model, tokens)
+        return original(*arguments, **more)
 
-    return replaced(forward, "hidden", TinyLM)
+    return replaced(struck, name, TinyLM)
 
 
 def silent_heartbeat(case: CaseConfig) -> AbstractContextManager[None]:
-    """Write no heartbeat from FAULT_STEP on, and train on."""
-    original = Heartbeat.beat
+    """Write no heartbeat from FAULT_STEP on, or none at all once it is planted, and train on."""
+    original, at_once = Heartbeat.beat, bool(moment_of(case.fault))
 
     def beat(heartbeat: Heartbeat, phase: str, step: int | None = None, **figures: float) -> None:
-        if step is None or step < FAULT_STEP:
+        if not at_once and (step is None or step < FAULT_STEP):
             original(heartbeat, phase, step, **figures)
 
     return replaced(beat, "beat", Heartbeat)
 
 
 def torn_heartbeat(case: CaseConfig) -> AbstractContextManager[None]:
-    """Kill this process when half of a heartbeat is written."""
-    original, write = Heartbeat.beat, os.write
+    """Kill this process when half of a heartbeat is written: that of FAULT_STEP, or the next one."""
+    original, write, at_once = Heartbeat.beat, os.write, bool(moment_of(case.fault))
 
     def torn(descriptor: int, line: bytes) -> None:
         write(descriptor, line[: len(line) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
     def beat(heartbeat: Heartbeat, phase: str, step: int | None = None, **figures: float) -> None:
-        with replaced(torn, "write", os) if step == FAULT_STEP else nullcontext():
+        with replaced(torn, "write", os) if at_once or step == FAULT_STEP else nullcontext():
             original(heartbeat, phase, step, **figures)
 
     return replaced(beat, "beat", Heartbeat)

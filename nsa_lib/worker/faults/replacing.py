@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from nsa_lib.contract.heartbeat import Heartbeat
 
@@ -31,3 +31,17 @@ def after_beats(act: Callable[[int, dict[str, float]], None]) -> AbstractContext
             act(step, figures)
 
     return replaced(beat, "beat", Heartbeat)
+
+
+@contextmanager
+def from_step(step: int, plant: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Plant something just before a step begins: after the heartbeat of the one before, or that of the warm-up."""
+    original = Heartbeat.beat
+
+    def beat(heartbeat: Heartbeat, phase: str, done: int | None = None, **figures: float) -> None:
+        original(heartbeat, phase, done, **figures)
+        if done == (step - 1 or None) and (done or phase == "warmup"):
+            at_the_end.enter_context(plant())
+
+    with replaced(beat, "beat", Heartbeat), ExitStack() as at_the_end:
+        yield

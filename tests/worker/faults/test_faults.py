@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from nsa_lib.contract.faults import FAULTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, NEEDS_STEPS, moment_of
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import attention, training
 from nsa_lib.subject.attention import module as attention_module
@@ -16,6 +16,9 @@ from tests.worker.faults.planted import planted
 
 def test_every_fault_of_the_table_can_be_planted():
     assert list(faults.PLANTS) == list(FAULTS)
+
+
+ORIGINAL_INIT, FIGURES = TinyLM.__init__, {"loss": 1.0}
 
 
 def in_force():
@@ -34,6 +37,31 @@ def test_a_fault_is_in_force_inside_its_context_alone(fault):
     assert in_force() == before
 
 
-def test_an_unknown_fault_is_an_error():
+@pytest.mark.parametrize("fault", ["leak_13", "sigkill@dawn"])
+def test_an_unknown_fault_or_moment_is_an_error(fault):
     with pytest.raises(KeyError):
-        planted("leak_13").__enter__()
+        planted(fault).__enter__()
+
+
+def test_every_fault_strikes_at_every_moment_that_it_can():
+    assert {fault.partition("@")[0] for fault in FAULTS_AT} == set(FAULTS) - {"none", *NEEDS_STEPS}
+    assert {moment for fault in FAULTS_AT if (moment := moment_of(fault))} == set(MOMENTS)
+
+
+@pytest.mark.parametrize("fault", FAULTS_AT)
+def test_a_fault_comes_into_force_at_its_moment_and_leaves_nothing(tmp_path, fault):
+    before, heartbeat, found = in_force(), Heartbeat(tmp_path / "heartbeat.jsonl"), {}
+    with planted(fault, steps=3):
+        start = (TinyLM.__init__, *in_force())
+        for moment in ("build", "warmup", 1, 2):
+            if moment_of(fault) != "build":  # its beats are what is faulty
+                step = moment if isinstance(moment, int) else None
+                heartbeat.beat("step" if step else moment, step, **FIGURES)
+            found[moment] = (TinyLM.__init__, *in_force()) != start
+            if any(found.values()):
+                break
+        at_once = start[0] is not ORIGINAL_INIT or Heartbeat.beat is not before[1]
+    expected = {"build": set(), "first": {"warmup"}, "last": {2}}[moment_of(fault)]
+    assert {moment for moment, changed in found.items() if changed} == expected
+    assert at_once
+    assert in_force() == before

@@ -49,6 +49,16 @@ def test_what_ends_a_case_strikes_in_the_forward_pass_of_its_step(tmp_path, monk
     assert len(beats(tmp_path)) == FAULT_STEP - 1
 
 
+@pytest.mark.parametrize(
+    ("moment", "done", "phase"), [("build", 0, "build"), ("first", 0, "warmup"), ("last", 7, "step")]
+)
+def test_it_strikes_at_another_moment_where_it_is_told_to(tmp_path, monkeypatch, moment, done, phase):
+    monkeypatch.setattr(os, "kill", strike)
+    with pytest.raises(StruckError):
+        train(tmp_path, "sigkill@last", steps=8)
+    assert len(beats(tmp_path)) == 7
+
+
 def test_more_memory_than_there_is_ends_as_oom(tmp_path):
     result, steps = train(tmp_path, "oom")
     assert (result["status"], len(steps)) == ("oom", FAULT_STEP - 1)
