@@ -8,8 +8,8 @@ from nsa_lib.runs.found import newest_first
 from nsa_lib.runs.recorded import MALFORMED, Recorded
 
 MAY_DIFFER = (
-    "runs", "tag", "out_dir", "accept_review", "stall_timeout_s", "steps", "rounds", "seq_len", "seq_lens", "layers",
-    "grad_checkpointing", "anomaly", "profiler", "reserved_limit_mib", "fault",
+    "runs", "tag", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s", "steps", "rounds", "seq_len",
+    "seq_lens", "layers", "grad_checkpointing", "anomaly", "profiler", "reserved_limit_mib", "fault",
 )  # fmt: skip
 """Parameters that are a notebook's own, or change nothing that is computed. Every other one must be the same."""
 

@@ -153,20 +153,6 @@ def refuse_unknown(notebook: str, declared: Mapping[str, Parameter], names: Iter
             raise ConfigError(f"{name}: no such parameter of {notebook}; accepts {', '.join(declared)}")
 
 
-def assigned_in_parameters_cell(source: str) -> list[str]:
-    """Return the names that papermill's injected cell or a notebook's parameters cell assigns; [] for other cells."""
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # a cell with magics is neither
-        return []
-    annotated = [s for s in statements if isinstance(s, ast.AnnAssign)]
-    if source.startswith("# Parameters"):
-        return [target.id for s in statements if isinstance(s, ast.Assign) for target in s.targets]
-    if annotated and all(isinstance(s, ast.AnnAssign | ast.Assign) for s in statements):
-        return [s.target.id if isinstance(s, ast.AnnAssign) else s.targets[0].id for s in statements]
-    return []
-
-
 @dataclass(frozen=True)
 class Value:
     """An effective parameter: its value, where that came from, and what the checklist says."""

@@ -35,6 +35,8 @@ class Plan:
     cases: tuple[CaseConfig, ...]
     environment: Mapping[str, object]
     out_dir: Path
+    overwritten: tuple[str, ...] = ()
+    """Parameters whose names hold something else in the notebook than its cells of parameters say."""
 
     def __getitem__(self, name: str) -> object:
         """Return a parameter's effective value."""
@@ -62,6 +64,10 @@ class Plan:
     def notices(self) -> list[str]:
         """What a user should know before the run starts, a sentence each."""
         said = self.request.notices(self.values)
+        said += [
+            f"{name}: assigned again outside of the parameters cell; this run takes {self[name]} from there."
+            for name in self.overwritten
+        ]
         if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
             capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
             said.append(capped + "speed, and memory outside the allocator, are this device's.")
@@ -101,8 +107,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         values["backend"] = _decided_backend(values, IMAGINED if request.imagined else facts)
     values = request.derive(values)
     backends = runnable_backends(_parameters(values), facts)
-    out_dir = environment.out_dir_of(values["out_dir"].value)
-    environment.require_room(out_dir)
+    out_dir = _require_out_dir(values)
     cases = request.cases(values, backends)
     require_data(cases[0])
     room = environment.room(out_dir, facts) if request.records_room else {}
@@ -115,6 +120,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         cases=cases,
         environment={**facts, **environment.machine_facts(), **provenance(notebooks), **room},
         out_dir=out_dir,
+        overwritten=tuple(request.overwritten(namespace)),
     )
 
 
@@ -149,6 +155,13 @@ def _require_budget(budget_gib: object, device: object, facts: Mapping[str, obje
     if budget_gib is not None and device == "cuda" and budget_gib * 1024 > facts["gpu_memory_mib"]:
         has = facts["gpu_memory_mib"] / 1024
         raise ConfigError(f"device_budget_gib={budget_gib:g}: the device has {has:.1f} GiB; accepts no more")
+
+
+def _require_out_dir(values: Mapping[str, Value]) -> Path:
+    """Return the folder of the runs, made. Raises ConfigError if it cannot be written."""
+    out_dir = environment.out_dir_of(values["out_dir"].value)
+    environment.require_room(out_dir)
+    return out_dir
 
 
 def _decided_backend(values: Mapping[str, Value], facts: Mapping[str, object]) -> Value:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs.cells import parameters_cells, said_in_cells
 from nsa_lib.runs.parameters import (
     SIZES,
     Parameter,
     Read,
     Value,
-    assigned_in_parameters_cell,
     read_value,
     refuse_unknown,
 )
@@ -46,18 +46,32 @@ class Request:
         """Return the values of all parameters, read strictly, from a notebook's namespace.
 
         Args:
-            namespace: its globals, with the sources of the cells run so far (IPython's `In`), which are searched for
-                undeclared names.
+            namespace: its globals, with the sources of the cells run so far (IPython's `In`). Where cells of parameters
+                are among those, they are read instead of the globals.
 
         Raises:
             ConfigError: naming the parameter, for an unknown name or a value that it does not accept.
         """
-        for cell in namespace.get("In", ()):
-            refuse_unknown(self.notebook, self.parameters, assigned_in_parameters_cell(cell))
+        said = self._said(namespace)
         return {
-            name: read_value(self.parameters, name, namespace.get(name, parameter.default))
+            name: read_value(self.parameters, name, said.get(name, parameter.default))
             for name, parameter in self.parameters.items()
         }
+
+    def overwritten(self, namespace: Mapping[str, object]) -> list[str]:
+        """Return the parameters whose names hold something else now than the cells of parameters say."""
+        said = self._said(namespace)
+        return [
+            name
+            for name in self.parameters
+            if name in said and name in namespace and not _same(said[name], namespace[name])
+        ]
+
+    def _said(self, namespace: Mapping[str, object]) -> Mapping[str, object]:
+        cells = parameters_cells(self.parameters, namespace.get("In", ()))
+        for cell in cells:
+            refuse_unknown(self.notebook, self.parameters, cell)
+        return said_in_cells(cells, namespace) if cells else namespace
 
     def resolve(self, read: Mapping[str, Read], *, profile: str) -> dict[str, Value]:
         """Return the effective value of every parameter under a profile, its origin, and the checklist's value."""
@@ -89,3 +103,7 @@ class Request:
         if "fault" in values and values["fault"].value != "none":
             said.append(f"fault={values['fault'].value}: a seeded fault")
         return said
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other

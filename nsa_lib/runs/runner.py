@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -45,12 +46,12 @@ def execute(plan: Plan) -> Path:
     """Run every case of a plan and return the run folder.
 
     The stop button ends the case that runs; it and the ones not started are `interrupted`, and the notebook goes on
-    with what was recorded.
+    with what was recorded. So it does after `total_timeout_s`, with `timeout` for the case that ran.
     """
     for notice in plan.notices:
         print(notice, flush=True)
     progress = Progress({case.case_id: case.steps for case in plan.cases})
-    limits = Limits(given_s=plan["stall_timeout_s"])
+    limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
     adopt_orphans()
     with StopButton() as stop:
         folder = make_run_folder(plan)
@@ -61,17 +62,18 @@ def execute(plan: Plan) -> Path:
         try:
             for case, following in zip(plan.cases, (*plan.cases[1:], None), strict=True):
                 case_folder = folders[case.case_id]
-                if stop.pressed:
-                    result = _result(case, "interrupted", "not started")
+                if why_not := _why_not_started(stop, limits):
+                    result = _result(case, "interrupted", why_not)
                     write_json(case_folder / "result.json", result)
                 else:
                     process = ahead or start_worker(case, case_folder)
                     ahead = start_worker(following, folders[following.case_id]) if following else None
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
                     result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
+                    limits = replace(limits, spent_s=limits.spent_s + result["seconds"])
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
-                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed)
+                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: bool(_why_not_started(stop, limits)))
         finally:
             if predictor:
                 predictor.end()
@@ -79,6 +81,14 @@ def execute(plan: Plan) -> Path:
                 ahead.stdin.close()
                 end_tree(ahead, spare=children(os.getpid()) - {ahead.pid})
     return folder
+
+
+def _why_not_started(stop: StopButton, limits: Limits) -> str:
+    """Return why no further case is started, or ""."""
+    if stop.pressed:
+        return "not started"
+    overtime = limits.overtime(0)
+    return overtime and f"not started: {overtime}"
 
 
 def _make_case_folder(folder: Path, case: CaseConfig) -> Path:

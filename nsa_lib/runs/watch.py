@@ -26,8 +26,13 @@ class Limits:
     step_factor: float = 10.0
     """Later steps: this many times the median of those measured, and never less than the floor."""
     total_s: float = 24 * 3600.0
+    """For a case that goes on beating, where the user sets no limit to the whole run."""
     given_s: float | None = None
     """The user's `stall_timeout_s`, which replaces the limits on building and on steps."""
+    run_s: float | None = None
+    """The user's `total_timeout_s`, for all cases of the run together."""
+    spent_s: float = 0.0
+    """What the cases before this one took of it."""
 
     def silence_s(self, phase: str, alike_s: list[float]) -> float:
         """Return how long the case may be silent after a beat of a phase.
@@ -41,6 +46,13 @@ class Limits:
         if phase == "build":
             return self.build_s
         return max(self.step_floor_s, self.step_factor * median(alike_s)) if alike_s else self.warmup_s
+
+    def overtime(self, case_s: float) -> str:
+        """Return why a case that has run for so long must end, or ""."""
+        if self.run_s is None:
+            return f"still beating after {case_s:.0f} s (limit {self.total_s:.0f} s)" if case_s > self.total_s else ""
+        over = self.spent_s + case_s >= self.run_s
+        return f"the run has taken all of its total_timeout_s={self.run_s:g}" if over else ""
 
 
 ABSENT_S = 2.0
@@ -81,9 +93,8 @@ class Watch:
         if silence > allowed:
             where = f"in phase {self.phase} after step {len(self.steps_s)}"
             return "stalled", f"no heartbeat for {silence:.0f} s {where} (limit {allowed:.0f} s)"
-        if now - self.began > limits.total_s:
-            return "timeout", f"still beating after {now - self.began:.0f} s (limit {limits.total_s:.0f} s)"
-        return None
+        overtime = limits.overtime(now - self.began)
+        return ("timeout", overtime) if overtime else None
 
     def _alike_s(self) -> list[float]:
         """Return the times of the steps that did the work of the next one; of all steps once none is left."""

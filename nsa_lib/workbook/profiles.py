@@ -29,6 +29,7 @@ BACKEND = {
 
 RUN = {
     "stall_timeout_s": Parameter(float, "silence that counts as a hang; derived from measured steps", above=0),
+    "total_timeout_s": Parameter(float, "time for all cases together; what runs then is ended", above=0),
     "out_dir": Parameter(str, "where runs/ is kept; the reports folder of the project"),
     "tag": Parameter(str, "label in the name of the run", ""),
     "accept_review": Parameter(bool, "a REVIEW verdict does not fail the notebook", False),

@@ -69,23 +69,6 @@ def test_a_number_given_for_text_says_how_to_pass_text():
         read_value(SMOKE.parameters, "tag", 7)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        "# Parameters\nsteps = 10\nstepz = 3\n",
-        'profile: str = "auto"  # help\nstepz: int = 3  # typed into the parameters cell\n',
-    ],
-)
-def test_an_unknown_name_is_refused(cell):
-    with pytest.raises(ConfigError, match="stepz: no such parameter"):
-        SMOKE.read({"steps": 10, "stepz": 3, "In": [cell]})
-
-
-def test_other_cells_may_assign_what_they_like():
-    cells = ["%load_ext autoreload", "stepz = 3", "import os\nstepz: int = 3"]
-    assert SMOKE.read({"steps": 10, "In": cells})["steps"] == 10
-
-
 def effective(profile, **given):
     return resolved("smoke", given, profile=profile)
 

@@ -96,6 +96,14 @@ def test_beating_beyond_the_total_limit_is_a_timeout(tmp_path, monkeypatch):
     assert run_planted(tmp_path, monkeypatch, code, limits)["status"] == "timeout"
 
 
+@pytest.mark.parametrize(("spent_s", "status"), [(0.0, "ok"), (59.0, "timeout")])
+def test_a_case_ends_when_the_run_has_taken_all_of_its_time(tmp_path, monkeypatch, spent_s, status):
+    code = "for n in range(3, 33): time.sleep(0.1); step(n)\n" + RESULT.replace("STATUS", "ok")
+    result = run_planted(tmp_path, monkeypatch, code, replace(LIMITS, total_s=0.1, run_s=60, spent_s=spent_s))
+    assert result["status"] == status
+    assert result["reason"] == ("the run has taken all of its total_timeout_s=60" if status == "timeout" else "R")
+
+
 def test_a_kill_by_the_kernel_for_memory_is_oom(tmp_path, monkeypatch):
     counts = iter([0, 1])
     monkeypatch.setattr(environment, "oom_kills", lambda: next(counts))
@@ -150,6 +158,17 @@ def test_the_stop_button_may_be_pressed_at_any_point(tmp_path, monkeypatch, smok
     assert processes(str(tmp_path / "planted.py")) == []
     with pytest.raises(KeyboardInterrupt):  # given back to Python
         signal.raise_signal(signal.SIGINT)
+
+
+def test_after_the_time_of_the_run_nothing_more_is_started(tmp_path, monkeypatch, smoke):
+    plant(tmp_path, monkeypatch, "for n in range(3, 600): time.sleep(0.1); step(n)")
+    limit = replace(smoke.values["total_timeout_s"], value=0.5)
+    folder = execute(replace(smoke, values={**smoke.values, "total_timeout_s": limit}))
+    results = [json.loads((folder / f"cases/{case.case_id}/result.json").read_text()) for case in smoke.cases]
+    over = "the run has taken all of its total_timeout_s=0.5"
+    ends = [("timeout", over), ("interrupted", f"not started: {over}"), ("interrupted", f"not started: {over}")]
+    assert [(result["status"], result["reason"]) for result in results] == ends
+    assert processes(str(tmp_path / "planted.py")) == []
 
 
 def press_after(monkeypatch, owner, name):

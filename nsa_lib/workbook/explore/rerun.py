@@ -150,8 +150,10 @@ def _values(run: Run, before: CaseConfig, given: Mapping[str, object]) -> dict[s
 
     A length of a scaling, say, has other steps than the parameter `steps`, which then stays as it was.
     """
+    declared = QUESTIONS[str(run.info["notebook"])].request.parameters  # an older library's run may lack one
+    values = {name: Value(name, parameter.default, "default", None) for name, parameter in declared.items()}
     rows = {row["name"]: row for row in run.info["parameters"]}
-    values = {name: Value(name, row["value"], row["origin"], row["checklist"]) for name, row in rows.items()}
+    values |= {name: Value(name, row["value"], row["origin"], row["checklist"]) for name, row in rows.items()}
     for name, value in given.items():
         if name in values and values[name].value == _field(before, name):
             values[name] = replace(values[name], value=value, origin="given")

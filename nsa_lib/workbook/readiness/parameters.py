@@ -11,6 +11,6 @@ REQUEST = Request(
     notebook="readiness",
     parameters={
         "runs": Parameter(str, f"{NEWEST}, or names, paths or globs of run folders, separated by commas", NEWEST),
-        **{name: parameter for name, parameter in RUN.items() if name != "stall_timeout_s"},
+        **{name: RUN[name] for name in ("out_dir", "tag", "accept_review")},
     },
 )
