@@ -13,8 +13,9 @@ reports/examples/trend_error_rates.md. Under noise of 0.3 % of the level, a stea
 fails; under 1 % about 1 in 100 is a WARN instead, more where teeth lie over it or it takes less than 50 steps. Under
 5 % no rule can promise it: the best straight line through 50 steps has an error of 2.4 %, so 12 % lie 4.9 errors above
 nothing; to miss it in 1 of 100 runs and to mistake noise for it in 1 of 1,000 takes 5.4, where but one window is looked
-at, and more to tell it from 10 % or from two steps. There, what fails is 32 % over 100 steps, 22 % over 200, 14 % over
-1,000 and 12 % over 5,000; less is a WARN or, over short windows, nothing. Two steps up fail in 1 of 50 runs there.
+at, and more to tell it from 10 % or from two steps. There, what fails is 32 % over 100 steps, 22 % over 200, 16 % over
+1,000 and 12 % over 5,000; less is a WARN or, over short windows, nothing. Two steps up fail in 1 of 30 runs there, and
+teeth without a rise are a WARN in up to a quarter of long runs.
 
 A net rise of more than 10 % over the run is a WARN at least, whatever its path; but memory that came back to where it
 began, and more than once, swings: where it is at the last step means nothing.
