@@ -21,15 +21,21 @@ from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path, reports_folder
 from nsa_lib.runs.folder import stamp
+from nsa_lib.runs.found import find
 from nsa_lib.runs.parameters import refuse_unknown
+from nsa_lib.runs.report_file import report_beside
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.selftest import TRIALS, selftest
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import validate
 from nsa_lib.workbook.comparison import comparison_page, figures_table
 from nsa_lib.workbook.decide import foretell
+from nsa_lib.workbook.history import HISTORY, write_index
 from nsa_lib.workbook.questions import QUESTIONS, plan
+from nsa_lib.workbook.replay import write_report
 from nsa_lib.workbook.run import compare, judged_run
+
+NAMES_OF_A_RUN = "a run folder, the name of one in reports/runs/, newest, or newest:smoke"
 
 ALL = "all"
 """What `run` takes in place of a notebook for the whole checklist."""
@@ -51,16 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument(
             "-f", "--parameters_file", type=Path, action="append", default=[], help="flat YAML of parameters"
         )
-    command = commands.add_parser("report", help="write the HTML of an executed notebook")
-    command.add_argument("notebook", type=Path)
+    command = commands.add_parser("report", help="write the HTML of a run, or of an executed notebook")
+    command.add_argument("which", help=f"{NAMES_OF_A_RUN}; or a notebook, out.ipynb")
     command = commands.add_parser("compare", help="print what changed from one run to another")
-    command.add_argument("run_a")
-    command.add_argument("run_b")
+    command.add_argument("run_a", help=NAMES_OF_A_RUN)
+    command.add_argument("run_b", help="the same")
     commands.add_parser("selftest", help="run every seeded fault through the notebook that must catch it")
     asked = parser.parse_args(arguments)
     try:
         return COMMANDS[asked.command](asked)
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
 
@@ -113,9 +119,17 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def _report(asked: argparse.Namespace) -> int:
-    path = asked.notebook.with_suffix(".html")
-    html, _ = NsaHTMLExporter().from_filename(str(asked.notebook))
-    write_text(path, html)
+    notebook = Path(asked.which)
+    if notebook.is_file() or notebook.suffix == ".ipynb":
+        path = Path(report_beside(asked.which))
+        html, _ = NsaHTMLExporter().from_filename(asked.which)
+        write_text(path, html)
+    else:
+        folder = find(asked.which, reports_folder())
+        path = write_report(folder)
+        out_dir = folder.resolve().parent.parent
+        if (out_dir / HISTORY).exists():
+            write_index(out_dir)  # it has a page to link to now
     print(path)
     return 0
 

@@ -110,7 +110,7 @@ def concluded(verdict="GO", accept_review=False, **changes):
             errors = []
         except VerdictError as stop:
             errors = [error("VerdictError", str(stop))]
-    return [v4.new_output("display_data", display.call_args.args[0]), *errors]
+    return [v4.new_output("display_data", display.call_args_list[0].args[0]), *errors]
 
 
 def notebook(*cells, **metadata):

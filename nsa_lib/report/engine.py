@@ -2,30 +2,52 @@
 the run ended.
 
 A killed kernel leaves a notebook in which nothing looks wrong. Only the engine knows, so it writes the outcome into the
-notebook's metadata. It judges nothing: the report reads the outcome.
+notebook's metadata. It judges nothing: the report reads the outcome. It tells the kernel on its command line where the
+report will be, so that run folder and index can link to it.
 Load it through `nsa_lib.report.NsaEngine`, as papermill does.
 """
 
+import asyncio
 import os
+import signal
+from contextlib import suppress
+from pathlib import Path
 
+import click
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from papermill.engines import NBClientEngine
 from papermill.iorw import papermill_io
 from papermill.log import logger
 
 from nsa_lib.report.exporter import NsaHTMLExporter
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
+from nsa_lib.runs.report_file import report_beside
 
 
 class NsaEngine(NBClientEngine):
     """Execute a notebook and write its report, after an error, a dead kernel, a timeout or Ctrl-C too."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+    def execute_notebook(cls, nb, kernel_name, output_path=None, **kwargs):
+        """Execute `nb`. Raises click.UsageError, before anything is written, for an output that is named as a page."""
+        if str(output_path or "").lower().endswith(".html"):
+            raise click.UsageError(f"{output_path}: the executed notebook cannot be named as its report is; use .ipynb")
+        return super().execute_notebook(nb, kernel_name, output_path=output_path, **kwargs)
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, extra_arguments=(), **kwargs):
         """Execute the notebook of `nb_man`; whatever it raises goes on to papermill once the report is written."""
         nb_man.nb.metadata[OUTCOME_KEY] = {"outcome": "papermill ended before the run did"}
+        told = [f"--Nsa.report={place}"] if (place := _local_place(nb_man.nb)) else []
         try:
-            super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+            super().execute_managed_notebook(
+                nb_man,
+                kernel_name,
+                extra_arguments=[*extra_arguments, *told],
+                kernel_manager_class=StoppableKernel,
+                **kwargs,
+            )
             outcome = FINISHED
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}".strip(": ")
@@ -35,15 +57,48 @@ class NsaEngine(NBClientEngine):
             write_report(nb_man.nb)
 
 
+class StoppableKernel(AsyncKernelManager):
+    """A kernel for which Ctrl-C, and SIGTERM, are JupyterLab's stop button: what was recorded is judged and shown.
+
+    A second signal ends the kernel. nbclient's own handlers, which this replaces, do so at the first.
+    """
+
+    async def start_kernel(self, **kwargs):
+        """Start the kernel and listen for the signals."""
+        self._is_stopping = False
+        with suppress(RuntimeError):  # not the main thread: signals are not ours to hear
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        await super().start_kernel(**kwargs)
+
+    def _stop(self):
+        stopping = self.shutdown_kernel(now=True) if self._is_stopping else self.interrupt_kernel()
+        self._is_stopping = True
+        self._stopping = asyncio.ensure_future(stopping)  # kept: a task that nobody holds may vanish
+
+
+def _local_place(nb: nbformat.NotebookNode) -> Path | None:
+    """Return where the report of `nb` will be, or None if that is no file on this machine."""
+    output = nb.metadata.papermill.output_path
+    if output in (None, "-") or "://" in output:
+        return None
+    # With --cwd this process has changed its folder meanwhile; papermill still writes relative to the first one.
+    files = papermill_io.get_handler("report.html", extensions=[".html"])
+    started_in = files.cwd(None)
+    files.cwd(started_in)
+    return Path(os.path.abspath(Path(started_in or os.getcwd(), report_beside(output))))
+
+
 def write_report(nb: nbformat.NotebookNode) -> None:
     """Write the report of `nb` beside its output notebook and log its path; an output that has no name gets none."""
     notebook_path = nb.metadata.papermill.output_path
     if notebook_path in (None, "-"):
         logger.info("HTML report:     none, the output notebook has no path")
         return
-    base = os.path.splitext(notebook_path)[0]
+    path = report_beside(notebook_path)
     # What nbconvert would read from the file, so that both make the same report.
     saved = nbformat.reads(nbformat.writes(nb), as_version=nbformat.NO_CONVERT)
-    html, _ = NsaHTMLExporter().from_notebook_node(saved, {"metadata": {"name": os.path.basename(base)}})
-    papermill_io.write(html, f"{base}.html", extensions=[".html"])
-    logger.info(f"HTML report:     {base}.html")
+    name = os.path.basename(path).removesuffix(".html")
+    html, _ = NsaHTMLExporter().from_notebook_node(saved, {"metadata": {"name": name}})
+    papermill_io.write(html, path, extensions=[".html"])
+    logger.info(f"HTML report:     {path}")

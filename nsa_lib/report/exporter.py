@@ -20,7 +20,7 @@ from traitlets import default
 from traitlets.config import Config
 
 from nsa_lib.report.page import TEMPLATES, figure_html, packed_plotly
-from nsa_lib.report.verdict import is_record, is_verdict_error, read_verdict, wants_verdict
+from nsa_lib.report.verdict import is_command, is_record, is_verdict_error, read_verdict, wants_verdict
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
@@ -58,17 +58,28 @@ class NsaHTMLExporter(HTMLExporter):
         config.merge(Config({"NbConvertBase": {"display_data_priority": SHOWN_MIMES}}))
         return config
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # The last of the preprocessors: what `nbconvert --execute` executes is judged, not what stood there before.
+        self.register_preprocessor(_prepare, enabled=True)
+
     def from_notebook_node(self, nb: NotebookNode, resources: dict | None = None, **kwargs) -> tuple[str, dict]:
         """Return the HTML of `nb` and nbconvert's resources."""
-        nb = _without_papermill_markers(nb)
-        nonce, verdict = _nonce(nb), read_verdict(nb) if wants_verdict(nb) else None
-        figures = _replace_outputs(nb)
-        css = {mode: HtmlFormatter(style=style).get_style_defs(".highlight") for mode, style in CODE_STYLES.items()}
-        page = {"verdict": verdict, "nonce": nonce, "code_css": css}
-        html, resources = super().from_notebook_node(nb, {**(resources or {}), "nsa": page}, **kwargs)
+        html, resources = super().from_notebook_node(nb, resources, **kwargs)
+        page = resources["nsa"]
         # Only now: nbconvert parses the page once more, which would take long with 2 MB of script in it.
-        html = html.replace(f"<!--contents {nonce}-->", _contents(html))
-        return html.replace(f"<!--plotly {nonce}-->", packed_plotly() if figures else ""), resources
+        html = html.replace(f"<!--contents {page['nonce']}-->", _contents(html))
+        return html.replace(f"<!--plotly {page['nonce']}-->", packed_plotly() if page["figures"] else ""), resources
+
+
+def _prepare(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+    """Read the verdict of a notebook, and make of its outputs what the report shows."""
+    nb = _without_papermill_markers(nb)
+    nonce, verdict = _nonce(nb), read_verdict(nb) if wants_verdict(nb) else None
+    figures = _replace_outputs(nb)
+    css = {mode: HtmlFormatter(style=style).get_style_defs(".highlight") for mode, style in CODE_STYLES.items()}
+    page = {"verdict": verdict, "nonce": nonce, "code_css": css, "figures": figures}
+    return nb, {**resources, "nsa": page}
 
 
 def _without_papermill_markers(nb: NotebookNode) -> NotebookNode:
@@ -85,12 +96,16 @@ def _nonce(nb: NotebookNode) -> str:
 
 
 def _replace_outputs(nb: NotebookNode) -> int:
-    """Turn Plotly outputs into figures and drop the verdict, which the banner shows; return the number of figures."""
+    """Turn Plotly outputs into figures; drop the verdict, which the banner shows, and how to make the report.
+
+    Returns the number of figures.
+    """
     figures = 0
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if not (is_record(output) or is_verdict_error(output))]
+        hidden = (is_record, is_verdict_error, is_command)
+        cell.outputs = [output for output in cell.outputs if not any(is_hidden(output) for is_hidden in hidden)]
         for output in cell.outputs:
             if PLOTLY_MIME in output.get("data", {}):
                 figures += 1

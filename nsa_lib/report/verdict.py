@@ -16,6 +16,9 @@ from nbformat import NotebookNode
 
 MIME = "application/vnd.nsa.verdict+json"
 
+COMMAND_MIME = "application/vnd.nsa.command+json"
+"""Of the output that tells how to make the report: once that is made it is of no use, so no report shows it."""
+
 SCHEMA = 1
 
 OUTCOME_KEY = "nsa_run"
@@ -92,7 +95,8 @@ class Verdict:
 def conclude(run, *, command: str, accept_review: bool = False) -> None:
     """Show the verdict of `run` and record it in the notebook; call it once, in the last cell.
 
-    `run` has the `summary` of its run folder, with a `headline`; `command`, which makes the HTML report, is printed.
+    `run` has the `summary` of its run folder, with a `headline`; `command` makes the HTML report, "" if that is made
+    anyway.
 
     Raises VerdictError for anything but GO; for REVIEW only if `accept_review` is off.
     """
@@ -100,7 +104,8 @@ def conclude(run, *, command: str, accept_review: bool = False) -> None:
     record = {"schema": SCHEMA, **{name: run.summary[name] for name in names}}
     verdict = Verdict.from_record(record)
     display({MIME: record, "text/html": _notebook_html(verdict), "text/plain": _text(verdict)}, raw=True)
-    print(f"HTML report: {command}")
+    if command:
+        display({COMMAND_MIME: command, "text/html": _command_html(command), "text/plain": _said(command)}, raw=True)
     accepted = ("GO", "REVIEW") if accept_review else ("GO",)
     if verdict.word not in accepted:
         raise VerdictError(f"{verdict.word}: {verdict.headline}")
@@ -147,6 +152,11 @@ def is_record(output: Mapping) -> bool:
     return MIME in output.get("data", {})
 
 
+def is_command(output: Mapping) -> bool:
+    """Return whether a cell's output tells how to make the report."""
+    return COMMAND_MIME in output.get("data", {})
+
+
 def is_verdict_error(output: Mapping) -> bool:
     """Return whether a cell's output is the line that VerdictError leaves."""
     return output.output_type == "error" and output.ename == VerdictError.__name__
@@ -173,6 +183,23 @@ def _incomplete(reason: str) -> Verdict:
 def _text(verdict: Verdict) -> str:
     lines = [f"{verdict.icon} {verdict.word}: {verdict.headline}", *(f"  - {reason}" for reason in verdict.reasons)]
     return "\n".join([*lines, *verdict.notes])
+
+
+def _said(command: str) -> str:
+    return f"HTML report, from any terminal: {command}"
+
+
+COPY = (
+    "const s=getSelection();s.selectAllChildren(this.previousElementSibling);document.execCommand('copy');"
+    "s.removeAllRanges();this.textContent='copied'"
+)
+"""Copies the text before a button. The newer clipboard needs https, which a Jupyter on a GPU box seldom has."""
+
+
+def _command_html(command: str) -> str:
+    """Return a command with a button that copies it."""
+    button = f'<button type="button" onclick="{COPY}">copy</button>'
+    return f"<p>HTML report, from any terminal: <code style='user-select:all'>{escape(command)}</code> {button}</p>"
 
 
 def _notebook_html(verdict: Verdict) -> str:

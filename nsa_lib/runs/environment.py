@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -148,35 +147,6 @@ def oom_kills() -> int | None:
                 if line.startswith("oom_kill "):
                     return int(line.split()[1])
     return None
-
-
-def executed_notebook() -> str | None:
-    """Return the notebook being executed, as the user named it, or None if it is unknown.
-
-    Papermill's output is the last notebook on its command line, and papermill is the parent of the kernel. JupyterLab
-    tells in JPY_SESSION_NAME; a papermill started from one of its notebooks inherits that, so papermill comes first.
-    """
-    command_line = Path(f"/proc/{os.getppid()}/cmdline")
-    words = command_line.read_bytes().decode(errors="replace").split("\0") if command_line.exists() else []
-    notebooks = [word for word in words if word.endswith(".ipynb")]
-    if len(notebooks) > 1:
-        return notebooks[-1] if "{" not in notebooks[-1] else None
-    return os.environ.get("JPY_SESSION_NAME")
-
-
-def report_path() -> str | None:
-    """Return where the HTML of the notebook being executed belongs, or None if that is unknown or no file."""
-    name = executed_notebook()
-    if name is None or "://" in name:
-        return None
-    # Papermill may have started the kernel in another folder; its own is the one that the name is relative to.
-    started_in = os.path.realpath(f"/proc/{os.getppid()}/cwd")
-    return str(Path(started_in, name).with_suffix(".html"))
-
-
-def report_command() -> str:
-    """Return the command that makes the HTML of the notebook being executed."""
-    return f"jupyter nbconvert --to nsa_html {shlex.quote(executed_notebook() or 'out.ipynb')}"
 
 
 def out_dir_of(given: object) -> Path:

@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json
-from nsa_lib.runs import environment
 from nsa_lib.runs.plan import Plan
+from nsa_lib.runs.report_file import told_report
 
 SCHEMA = 1
 
@@ -32,7 +32,7 @@ def make_run_folder(plan: Plan) -> Path:
         "backends": list(plan.backends),
         "case_ids": [case.case_id for case in plan.cases],
         "reproduce": plan.reproduce,
-        "report": environment.report_path(),
+        "report": told_report(),
     }
     write_json(folder / "run.json", description)
     return folder

@@ -1,18 +1,20 @@
-"""Run folders that are found, the newest first, as far as their run.json tells."""
+"""Run folders: how they are named, and those that are found, the newest first, as far as their run.json tells."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from pathlib import Path
 
-from nsa_lib.runs.recorded import read_info
+from nsa_lib.runs.recorded import INTERRUPTED, read_info
 from nsa_lib.subject.config import ConfigError
 
 NEWEST = "newest"
-"""What a parameter takes in place of a run's name."""
+"""What stands in place of a run's name; `newest:smoke` is the newest of that notebook."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,61 @@ class Found:
     def custom(self) -> tuple[str, ...]:
         """How the run differs from its profile; none for a run that readiness counts."""
         return tuple(map(str, self.info.get("custom", ())))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the user stopped it, so that some of its cases did not come to their end."""
+        return any(
+            _ended(self.folder / "cases" / str(case_id)) == INTERRUPTED for case_id in self.info.get("case_ids", ())
+        )
+
+
+def _ended(case_folder: Path) -> str | None:
+    """Return how a case ended, or None if that is not known."""
+    try:
+        return str(json.loads((case_folder / "result.json").read_text())["status"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def find(which: str | Path, out_dir: Path) -> Path:
+    """Return a run folder.
+
+    Where a newer run stands before one that readiness would count, a line on stderr says so.
+
+    Args:
+        which: a run folder, also one copied from another machine; the name of one in runs/; `newest` or
+            `newest:NOTEBOOK`.
+        out_dir: the folder that holds runs/.
+
+    Raises:
+        FileNotFoundError: in one line, which names the runs whose names are the nearest.
+    """
+    asked, runs = str(which), out_dir / "runs"
+    word, _, notebook = asked.partition(":")
+    if word == NEWEST:
+        return _newest(notebook, out_dir)
+    for folder in (Path(asked).expanduser(), runs / asked):
+        if (folder / "run.json").is_file():
+            return folder
+    if asked and Path(asked).expanduser().is_dir():
+        raise FileNotFoundError(f"{asked}: not a run folder, it has no run.json")
+    near = get_close_matches(Path(asked).name, [path.parent.name for path in runs.glob("*/run.json")])
+    said = f"{asked!r}: accepts a run folder, the name of one in {runs}, {NEWEST}, or {NEWEST}:NOTEBOOK"
+    raise FileNotFoundError(f"{said}; the nearest: {', '.join(near)}" if near else said)
+
+
+def _newest(notebook: str, out_dir: Path) -> Path:
+    found = [one for one in runs_in(out_dir) if notebook in ("", one.info.get("notebook"))]
+    if not found:
+        raise FileNotFoundError(f"no run{f' of {notebook}' if notebook else ''} in {out_dir / 'runs'}")
+    newest, *older = found
+    why = "custom" if newest.custom else "stopped" if newest.stopped else ""
+    alike = (one for one in older if one.info.get("notebook") == newest.info.get("notebook"))
+    counts = next((one for one in alike if why and not one.custom and not one.stopped), None)
+    if counts:
+        print(f"{newest.folder.name} is {why}; before it ran {counts.folder.name}, which counts", file=sys.stderr)
+    return newest.folder
 
 
 def runs_in(out_dir: Path) -> list[Found]:

@@ -31,6 +31,9 @@ CASE_COLUMNS = (
 
 TEXT_COLUMNS = ("status", "reason", "stderr_tail")
 
+INTERRUPTED = "interrupted"
+"""The status of a case that the user stopped, or that nobody saw end."""
+
 MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration)
 """What reading a folder can raise whose files are not what they should be."""
 
@@ -168,7 +171,7 @@ def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]
     rows = []
     for case_id in torn:
         path = folder / "cases" / case_id / "result.json"
-        result = _read_json(path) if path.exists() else {"status": "interrupted", "reason": "no result was written"}
+        result = _read_json(path) if path.exists() else {"status": INTERRUPTED, "reason": "no result was written"}
         row = {"case_id": case_id, "steps_done": steps_done.get(case_id, 0), **result, "torn_heartbeat": torn[case_id]}
         asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
         if asked.exists():

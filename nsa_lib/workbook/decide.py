@@ -18,10 +18,12 @@ from nsa_lib.runs.parameters import Read
 from nsa_lib.runs.plan import reproduce
 from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.recorded import machine_name
+from nsa_lib.runs.report_file import report_of, told_report
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import counted, judged
 from nsa_lib.workbook.readiness import review
+from nsa_lib.workbook.readiness.figures import packed_page
 from nsa_lib.workbook.readiness.parameters import REQUEST
 from nsa_lib.workbook.run import Run, judged_run
 
@@ -52,7 +54,7 @@ def decide(namespace: Mapping[str, object]) -> Run:
         "environment": {**environment.machine_facts(), **provenance(judged())},
         "case_ids": [],
         "reproduce": _reproduce(out_dir, chosen),
-        "report": environment.report_path(),
+        "report": told_report(),
         "judged": counted(),
         "sources": [source_of(run) for run in chosen],
         "left_out": left_out,
@@ -171,7 +173,7 @@ def source_of(run: Run) -> dict[str, object]:
         "run_id": run.info["run_id"],
         "notebook": run.info["notebook"],
         "folder": str(run.folder.resolve()),
-        "report": run.info.get("report"),
+        "report": report_of(run.folder, run.info.get("report")),
         "created": run.info["created"],
         "machine": machine_name(run.info),
         "configuration": configuration(run.info),
@@ -199,11 +201,6 @@ def _reproduce(out_dir: Path, chosen: list[Run]) -> str:
     return reproduce(REQUEST.notebook, {"runs": runs, "out_dir": str(out_dir)})
 
 
-def _is_page(report: object) -> bool:
-    """Return whether a run's report is one: what stands in a run folder must not bring other files to a reviewer."""
-    return isinstance(report, str) and report.endswith(".html")
-
-
 def _write_results(run: Run) -> Run:
     """Write summary.json, junit.xml and review.zip."""
     folder, sources = run.folder, run.info["sources"]
@@ -211,10 +208,14 @@ def _write_results(run: Run) -> Run:
     suites = {source["notebook"]: (source["created"], source["gates"]) for source in sources}
     own = (run.info["created"], [asdict(gate) for gate in run.gates])
     write_text(folder / "junit.xml", review.junit({**suites, REQUEST.notebook: own}))
+    runs = review.named_apart(Path(source["folder"]) for source in sources)
+    there = [source for source in sources if source["report"]]
+    reports = {Path(source["report"]): f"{runs[Path(source['folder'])]}.html" for source in there}
     review.pack(
         folder / "review.zip",
-        runs=[Path(source["folder"]) for source in sources],
-        reports=[Path(report) for report in (source["report"] for source in sources) if _is_page(report)],
+        runs=runs,
+        reports=reports,
         files=[folder / name for name in ("run.json", "summary.json", "junit.xml")],
+        page=packed_page(run, reports),
     )
     return run

@@ -20,10 +20,13 @@ from nsa_lib.report.page import Section, page
 from nsa_lib.report.tables import Cell, Table, format_value, linked, verdict_cell
 from nsa_lib.report.verdict import STYLES
 from nsa_lib.runs.recorded import MALFORMED, machine_name, read_info
+from nsa_lib.runs.report_file import report_of
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.run import Run, key_figures
 
 SCHEMA = 1
+
+HISTORY = "history.jsonl"
 
 TRENDS = (
     ("peak_alloc_mib", "Peak allocated memory", "MiB"),
@@ -37,8 +40,8 @@ TEXTS = ("run_id", "notebook", "created", "profile", "verdict", "headline")
 
 def publish(run: Run) -> Path:
     """Append a run to the history of its folder and write the page of all runs; return the page's path."""
-    append(run.out_dir / "history.jsonl", history_line(run))
-    return write_index(run.out_dir)
+    append(run.out_dir / HISTORY, history_line(run))
+    return write_index(run.out_dir, promised=run.info.get("report"))
 
 
 def history_line(run: Run) -> dict[str, object]:
@@ -103,14 +106,24 @@ def _checked(line: object) -> dict[str, object]:
     return {**line, **figures, "created": created.isoformat()}
 
 
-def write_index(out_dir: Path) -> Path:
-    """Write index.html from the history and the run folders that have no line in it; return its path."""
+def write_index(out_dir: Path, *, promised: str | None = None) -> Path:
+    """Write index.html from the history and the run folders that have no line in it; return its path.
+
+    It links to the reports that are there, and to one that is `promised`: the engine writes it once the notebook ends.
+    """
     path = out_dir / "index.html"
-    with _locked(out_dir / "history.jsonl"):
-        lines, problems = read_history(out_dir / "history.jsonl")
+    with _locked(out_dir / HISTORY):
+        lines, problems = read_history(out_dir / HISTORY)
         unrecorded, unreadable = _without_a_line(out_dir / "runs", {line["run_id"] for line in lines})
-        write_text(path, index_page(out_dir, [*lines, *unrecorded], [*problems, *unreadable]))
+        there = [_with_its_report(line, out_dir / "runs", promised) for line in [*lines, *unrecorded]]
+        write_text(path, index_page(out_dir, there, [*problems, *unreadable]))
     return path
+
+
+def _with_its_report(line: Mapping[str, object], runs: Path, promised: str | None) -> dict[str, object]:
+    report = line.get("report")
+    found = report if report and report == promised else report_of(runs / str(line["run_id"]), report)
+    return {**line, "report": found}
 
 
 def index_page(out_dir: Path, lines: Sequence[Mapping], problems: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """A run, judged: from a run folder to verdict, summary and figures; and back, on any machine.
 
 from nsa_lib.workbook.run import open_run
-run = open_run("newest")          # or the path of a run folder, also one copied from another machine
+run = open_run("newest:smoke")    # or a run folder, also one copied from another machine
 run.steps, run.figures["memory"], run.verdict
 """
 
@@ -23,7 +23,7 @@ from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdic
 from nsa_lib.report.guard import guarded, show
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA
-from nsa_lib.runs.found import NEWEST, runs_in
+from nsa_lib.runs.found import NEWEST, find
 from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, write_csv
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
@@ -97,33 +97,24 @@ def open_run(which: str | Path = NEWEST, *, out_dir: str | Path | None = None) -
     """Return a run, without importing torch.
 
     Args:
-        which: path of a run folder, or "newest".
-        out_dir: where to look for the newest; the project's reports/ by default.
+        which: a run folder, the name of one in runs/, `newest`, or `newest:smoke` for that of a notebook.
+        out_dir: the folder that holds runs/; reports/ by default.
 
     Raises:
-        FileNotFoundError: if there is no such run.
+        FileNotFoundError: if there is no such run; it names the nearest.
         ConfigError: naming the file, if it cannot be read. Other runs that are broken do not matter.
     """
-    if which == NEWEST:
-        place = environment.out_dir_of(out_dir)
-        found = runs_in(place)
-        if not found:
-            raise FileNotFoundError(f"no run in {place / 'runs'}")
-        return Run.read(found[0].folder)
-    folder = Path(which)
-    if not (folder / "run.json").exists():
-        raise FileNotFoundError(f"{folder}: not a run folder, it has no run.json")
-    return Run.read(folder)
+    return Run.read(find(which, environment.out_dir_of(out_dir)))
 
 
-def judged_run(folder: str | Path) -> Run:
-    """Return a run, read to its end and judged; what comes later finds it whole.
+def judged_run(which: str | Path, *, out_dir: str | Path | None = None) -> Run:
+    """Return a run (`open_run`), read to its end and judged; what comes later finds it whole.
 
     Raises:
         ConfigError: in one line, if a file of it is missing, newer than this library, or not what it should be.
     """
     try:
-        run = open_run(folder)
+        run = open_run(which, out_dir=out_dir)
         _ = (run.summary, _facts(run), machine_name(run.info))
     except ConfigError:
         raise
@@ -131,7 +122,7 @@ def judged_run(folder: str | Path) -> Run:
         raise ConfigError(str(error)) from None
     except MALFORMED as error:
         said = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"{folder}: cannot be read ({type(error).__name__}: {said})") from error
+        raise ConfigError(f"{which}: cannot be read ({type(error).__name__}: {said})") from error
     return run
 
 

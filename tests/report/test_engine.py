@@ -1,8 +1,10 @@
 """The engine, with a real kernel: a report however the run ended."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -74,10 +76,10 @@ def test_a_no_go_stops_papermill_and_leaves_one_line(tmp_path):
     assert headline(tmp_path)[0] == "NO-GO"
     saved = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     outputs = saved.cells[-1].outputs
-    assert [output.output_type for output in outputs] == ["display_data", "stream", "error"]
+    assert [output.output_type for output in outputs] == ["display_data", "error"]
     assert set(outputs[0].data) == {MIME, "text/html", "text/plain"}
-    assert len(outputs[2].traceback) == 1
-    assert outputs[2].traceback[0].count("\n") == 0
+    assert len(outputs[1].traceback) == 1
+    assert outputs[1].traceback[0].count("\n") == 0
     assert_nbconvert_gives_the_same(tmp_path)
 
 
@@ -95,6 +97,101 @@ def test_a_killed_kernel_is_never_a_pass(tmp_path):
     assert word == "INCOMPLETE"
     assert "DeadKernelError: Kernel died" in reason
     assert_nbconvert_gives_the_same(tmp_path)
+
+
+TOLD = "from nsa_lib.runs.report_file import told_report; print('told', told_report())"
+
+
+@pytest.mark.filterwarnings("ignore:The specified file .* does not end in one of:UserWarning")
+@pytest.mark.parametrize(
+    ("output", "report"),
+    [
+        ("exp.lr0.1", "exp.lr0.1.html"),
+        ("exp.lr0.2", "exp.lr0.2.html"),
+        ("a b/it's.ipynb", "a b/it's.html"),
+        ("x-{lr}.ipynb", "x-0.5.html"),
+    ],
+)
+def test_the_notebook_is_told_where_its_report_will_be(tmp_path, monkeypatch, output, report):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    save(tmp_path, TOLD)
+    cells = [v4.new_code_cell("lr = 1", metadata={"tags": ["parameters"]}), v4.new_code_cell(TOLD)]
+    nbformat.write(notebook(*cells), tmp_path / "in.ipynb")
+    options = {"engine_name": "nsa", "progress_bar": False, "cwd": "elsewhere", "parameters": {"lr": 0.5}}
+    executed = papermill.execute_notebook("in.ipynb", output, **options)
+    assert executed.cells[-1].outputs[0].text == f"told {tmp_path / report}\n"
+    assert (tmp_path / report).exists()
+
+
+def test_without_the_engine_or_a_path_nothing_is_told(tmp_path):
+    source, output = save(tmp_path, TOLD)
+    for told in ({"engine_name": None}, {"engine_name": "nsa", "output_path": None}):
+        executed = papermill.execute_notebook(source, **{"output_path": output, "progress_bar": False, **told})
+        assert executed.cells[-1].outputs[0].text == "told None\n"
+
+
+def test_an_output_that_is_named_as_a_page_is_refused_before_anything_is_written(tmp_path):
+    save(tmp_path, "1")
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "result.html", "--engine", "nsa"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "result.html: the executed notebook cannot be named as its report is" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.ipynb"]
+
+
+@pytest.mark.parametrize("options", [[], ["--allow-errors"]], ids=["go", "no-go"])
+def test_nbconvert_judges_what_it_executed_itself(tmp_path, options):
+    word = "NO-GO" if options else "GO"
+    source, output = save(tmp_path, conclude_source(word))
+    source.rename(output)
+    command = [
+        BIN / "jupyter",
+        "nbconvert",
+        "--log-level=ERROR",
+        "--execute",
+        "--to",
+        "nsa_html",
+        *options,
+        "out.ipynb",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert headline(tmp_path)[0] == word
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_the_stop_button_of_the_kernel(tmp_path, number):
+    waits = "import time\ntry:\n    print('waits', flush=True)\n    time.sleep(60)\n"
+    waits += "except KeyboardInterrupt:\n    print('stopped')"
+    save(tmp_path, waits, conclude_source("INCOMPLETE"))
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--engine", "nsa", "--log-output"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as ended:
+        while "waits" not in ended.stderr.readline():
+            assert ended.poll() is None
+        ended.send_signal(number)
+        ended.stderr.read()
+    assert ended.returncode == 1
+    saved = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    cell = next(cell for cell in saved.cells if cell.source == waits)
+    assert "".join(output.text for output in cell.outputs) == "waits\nstopped\n"
+    assert headline(tmp_path) == ("INCOMPLETE", SUMMARY["headline"])
+
+
+def test_a_second_ctrl_c_ends_a_kernel_that_does_not_stop(tmp_path):
+    deaf = "import signal, time\nsignal.signal(2, signal.SIG_IGN)\nprint('waits', flush=True)\ntime.sleep(60)"
+    save(tmp_path, deaf, conclude_source("GO"))
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--engine", "nsa", "--log-output"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as ended:
+        while "waits" not in ended.stderr.readline():
+            assert ended.poll() is None
+        ended.send_signal(signal.SIGINT)
+        time.sleep(1)  # two signals at once are one
+        ended.send_signal(signal.SIGINT)
+        ended.stderr.read()
+    assert ended.returncode != 0
+    assert headline(tmp_path)[0] == "INCOMPLETE"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Readiness over made-up runs whose verdict is known: which count, what does not, and the one verdict over them."""
 
 import json
+import re
 import shlex
 import shutil
 import zipfile
 from dataclasses import replace
 from datetime import datetime
+from urllib.parse import unquote
 
 import pytest
 
@@ -465,6 +467,22 @@ def test_only_a_report_goes_into_the_archive(put, ask, report):
     put("smoke", report=report)
     with zipfile.ZipFile(ask().folder / "review.zip") as archive:
         assert not [name for name in archive.namelist() if name.startswith("reports/")]
+
+
+def test_the_archive_holds_the_readiness_report_and_its_links_lead_to_reports_within(put, ask, tmp_path):
+    elsewhere = tmp_path / "else where" / "out.html"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("of the smoke")
+    put("smoke", report=str(elsewhere))
+    own = put("preflight") / "report.html"
+    own.write_text("of the preflight")
+    with zipfile.ZipFile(ask().folder / "review.zip") as archive:
+        page = archive.read("readiness.html").decode()
+        links = [unquote(link) for link in re.findall(r'href="([^"#][^"]*)"', page)]
+        assert set(links) == {"reports/smoke-1.html", "reports/preflight-1.html"}
+        assert archive.read("reports/smoke-1.html") == b"of the smoke"
+        assert archive.read("reports/preflight-1.html") == b"of the preflight"
+    assert "<title>INCOMPLETE: readiness-" in page
 
 
 # Advice

@@ -168,9 +168,10 @@ def test_no_history_is_no_problem(history, tmp_path):
 
 
 def test_the_page_lists_the_newest_first_with_verdict_figures_and_links(tmp_path, history):
+    (tmp_path / "a report.html").write_text("page")
     append(history, line("old", report=str(tmp_path / "a report.html"), created=day(1)))
     append(history, line("new", report="/else/where.html", created=day(2), verdict="NO-GO", peak_reserved_mib=1762.0))
-    html = write_index(tmp_path).read_text()
+    html = write_index(tmp_path, promised="/else/where.html").read_text()
     new, old = (row for row in shown(html) if row)
     assert new[0].endswith("NO-GO")
     assert old[0].endswith("GO")
@@ -178,6 +179,11 @@ def test_the_page_lists_the_newest_first_with_verdict_figures_and_links(tmp_path
     assert any("2025-03-02 10:15" in cell for cell in new)
     assert 'href="a%20report.html"' in html
     assert 'href="file:///else/where.html"' in html
+    assert "/else/where.html" not in write_index(tmp_path).read_text(), "a page that never came"
+    made = tmp_path / "runs" / "new" / "report.html"
+    made.parent.mkdir(parents=True)
+    made.write_text("page")
+    assert 'href="runs/new/report.html"' in write_index(tmp_path).read_text()
 
 
 def test_a_run_without_a_line_is_shown_without_a_verdict_and_a_broken_one_is_reported(put, tmp_path):

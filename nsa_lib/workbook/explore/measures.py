@@ -14,7 +14,7 @@ from nsa_lib.judgement.gate import FAIL
 from nsa_lib.report.charts.chart import Chart, nothing
 from nsa_lib.report.charts.overlay import overlay
 from nsa_lib.runs import environment
-from nsa_lib.runs.found import NEWEST, runs_in
+from nsa_lib.runs.found import NEWEST, find, runs_in
 from nsa_lib.runs.recorded import machine_name
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.explore.parameters import REQUEST
@@ -45,11 +45,11 @@ def open_runs(namespace: Mapping[str, object]) -> tuple[Run, Run | None]:
 def _opened(parameter: str, which: str, out_dir: Path) -> Run:
     if which == NEWEST:
         return judged_run(_newest(parameter, out_dir))
-    runs = out_dir / "runs"
-    for folder in (Path(which).expanduser(), runs / which):
-        if (folder / "run.json").exists():
-            return judged_run(folder)
-    raise ConfigError(f"{parameter}={which!r}: accepts a run folder, the name of one in {runs}, or {NEWEST}")
+    try:
+        folder = find(which, out_dir)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{parameter}={error}") from None
+    return judged_run(folder)
 
 
 def _newest(parameter: str, out_dir: Path) -> Path:

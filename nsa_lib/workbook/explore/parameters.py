@@ -10,7 +10,7 @@ from nsa_lib.workbook.profiles import RUN
 REQUEST = Request(
     notebook="explore",
     parameters={
-        "run": Parameter(str, f"a run folder, the name of one in runs/, or {NEWEST}", NEWEST),
+        "run": Parameter(str, f"a run folder, the name of one in runs/, {NEWEST}, or {NEWEST}:smoke", NEWEST),
         "other": Parameter(str, "a second run to lay over it, named in the same ways", ""),
         "out_dir": RUN["out_dir"],
     },

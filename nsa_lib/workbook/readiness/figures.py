@@ -1,10 +1,13 @@
-"""The tables of readiness: the runs that count, those left out, and every gate."""
+"""The tables of readiness: the runs that count, those left out, and every gate; and the page that goes to review."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from nsa_lib.report.tables import Cell, Table, format_value, gate_row, linked, ranked, verdict_cell
+from nsa_lib.report.page import Section, page
+from nsa_lib.report.tables import Cell, Table, format_value, gate_row, gates_table, linked, ranked, verdict_cell
 
 
 def runs_table(run) -> Table:
@@ -38,6 +41,23 @@ def readiness_table(run) -> Table:
         for gate in ranked(source["gates"])
     ]
     return Table("Gates", ("notebook", "outcome", "gate", "measured", "limit", "detail"), rows)
+
+
+def packed_page(run, reports: Mapping[Path, str]) -> str:
+    """Return the page of a readiness run for its archive: verdict, runs with links into reports/, and every gate."""
+    root, summary = Path("/"), run.summary
+    sources = [
+        {**source, "report": source["report"] and str(root / "reports" / reports[Path(source["report"])])}
+        for source in run.info["sources"]
+    ]
+    packed = replace(run, info={**run.info, "sources": sources, "report": str(root / "readiness.html")})
+    said = [f"{summary['verdict']}: {summary['headline']}", *summary["reasons"], *summary["advice"]]
+    sections = [
+        Section("Verdict", said, [gates_table(summary["gates"])]),
+        Section("Runs", tables=[runs_table(packed), left_out_table(packed)]),
+        Section("Every gate of every run", tables=[readiness_table(packed)]),
+    ]
+    return page(f"{summary['verdict']}: {run.info['run_id']}", sections)
 
 
 def _page_folder(run) -> Path:

@@ -61,30 +61,32 @@ def _xml(text: object) -> str:
     return NOT_IN_XML.sub("�", str(text))
 
 
-def pack(archive: Path, *, runs: Iterable[Path], reports: Iterable[Path], files: Iterable[Path]) -> None:
+def pack(archive: Path, *, runs: Iterable[Path], reports: Mapping[Path, str], files: Iterable[Path], page: str) -> None:
     """Write a zip archive for review.
 
     Args:
         archive: its path.
-        runs: run folders, with all that lies in them.
-        reports: HTML files; those that do not exist are left out.
+        runs: run folders, with all that lies in them, and their names in runs/.
+        reports: HTML files with their names in reports/.
         files: kept at the top of the archive.
+        page: the HTML of readiness.html, at the top; its links lead to reports/.
     """
     # A file copied from elsewhere may be dated before 1980, which zip cannot hold.
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
-        for folder, name in _named_apart(runs):
+        packed.writestr("readiness.html", page)
+        for folder, name in runs.items():
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and not path.is_symlink():  # a link may lead out of the folder
                     packed.write(path, Path("runs", name, path.relative_to(folder)))
-        for path, name in _named_apart(path for path in reports if path.is_file()):
+        for path, name in reports.items():
             packed.write(path, Path("reports", name))
         for path in files:
             packed.write(path, path.name)
 
 
-def _named_apart(paths: Iterable[Path]) -> list[tuple[Path, str]]:
+def named_apart(paths: Iterable[Path]) -> dict[Path, str]:
     """Return each path once, with its name; one whose name another has already gets a number before it."""
     named: dict[Path, str] = {}
     for path in dict.fromkeys(paths):
         named[path] = f"{len(named) + 1}-{path.name}" if path.name in named.values() else path.name
-    return list(named.items())
+    return named

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from nsa_lib.workbook.readiness.review import junit, pack
+from nsa_lib.workbook.readiness.review import junit, named_apart, pack
 
 CREATED = "2025-03-01T10:15:00.000000+00:00"
 
@@ -87,17 +87,19 @@ def run_folder(tmp_path):
 
 
 def packed(tmp_path, **given):
-    pack(tmp_path / "review.zip", **{"runs": [], "reports": [], "files": [], **given})
+    pack(tmp_path / "review.zip", **{"runs": {}, "reports": {}, "files": [], "page": "a page", **given})
     with zipfile.ZipFile(tmp_path / "review.zip") as archive:
         assert archive.testzip() is None
-        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+        found = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    assert found.pop("readiness.html") == b"a page"
+    return found
 
 
 def test_runs_reports_and_files_have_their_places(tmp_path, run_folder):
     (tmp_path / "smoke.html").write_text("page")
     (tmp_path / "summary.json").write_text("{}")
-    reports = [tmp_path / "smoke.html", tmp_path / "gone.html", tmp_path]
-    assert packed(tmp_path, runs=[run_folder], reports=reports, files=[tmp_path / "summary.json"]) == {
+    reports = {tmp_path / "smoke.html": "smoke.html"}
+    assert packed(tmp_path, runs={run_folder: "smoke-1"}, reports=reports, files=[tmp_path / "summary.json"]) == {
         "runs/smoke-1/run.json": b"{}",
         "runs/smoke-1/cases/training/result.json": b"result",
         "reports/smoke.html": b"page",
@@ -111,7 +113,7 @@ def test_a_link_does_not_lead_out_of_a_run_folder(tmp_path, run_folder):
     (run_folder / "key").symlink_to(tmp_path / "secret" / "key")
     (run_folder / "folder").symlink_to(tmp_path / "secret")
     (run_folder / "nowhere").symlink_to(tmp_path / "gone")
-    found = packed(tmp_path, runs=[run_folder])
+    found = packed(tmp_path, runs={run_folder: "smoke-1"})
     assert set(found) == {"runs/smoke-1/run.json", "runs/smoke-1/cases/training/result.json"}
     assert b"secret" not in found.values()
 
@@ -119,16 +121,15 @@ def test_a_link_does_not_lead_out_of_a_run_folder(tmp_path, run_folder):
 @pytest.mark.parametrize("seconds", [0, 4.5e9])
 def test_a_file_dated_before_1980_or_after_2107_is_packed(tmp_path, run_folder, seconds):
     os.utime(run_folder / "run.json", (seconds, seconds))
-    assert packed(tmp_path, runs=[run_folder])["runs/smoke-1/run.json"] == b"{}"
+    assert packed(tmp_path, runs={run_folder: "smoke-1"})["runs/smoke-1/run.json"] == b"{}"
 
 
 def test_two_of_one_name_are_both_there_and_one_named_twice_is_there_once(tmp_path, run_folder):
     for place in ("a", "b"):
         (tmp_path / place / "smoke-1").mkdir(parents=True)
         (tmp_path / place / "smoke-1" / "run.json").write_text(place)
-        (tmp_path / place / "out.html").write_text(place)
-    reports = [tmp_path / place / "out.html" for place in "aab"]
-    found = packed(tmp_path, runs=[run_folder, tmp_path / "a" / "smoke-1"], reports=reports)
-    assert (found["reports/out.html"], found["reports/2-out.html"]) == (b"a", b"b")
-    assert (found["runs/smoke-1/run.json"], found["runs/2-smoke-1/run.json"]) == (b"{}", b"a")
-    assert len(found) == 5
+    folders = [run_folder, *(tmp_path / place / "smoke-1" for place in "aab")]
+    named = named_apart(folders)
+    assert list(named.values()) == ["smoke-1", "2-smoke-1", "3-smoke-1"]
+    found = packed(tmp_path, runs=named)
+    assert [found[f"runs/{name}/run.json"] for name in named.values()] == [b"{}", b"a", b"b"]
