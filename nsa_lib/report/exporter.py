@@ -109,7 +109,8 @@ def _replace_outputs(nb: NotebookNode) -> int:
         for output in cell.outputs:
             if PLOTLY_MIME in output.get("data", {}):
                 figures += 1
-                output.data = {"text/html": figure_html(output.data[PLOTLY_MIME], figures)}
+                twin = output.data.get("image/svg+xml", "")
+                output.data = {"text/html": figure_html(output.data[PLOTLY_MIME], "".join(twin), figures)}
     return figures
 
 

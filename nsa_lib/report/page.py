@@ -21,6 +21,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from nsa_lib.report.charts.chart import CONFIG, Chart
+from nsa_lib.report.charts.static import static_twin
 from nsa_lib.report.tables import Table
 
 TEMPLATES = Path(str(files("nsa_lib.report") / "template"))
@@ -44,7 +45,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
         figures = []
         for chart in section.charts:
             charts += 1
-            figures.append(Markup(figure_html(json.loads(chart.to_json()), charts)))
+            figures.append(Markup(figure_html(json.loads(chart.to_json()), static_twin(chart), charts)))
         tables = [Markup(table._repr_html_()) for table in section.tables]
         shown.append({"heading": section.heading, "prose": section.prose, "tables": tables, "charts": figures})
     environment = Environment(
@@ -59,19 +60,27 @@ def page(title: str, sections: Sequence[Section]) -> str:
     return environment.get_template("page.html.j2").render(page={**content, "nonce": nonce})
 
 
-def figure_html(figure: dict, number: int) -> str:
-    """Return a chart as data, drawn by the report's own script, with title and facts as its caption."""
+def figure_html(figure: dict, twin: str, number: int) -> str:
+    """Return a chart as data, drawn by the report's own script, with title and facts as its caption.
+
+    Its static twin, if there is one, stands there until the script has drawn it, and on paper. It is an image, so that
+    nothing in it can run.
+    """
     layout = figure.get("layout", {})
     meta = layout.get("meta")
     description = meta.get("description", "") if isinstance(meta, dict) else ""
     caption, layout = _captioned(layout)
-    description = description or f"Chart {number}"
+    description = escape(description or f"Chart {number}")
     spec = json.dumps({"data": figure.get("data", []), "layout": layout, "config": CONFIG}, sort_keys=True)
     spec = spec.replace("<", "\\u003c")
+    if twin:
+        data = base64.b64encode(twin.encode()).decode()
+        still = f'<img class="nsa-twin" src="data:image/svg+xml;base64,{data}" alt="{description}">'
+    else:
+        still = '<p class="nsa-twin">This chart needs JavaScript and a browser of 2023 or later.</p>'
     return (
-        f'<figure class="nsa-figure">{caption}<div class="nsa-chart" role="img" aria-label="{escape(description)}">'
-        "This chart needs JavaScript and a browser of 2023 or later.</div>"
-        f'<script type="application/json">{spec}</script></figure>'
+        f'<figure class="nsa-figure">{still}{caption}<div class="nsa-chart" role="group" aria-label="{description}">'
+        f'</div><script type="application/json">{spec}</script></figure>'
     )
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from nbconvert.exporters import HTMLExporter, get_exporter
+from nbconvert.exporters import HTMLExporter, MarkdownExporter, get_exporter
 from nbformat import v4
 
 from nsa_lib import report
@@ -70,14 +70,18 @@ def test_the_contents_lead_to_the_headings(page):
     assert all(f'id="{link}"' in page for link in links)
 
 
-def test_charts_are_described_and_the_image_for_other_viewers_is_left_out(page):
+def test_charts_are_described_and_each_has_its_twin(page):
     assert 'aria-label="Memory: highest 1,762 MiB' in page
-    assert "image/svg+xml" not in page
+    assert 'alt="Memory: highest 1,762 MiB' in page
+    assert page.count('class="nsa-twin"') == page.count('src="data:image/svg+xml;base64,') == 4
 
 
-def test_plain_nbconvert_shows_the_image_instead():
+def test_plain_nbconvert_and_markdown_show_the_twins():
     plain, _ = HTMLExporter().from_notebook_node(sample_notebook())
-    assert len(re.findall(r'<img[^>]* src="data:image/svg\+xml;base64', plain)) == 1
+    assert len(re.findall(r'<img[^>]* src="data:image/svg\+xml;base64', plain)) == 4
+    text, resources = MarkdownExporter().from_notebook_node(sample_notebook())
+    assert len(re.findall(r"!\[svg\]\((\S+\.svg)\)", text)) == 4
+    assert sum(name.endswith(".svg") for name in resources["outputs"]) == 4
 
 
 def test_only_scripts_with_the_nonce_may_run(page):

@@ -4,17 +4,17 @@ from nsa_lib.report.charts.attention_map import NOT_KEPT, gate_map, selection_ma
 from nsa_lib.report.charts.chart import CONFIG, Chart, nothing
 from nsa_lib.report.charts.overlay import no_figures, over_runs, overlay
 from nsa_lib.report.charts.prediction import prediction_figure
-from nsa_lib.report.charts.steps import loss, memory_range, memory_trend, memory_trend_svg, phase_peaks, step_time
+from nsa_lib.report.charts.steps import grad_norm, loss, memory_range, memory_trend, phase_peaks, step_time
 
 __all__ = [
     "CONFIG",
     "NOT_KEPT",
     "Chart",
     "gate_map",
+    "grad_norm",
     "loss",
     "memory_range",
     "memory_trend",
-    "memory_trend_svg",
     "no_figures",
     "nothing",
     "over_runs",

@@ -11,6 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
+from nsa_lib.report.charts.static import static_twin
+
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""
 
@@ -59,20 +61,17 @@ TEMPLATE = go.layout.Template(
 
 
 class Chart(go.Figure):
-    """A Plotly figure that shows itself with CONFIG, and with `svg` where a viewer has no Plotly."""
-
-    _svg: str | None = None
+    """A Plotly figure that shows itself with CONFIG, and as its static twin where a viewer has no Plotly."""
 
     def show(self, *args, **kwargs):
         """Show the chart as Plotly does, in a browser or a notebook, with CONFIG."""
         return super().show(*args, **{"config": CONFIG, **kwargs})
 
     def bundle(self) -> dict:
-        """Return the notebook output: the figure, the SVG if there is one, and a line of text."""
-        alternatives = {"image/svg+xml": self._svg} if self._svg else {}
+        """Return the notebook output: the figure, its static twin, and a line of text."""
         figure = {**json.loads(self.to_json()), "config": CONFIG}
         text = self.layout.meta["description"]
-        return {"application/vnd.plotly.v1+json": figure, **alternatives, "text/plain": text}
+        return {"application/vnd.plotly.v1+json": figure, "image/svg+xml": static_twin(self), "text/plain": text}
 
     def _ipython_display_(self):
         display(self.bundle(), raw=True)

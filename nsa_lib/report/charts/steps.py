@@ -6,8 +6,6 @@ shorter chart, one without a finite value gives a chart that says so. Memory is 
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
 import pandas as pd
 
@@ -51,7 +49,6 @@ def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulat
     if limit_mib is not None:
         facts += f", {100 * values.max() / limit_mib:,.3g} % of the limit {limit_mib:,.0f} MiB"
     figure = empty_chart("Memory", "MiB", facts)
-    figure._svg = memory_trend_svg(steps, limit_mib=limit_mib, simulated=simulated)
     for column, name, colour, dash in series:
         figure.add_traces(trace(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
     shade_warmup(figure, steps)
@@ -143,73 +140,9 @@ def memory_range(values: np.ndarray, limit_mib: float | None) -> tuple[float, fl
     return max(0.0, high - 1.08 * span), high + 0.08 * span
 
 
-def memory_trend_svg(steps: pd.DataFrame, *, limit_mib: float | None = None, simulated: bool = False) -> str:
-    """Return the memory trend as an SVG image of at most 8 kB, for viewers that run no JavaScript."""
-    series = _memory_series(simulated)
-    values = finite(steps, [column for column, *_ in series])
-    if not values.size:
-        return _svg("Memory: no steps recorded", '<text x="330" y="120" text-anchor="middle">no steps recorded</text>')
-    low, high = memory_range(values, limit_mib)
-    first, last = float(steps["step"].min()), float(steps["step"].max())
-
-    def x(step):
-        return 72 + 560 * (step - first) / max(last - first, 1)
-
-    def y(mib):
-        return 196 - 152 * (mib - low) / (high - low)
-
-    parts = [_svg_rule(y(tick), f"{tick:,.0f}", opacity=0.2) for tick in np.linspace(low, high, 5)]
-    ends = [(first, "start"), (last, "end")] if last > first else [(first, "middle")]
-    parts += [f'<text x="{x(step):.0f}" y="214" text-anchor="{side}">{step:,.0f}</text>' for step, side in ends]
-    parts.append(
-        '<text x="352" y="232" text-anchor="middle">step</text><text x="66" y="32" text-anchor="end">MiB</text>'
-    )
-    for (column, name, colour, dash), left in zip(series, (72, 262, 462), strict=True):
-        points = [(x(step), y(mib)) for step, mib in _thinned(steps, column)]
-        parts.append(_svg_line(points, colour, dash) + _svg_line([(left, 12), (left + 22, 12)], colour, dash))
-        parts.append(f'<text x="{left + 28}" y="16">{escape(name)}</text>')
-    if limit_mib is not None and limit_mib <= high:
-        parts.append(_svg_rule(y(limit_mib), "limit", opacity=1))
-    elif limit_mib is not None:
-        parts.append(f'<text x="632" y="36" text-anchor="end">limit {limit_mib:,.0f} is above the scale</text>')
-    return _svg(f"Memory in MiB, steps {first:,.0f} to {last:,.0f}, highest {values.max():,.0f} MiB", "".join(parts))
-
-
 def _memory_series(simulated: bool) -> list[tuple[str, str, str, str]]:
     return [
         ("alloc_mib", "allocated after the step", BLUE, "dot"),
         ("peak_alloc_mib", "peak allocated in the step", VERMILION, "solid"),
         ("peak_reserved_mib", "reserved (simulated)" if simulated else "reserved", GREEN, "dash"),
     ]
-
-
-def _thinned(steps: pd.DataFrame, column: str, points: int = 100) -> list[tuple[float, float]]:
-    """Return at most `points` (step, MiB), the highest of each bucket so that no spike is lost."""
-    finite = steps[np.isfinite(steps[column].astype(float))]
-    buckets = np.arange(len(finite)) * points // max(len(finite), points)
-    highest = finite.groupby(buckets)[column].idxmax()
-    return list(finite.loc[highest, ["step", column]].itertuples(index=False, name=None))
-
-
-def _svg(title: str, body: str) -> str:
-    # The grey is for viewers that show the SVG as an image, where the page's colour does not reach.
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 240" role="img" width="640" height="240" '
-        f'color="{GREY}" fill="currentColor" font-family="system-ui, sans-serif" font-size="12">'
-        f"<title>{escape(title)}</title>{body}</svg>"
-    )
-
-
-def _svg_rule(y: float, label: str, opacity: float) -> str:
-    rule = f'<path d="M72 {y:.1f}H632" stroke="currentColor" stroke-opacity="{opacity}"/>'
-    return f'{rule}<text x="66" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
-
-
-def _svg_line(points: list[tuple[float, float]], colour: str, dash: str) -> str:
-    dashes = {"solid": "", "dash": "6 3", "dot": "2 3"}[dash]
-    path = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
-    # A round cap keeps a single point visible.
-    return (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round" '
-        f'stroke-dasharray="{dashes}"/>'
-    )

@@ -10,13 +10,13 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
-from nsa_lib.report.charts.chart import VERMILION, Chart, finite, nothing
+from nsa_lib.report.charts.chart import MOST_POINTS, VERMILION, Chart, finite, nothing
 from nsa_lib.report.charts.steps import phase_peaks, step_time
 from nsa_lib.report.tables import Table, frame_table
 from nsa_lib.runs.recorded import Recorded
 
 SLOWEST_SHOWN = 10
-"""Rows of a table of slow steps; the chart shows all of them."""
+"""Rows of a table of slow steps; the chart marks as many as it has points."""
 
 
 def peak_by_phase(run: Recorded) -> Chart:
@@ -40,6 +40,7 @@ def slow_steps_chart(run: Recorded, slow: pd.DataFrame) -> Chart:
         return nothing("Step time", "ms")
     figure, marked = step_time(run.of(case_id)), slow[slow["case_id"] == case_id]
     figure = _with_facts(figure, f"case {case_id}, {len(marked)} slow")
+    marked = marked.nlargest(MOST_POINTS, "times")
     if len(marked):
         marker = {"color": VERMILION, "symbol": "diamond", "size": 10}
         hover = "%{y:,.1f} ms, slow"

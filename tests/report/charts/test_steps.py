@@ -1,5 +1,3 @@
-import xml.etree.ElementTree as ElementTree
-
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -7,12 +5,10 @@ import pytest
 from nsa_lib.report.charts import chart
 from nsa_lib.report.charts.chart import CONFIG, MOST_POINTS, SMOOTHED_FROM
 from nsa_lib.report.charts.steps import (
-    _thinned,
     grad_norm,
     loss,
     memory_range,
     memory_trend,
-    memory_trend_svg,
     phase_peaks,
     step_time,
 )
@@ -194,36 +190,3 @@ def test_show_passes_the_same_settings(monkeypatch):
     monkeypatch.setattr("plotly.io.show", lambda figure, **options: shown.update(options))
     loss(sample_steps()).show()
     assert shown["config"] == CONFIG
-
-
-def test_only_memory_carries_an_image_for_other_viewers():
-    steps = sample_steps()
-    assert memory_trend(steps).bundle()["image/svg+xml"] == memory_trend_svg(steps)
-    assert "image/svg+xml" not in loss(steps).bundle()
-
-
-@pytest.mark.parametrize("count", [0, 1, 100, 20_000])
-def test_svg_is_small_valid_and_named(count):
-    svg = memory_trend_svg(sample_steps(count), limit_mib=70_000)
-    assert len(svg) <= 8_000
-    root = ElementTree.fromstring(svg)
-    assert root.get("role") == "img"
-    assert root.find("{http://www.w3.org/2000/svg}title").text.startswith("Memory")
-    assert "currentColor" in svg
-    assert "nan" not in svg.lower()
-
-
-def test_svg_keeps_a_single_spike():
-    steps = sample_steps(20_000)
-    steps.loc[12_345, "peak_alloc_mib"] = 9_000.0
-    assert "highest 9,000 MiB" in memory_trend_svg(steps)
-    points = _thinned(steps, "peak_alloc_mib")
-    assert len(points) <= 100
-    assert (12_346, 9_000.0) in points
-
-
-def test_svg_draws_a_near_limit_at_its_height():
-    steps = sample_steps()
-    near, far = (memory_trend_svg(steps, limit_mib=limit) for limit in (2_000, 70_000))
-    assert ">limit<" in near
-    assert "limit 70,000 is above the scale" in far

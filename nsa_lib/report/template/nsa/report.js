@@ -4,7 +4,6 @@
 const nonce = document.currentScript.nonce;
 const darkScreen = matchMedia("(prefers-color-scheme: dark)");
 const charts = [...document.querySelectorAll(".nsa-chart")];
-const PRINTED_WIDTH = 660; // CSS pixels that fit A4 and Letter between their margins
 
 document.getElementById("nsa-code")?.addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("show-code"));
@@ -22,20 +21,31 @@ async function loadPlotly() {
 }
 
 async function draw(chart) {
-  const { data, layout, config } = JSON.parse(chart.nextElementSibling.textContent);
-  chart.textContent = "";
+  const figure = chart.closest("figure");
+  const { data, layout, config } = JSON.parse(figure.querySelector("script").textContent);
+  figure.classList.add("nsa-drawn"); // before it is drawn: what is not displayed has no width
   await Plotly.newPlot(chart, data, layout, config);
   await Plotly.relayout(chart, ink(darkScreen.matches));
 }
 
-const relayout = (change) => charts.forEach((chart) => Plotly.relayout(chart, change));
+// Charts against the steps show the same steps: zooming one zooms all.
+const againstSteps = () => charts.filter((chart) => chart.layout.xaxis?.title?.text === "step");
+let following = false;
+
+async function zoomTogether(event, source) {
+  const [from, to, all] = ["xaxis.range[0]", "xaxis.range[1]", "xaxis.autorange"].map((key) => event[key]);
+  if (following || (from === undefined && !all)) return;
+  const change = all ? { "xaxis.autorange": true } : { "xaxis.range[0]": from, "xaxis.range[1]": to };
+  following = true;
+  await Promise.all(againstSteps().filter((chart) => chart !== source).map((chart) => Plotly.relayout(chart, change)));
+  following = false;
+}
 
 async function drawAll() {
   await loadPlotly();
   await Promise.all(charts.map(draw));
-  darkScreen.addEventListener("change", () => relayout(ink(darkScreen.matches)));
-  addEventListener("beforeprint", () => relayout({ ...ink(false), width: PRINTED_WIDTH }));
-  addEventListener("afterprint", () => relayout({ ...ink(darkScreen.matches), width: null, autosize: true }));
+  darkScreen.addEventListener("change", () => charts.forEach((chart) => Plotly.relayout(chart, ink(darkScreen.matches))));
+  againstSteps().forEach((chart) => chart.on("plotly_relayout", (event) => zoomTogether(event, chart)));
 }
 
 if (charts.length) drawAll();
