@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
+import signal
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -106,8 +106,10 @@ def _run(asked: argparse.Namespace) -> int:
         options += ["-f", str(path)]
     options += papermill.parameters(dict(asked.parameters))
     command = papermill.command(notebook_path(asked.notebook), output, *options)
-    with StopButton():  # papermill hears Ctrl-C too, and writes the notebook and its report before it ends
-        status = subprocess.run(command, check=False).returncode
+    with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
+        status, _ = papermill.supervise(command, stop)
+    if not output.exists():
+        return status or 1  # papermill has said why
     executed = nbformat.read(output, as_version=4)
     if wants_verdict(executed):
         found = read_verdict(executed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,8 +30,6 @@ from nsa_lib.workbook.questions import QUESTIONS, counted
 
 VALIDATE_ORDER = (*counted(), REQUEST.notebook)
 """The notebooks in the order in which a validation runs them; the last decides over the others' runs."""
-
-POLL_S = 0.1
 
 STOPPED = 130
 """Exit status of a shell's command that Ctrl-C ended."""
@@ -58,7 +55,7 @@ class Ended:
 def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, reports: Path) -> int:
     """Run the notebooks in order, then readiness over their runs; print a line for each and the verdict.
 
-    Ctrl-C interrupts the notebook that runs, which is saved with its report, and starts no other.
+    Ctrl-C, or SIGTERM, interrupts the notebook that runs, which is saved with its report, and starts no other.
 
     Args:
         in_files: parameters read from files; each goes to the notebooks that declare it.
@@ -76,7 +73,7 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
     reports.mkdir(parents=True, exist_ok=True)
     began = datetime.now(timezone.utc)
     run_ids: list[str] = []
-    with StopButton() as stop:
+    with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
         for place, notebook in enumerate(VALIDATE_ORDER):
             own = {**on_line, "runs": ",".join(run_ids)} if notebook == VALIDATE_ORDER[-1] else on_line
             output = reports / f"{notebook}-{stamp(began)}.ipynb"
@@ -119,7 +116,7 @@ def _run_notebook(command: list[str], notebook: str, output: Path, stop: StopBut
     """Execute a notebook; return how it ended and whether Ctrl-C was pressed meanwhile."""
     began = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        status, stopped = _supervise(command, log, stop, _ticker(notebook))
+        status, stopped = papermill.supervise(command, stop, log=log, tell=_ticker(notebook))
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
     if output.exists():
@@ -128,28 +125,6 @@ def _run_notebook(command: list[str], notebook: str, output: Path, stop: StopBut
         verdict = Verdict("INCOMPLETE", f"papermill left no notebook: {said[-1] if said else f'exit status {status}'}")
     seconds = time.monotonic() - began
     return Ended(notebook, verdict, output.with_suffix(".html"), seconds, status), stopped
-
-
-def _supervise(command: list[str], log, stop: StopButton, tell: Callable[[], None]) -> tuple[int, bool]:
-    """Run papermill to its end and return its exit status and whether Ctrl-C was pressed.
-
-    In a session of its own it hears Ctrl-C from here alone, once for each press, and has the time to save the notebook.
-    """
-    stopped = False
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    try:
-        tell()
-        while process.poll() is None:
-            if stop.pressed:
-                stop.pressed, stopped = False, True
-                process.send_signal(signal.SIGINT)
-            time.sleep(POLL_S)
-            tell()
-    finally:  # if the supervision itself fails: the notebook must not outlive it
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    return process.returncode, stopped or stop.pressed
 
 
 def _ticker(notebook: str) -> Callable[[], None]:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -132,20 +131,21 @@ def test_a_command_that_is_no_command_is_refused(arguments):
 def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, tmp_path, monkeypatch, verdict, status):
     commands = []
 
-    def papermill(command, check):
+    def papermill(command, stop):
         commands.append(command)
-        nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[4])
-        return SimpleNamespace(returncode=status)
+        nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[5])
+        return status, False
 
     monkeypatch.setattr(environment, "PROJECT", tmp_path)
-    monkeypatch.setattr(worker_main.subprocess, "run", papermill)
+    (tmp_path / "reports").mkdir()
+    monkeypatch.setattr(worker_main.papermill, "supervise", papermill)
     ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
     (command,) = commands
-    source, output = command[3:5]
-    assert command[:3] == [sys.executable, "-m", "papermill"]
-    assert command[5:8] == ["--engine", "nsa", "--log-output"]
+    source, output = command[4:6]
+    assert command[:3] == [sys.executable, "-m", "nsa_lib.runs.papermill"]
+    assert command[6:9] == ["--engine", "nsa", "--log-output"]
     assert source == str(tmp_path / "notebooks" / "smoke.ipynb")
-    assert command[8:] == ["-f", "p.yaml", "-r", "tag", "007", "-r", "steps", "60"]
+    assert command[9:] == ["-f", "p.yaml", "-r", "tag", "007", "-r", "steps", "60"]
     assert ended == status
     assert f"{verdict}: 12 layers trained" in out
     assert ("  - because" in out) == (verdict == "NO-GO")

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from nsa_lib import validation
+from nsa_lib.runs import papermill
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import STOPPED, VALIDATE_ORDER, check_parameters, papermill_command, validate
 from tests.samples import code_cell, concluded, notebook
@@ -50,7 +51,7 @@ def planted(monkeypatch, tmp_path):
             return [sys.executable, "-S", "-c", code]
 
         monkeypatch.setattr(validation, "papermill_command", command)
-        monkeypatch.setattr(validation, "POLL_S", 0.01)
+        monkeypatch.setattr(papermill, "POLL_S", 0.01)
         return asked
 
     return plant
@@ -92,16 +93,16 @@ def test_each_notebook_is_given_the_parameters_that_it_declares(tmp_path):
     output = tmp_path / "out.ipynb"
     in_files, on_line = {"seq_lens": [64, 128], "tag": "a"}, {"steps": "60", "tag": "007", "rounds": "2"}
     scaling = papermill_command("backward_scaling", output, in_files, on_line)
-    assert scaling[:3] == [sys.executable, "-m", "papermill"]
-    assert (scaling[3].endswith("notebooks/backward_scaling.ipynb"), scaling[4]) == (True, str(output))
-    assert scaling[5:9] == ["--engine", "nsa", "--no-progress-bar", "-y"]
-    assert json.loads(scaling[9]) == {"seq_lens": [64, 128], "tag": "a"}
-    assert scaling[10:] == ["-r", "steps", "60", "-r", "tag", "007"]
+    assert scaling[:3] == [sys.executable, "-m", "nsa_lib.runs.papermill"]
+    assert (scaling[4].endswith("notebooks/backward_scaling.ipynb"), scaling[5]) == (True, str(output))
+    assert scaling[6:10] == ["--engine", "nsa", "--no-progress-bar", "-y"]
+    assert json.loads(scaling[10]) == {"seq_lens": [64, 128], "tag": "a"}
+    assert scaling[11:] == ["-r", "steps", "60", "-r", "tag", "007"]
     smoke = papermill_command("smoke", output, in_files, on_line)
-    assert json.loads(smoke[9]) == {"tag": "a"}
+    assert json.loads(smoke[10]) == {"tag": "a"}
     assert "rounds" in papermill_command("backend_contrast", output, in_files, on_line)
     readiness = papermill_command("readiness", output, {}, {"steps": "60", "runs": "a,b"})
-    assert readiness[8:] == ["-r", "runs", "a,b"]
+    assert readiness[9:] == ["-r", "runs", "a,b"]
 
 
 # Running
@@ -177,18 +178,18 @@ def test_the_status_is_that_of_readiness(planted, tmp_path, word, status):
 
 def test_an_accepted_review_is_status_0(planted, tmp_path, monkeypatch):
     planted(readiness="REVIEW")
-    monkeypatch.setattr(validation, "_supervise", _supervised_with_status_0(validation._supervise))
+    monkeypatch.setattr(papermill, "supervise", _supervised_with_status_0(papermill.supervise))
     assert validate({}, {"accept_review": "True"}, reports=tmp_path) == 0
 
 
 def test_a_papermill_that_ends_well_makes_no_go_of_an_incomplete_verdict(planted, tmp_path, monkeypatch):
     planted(readiness="INCOMPLETE")
-    monkeypatch.setattr(validation, "_supervise", _supervised_with_status_0(validation._supervise))
+    monkeypatch.setattr(papermill, "supervise", _supervised_with_status_0(papermill.supervise))
     assert validate({}, {}, reports=tmp_path) == 1
 
 
 def _supervised_with_status_0(supervise):
-    return lambda *arguments: (0, supervise(*arguments)[1])
+    return lambda *arguments, **named: (0, supervise(*arguments, **named)[1])
 
 
 # Ctrl-C
@@ -235,9 +236,9 @@ def test_a_notebook_is_ended_when_its_supervision_fails(planted, tmp_path, monke
     began, saved = tmp_path / "began", tmp_path / "saved"
     planted(preflight=[sys.executable, "-S", "-c", SLOW, str(began), str(saved)])
     started = []
-    popen = validation.subprocess.Popen
+    popen = papermill.subprocess.Popen
     monkeypatch.setattr(
-        validation.subprocess, "Popen", lambda *given, **how: started.append(popen(*given, **how)) or started[-1]
+        papermill.subprocess, "Popen", lambda *given, **how: started.append(popen(*given, **how)) or started[-1]
     )
 
     def broken(notebook):

@@ -1,15 +1,27 @@
-"""papermill's command line, built in one place."""
+"""papermill's command line, and papermill as a child of this process: `python -m nsa_lib.runs.papermill PID ...`.
+
+That it is a module of ours and not papermill's own is for its life: it ends with the process that started it.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from nsa_lib.contract.process import die_with_parent
+from nsa_lib.runs.stop_button import StopButton
+
+POLL_S = 0.1
 
 
 def command(notebook: Path | str, output: Path | str, *options: str) -> list[str]:
-    """Return the command that executes a notebook."""
-    return [sys.executable, "-m", "papermill", str(notebook), str(output), *options]
+    """Return the command that executes a notebook, and ends with this process."""
+    return [sys.executable, "-m", __name__, str(os.getpid()), str(notebook), str(output), *options]
 
 
 def parameters(given: Mapping[str, object]) -> list[str]:
@@ -20,3 +32,45 @@ def parameters(given: Mapping[str, object]) -> list[str]:
         text = str(list(value)) if isinstance(value, tuple) else str(value)
         options += ["-p" if is_typed else "-r", name, text]
     return options
+
+
+def supervise(
+    started: list[str], stop: StopButton, *, log=None, tell: Callable[[], None] = lambda: None
+) -> tuple[int, bool]:
+    """Run papermill to its end and return its exit status and whether the user stopped it.
+
+    In a session of its own it hears Ctrl-C from here alone, once for each press, and has the time to save the notebook.
+
+    Args:
+        started: its command.
+        stop: hears the user.
+        log: a file for what it prints, or None for this process's own output.
+        tell: is called again and again while it runs.
+    """
+    stopped = False
+    process = subprocess.Popen(started, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        tell()
+        while process.poll() is None:
+            if stop.pressed:
+                stop.pressed, stopped = False, True
+                process.send_signal(signal.SIGINT)
+            time.sleep(POLL_S)
+            tell()
+    finally:  # if the supervision itself fails: the notebook must not outlive it
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return process.returncode, stopped or stop.pressed
+
+
+def main(parent_pid: int, arguments: list[str]) -> None:
+    """Run papermill's own command line, and end with the parent."""
+    die_with_parent(parent_pid)
+    from papermill.cli import papermill  # only now: its import takes a second, in which the parent may die
+
+    papermill(arguments, prog_name="papermill")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -12,15 +12,18 @@ class StopButton:
     running; or in the middle of a result. Python hears signals in the main thread only, where notebooks run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *signals: signal.Signals):
+        """Hear these signals; Ctrl-C alone by default."""
         self.pressed = False
+        self._signals = signals or (signal.SIGINT,)
 
     def __enter__(self) -> StopButton:
-        self._before = signal.signal(signal.SIGINT, self._press)
+        self._before = {number: signal.signal(number, self._press) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _press(self, *_: object) -> None:
         self.pressed = True

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
+from nsa_lib.contract.process import die_with_parent
 from nsa_lib.contract.source import PACKAGE, package_sha256
-from nsa_lib.worker.process import die_with_parent
 
 
 def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:

@@ -92,6 +92,59 @@ def test_a_killed_run_leaves_no_process_and_is_incomplete(killed, way):
     assert (opened.folder / "summary.json").exists() == (way == "ctrl-c")
 
 
+SUPERVISED = """
+import signal, sys
+from nsa_lib.runs import papermill
+from nsa_lib.runs.stop_button import StopButton
+with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
+    sys.exit(papermill.supervise(papermill.command(*sys.argv[1:]), stop)[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory):
+    """What `python -m nsa_lib run` leaves that gets a signal in the middle of its training."""
+    left = {}
+
+    def kill(number, parent, worker, kernel):
+        parent.send_signal(number)
+        left[number] = folders[number], parent.wait(timeout=120), gone(worker), gone(kernel)
+
+    folders = {number: tmp_path_factory.mktemp(number.name) for number in (signal.SIGTERM, signal.SIGKILL)}
+    acting = []
+    for number, folder in folders.items():
+        command = [sys.executable, "-c", SUPERVISED, FOLDER / "smoke.ipynb", folder / "out.ipynb", "--engine", "nsa"]
+        for name, value in {**TINY, "steps": ENDLESS, "out_dir": folder}.items():
+            command += ["-p", name, str(value)]
+        with (folder / "log").open("wb") as log:
+            parent = subprocess.Popen(command, stdout=log, stderr=log)
+        acting.append(when_at_work(folder, partial(kill, number, parent)))
+    for thread in acting:
+        thread.join()
+    return left
+
+
+def test_a_run_that_is_terminated_leaves_what_the_stop_button_leaves(supervised):
+    folder, status, *gone_all = supervised[signal.SIGTERM]
+    assert (status, gone_all) == (1, [True, True])
+    executed = nbformat.read(folder / "out.ipynb", as_version=4)
+    found, run = read_verdict(executed), open_run("newest", out_dir=folder)
+    assert (found.word, found.run_id) == ("INCOMPLETE", run.folder.name)
+    charts = [
+        output for cell in executed.cells for output in cell.get("outputs", ()) if PLOTLY in output.get("data", {})
+    ]
+    assert len(charts) >= 4
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
+    assert run.folder.name in (folder / "out.html").read_text()
+
+
+def test_a_run_that_is_killed_takes_its_children_along(supervised):
+    folder, status, *gone_all = supervised[signal.SIGKILL]
+    assert (status, gone_all) == (-signal.SIGKILL, [True, True])
+    assert processes(str(folder / "out.ipynb")) == []
+    assert open_run("newest", out_dir=folder).verdict == "INCOMPLETE"
+
+
 class Lab:
     """A kernel and the notebook's cells, run as JupyterLab does."""
 

@@ -242,7 +242,7 @@ def test_runs_that_start_in_the_same_second_share_no_folder(smoke):
 
 def test_a_worker_dies_with_the_process_that_started_it(tmp_path):
     (tmp_path / "worker.py").write_text(
-        "import os, sys, time\nfrom nsa_lib.worker.process import die_with_parent\n"
+        "import os, sys, time\nfrom nsa_lib.contract.process import die_with_parent\n"
         "die_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
     )
     (tmp_path / "parent.py").write_text(

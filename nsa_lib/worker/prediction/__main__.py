@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from nsa_lib.worker.process import die_with_parent
+from nsa_lib.contract.process import die_with_parent
 
 LOWEST_PRIORITY = 19
 
