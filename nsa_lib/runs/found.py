@@ -37,9 +37,15 @@ class Found:
     @property
     def stopped(self) -> bool:
         """Whether the user stopped it, so that some of its cases did not come to their end."""
-        return any(
-            _ended(self.folder / "cases" / str(case_id)) == INTERRUPTED for case_id in self.info.get("case_ids", ())
-        )
+        return INTERRUPTED in self._endings()
+
+    @property
+    def killed(self) -> bool:
+        """Whether some of its cases have no end on record: the notebook was killed, or is still running."""
+        return None in self._endings()
+
+    def _endings(self) -> list[str | None]:
+        return [_ended(self.folder / "cases" / str(case_id)) for case_id in self.info.get("case_ids", ())]
 
 
 def _ended(case_folder: Path) -> str | None:

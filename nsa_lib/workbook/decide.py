@@ -80,8 +80,9 @@ def foretell(given: Mapping[str, object]) -> Iterator[str]:
 def choose(out_dir: Path, asked: str) -> tuple[list[Run], list[dict[str, str]]]:
     """Return the run of each judged notebook that counts, the newest, and those that do not with the reason.
 
-    In place of a custom run an older one counts. A run that cannot be read has no such stand-in: as the newest of its
-    notebook it would have decided, and what it would have said is unknown.
+    In place of a custom run, or of one that the user stopped before it could fail, an older one counts. A run that
+    cannot be read has no such stand-in: as the newest of its notebook it would have decided, and what it would have
+    said is unknown.
 
     Args:
         out_dir: the folder that holds runs/.
@@ -117,7 +118,12 @@ def _newest_that_counts(candidates: list[Found], *, tell_older: bool) -> tuple[R
         except ConfigError as error:
             left_out.append(_left_out(candidate, "unreadable", str(error)))
             return None, left_out
-        older = candidates[place + 1 :] if tell_older else []
+        if candidate.stopped and run.verdict == "INCOMPLETE":
+            left_out.append(_left_out(candidate, "stopped", "stopped before its end, and nothing failed until then"))
+            continue
+        older = candidates[place + 1 :]
+        if not tell_older:  # of one that was killed a reader must know what it stands before
+            older = [c for c in older if candidate.killed and not c.custom]
         return run, left_out + [_left_out(c, "older", f"older than {candidate.folder.name}") for c in older]
     return None, left_out
 

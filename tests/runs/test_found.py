@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from nsa_lib.runs.found import newest_first, runs_in
+from nsa_lib.runs.found import find, newest_first, runs_in
 
 INFO = {"schema": 1, "notebook": "smoke", "custom": [], "case_ids": []}
 
@@ -62,3 +62,44 @@ def test_a_folder_without_a_run_is_found_where_it_is_asked_for(tmp_path):
 def test_what_makes_a_run_custom_is_told(put, tmp_path):
     put("one", created=day(1), custom=["steps=20"])
     assert runs_in(tmp_path)[0].custom == ("steps=20",)
+
+
+# Names
+
+
+def test_a_run_is_named_by_its_folder_its_name_or_as_the_newest(put, tmp_path, monkeypatch):
+    old, new = put("smoke-1", created=day(1)), put("other", created=day(2), notebook="preflight")
+    assert find(old, tmp_path) == find(str(old), tmp_path) == find("smoke-1", tmp_path) == old
+    assert (find("newest", tmp_path), find("newest:smoke", tmp_path)) == (new, old)
+    monkeypatch.chdir(tmp_path / "runs")
+    assert find("smoke-1", tmp_path / "nowhere").resolve() == old
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("smoke-20250301T1015", "the nearest: smoke-20250301T101500Z"),
+        ("/from/elsewhere/smoke-20250301T101500", "the nearest: smoke-20250301T101500Z"),
+        ("newest:capacity", "no run of capacity in "),
+        ("", "'': accepts a run folder, the name of one in "),
+    ],
+)
+def test_a_name_of_no_run_is_told_in_one_line_with_the_nearest(put, tmp_path, asked, said):
+    put("smoke-20250301T101500Z", created=day(1))
+    with pytest.raises(FileNotFoundError) as refusal:
+        find(asked, tmp_path)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("why", "info"), [("custom", {"custom": ["dim=64"]}), ("stopped", {"case_ids": ["training"]})])
+def test_a_newest_run_that_does_not_count_says_which_one_before_it_does(put, tmp_path, capsys, why, info):
+    put("smoke-1", created=day(1))
+    newest = put("smoke-2", created=day(2), **info)
+    (newest / "cases" / "training").mkdir(parents=True)
+    (newest / "cases" / "training" / "result.json").write_text('{"status": "interrupted"}')
+    assert find("newest:smoke", tmp_path) == newest
+    assert capsys.readouterr().err == f"smoke-2 is {why}; before it ran smoke-1, which counts\n"
+    put("smoke-3", created=day(3))
+    find("newest", tmp_path)
+    assert capsys.readouterr().err == ""

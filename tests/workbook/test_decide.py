@@ -311,6 +311,44 @@ def test_an_earlier_readiness_run_does_not_count_in_the_next(put, ask):
     assert [source["run_id"] for source in second.info["sources"]] == ["smoke-1"]
 
 
+def end(folder, case_id, status):
+    """Change how a case ended; None takes its result away."""
+    path = folder / "cases" / case_id / "result.json"
+    edit(path, status=status, reason="stopped by the user") if status else path.unlink()
+
+
+def test_a_stopped_run_does_not_displace_an_older_go_and_is_told(put, ask):
+    put("smoke")
+    end(put("smoke", "smoke-2", created=day(2)), "anomaly", "interrupted")
+    put("smoke", "smoke-3", created=day(3), custom=["dim=64"])
+    run = ask()
+    assert [source["run_id"] for source in run.info["sources"]] == ["smoke-1"]
+    assert [one["kind"] for one in run.info["left_out"]] == ["custom", "stopped"]
+    gate = next(gate for gate in run.gates if gate.name == "smoke")
+    assert gate.outcome == PASS
+    newer = (
+        "newer and left out: smoke-3 (custom: dim=64), smoke-2 (stopped before its end, and nothing failed until then)"
+    )
+    assert gate.detail.endswith(newer)
+
+
+def test_a_stopped_run_that_had_failed_until_then_counts(put, ask):
+    put("smoke")
+    end(put("smoke", "smoke-2", created=day(2), make=untaught_smoke), "anomaly", "interrupted")
+    run = ask()
+    assert [source["verdict"] for source in run.info["sources"]] == ["NO-GO"]
+
+
+def test_a_killed_run_counts_and_says_before_what_it_stands(put, ask):
+    put("smoke")
+    end(put("smoke", "smoke-2", created=day(2)), "anomaly", None)
+    run = ask()
+    gate = next(gate for gate in run.gates if gate.name == "smoke")
+    assert (gate.outcome, gate.measured) == (NOT_RUN, "INCOMPLETE")
+    assert gate.detail.endswith("older and left out: smoke-1; name one in `runs` to count it")
+    assert ask(runs="smoke-1").info["sources"][0]["verdict"] == "GO"
+
+
 # Runs that are named
 
 

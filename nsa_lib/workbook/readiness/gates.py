@@ -24,7 +24,8 @@ def notebook_gate(run: Recorded, notebook: str) -> GateResult:
     source = sources(run).get(notebook)
     if source is None:
         return replace(gate, detail=_why_missing(run, notebook))
-    verdict, detail = str(source["verdict"]), f"{source['run_id']}: {source['headline']}"
+    said = [f"{source['run_id']}: {source['headline']}", *_passed_over(run, notebook)]
+    verdict, detail = str(source["verdict"]), "; ".join(said)
     return replace(gate, outcome=OUTCOME_OF[verdict], measured=verdict, detail=detail)
 
 
@@ -64,6 +65,15 @@ def readiness_headline(run: Recorded) -> str:
 def sources(run: Recorded) -> dict[str, Mapping]:
     """Return the runs that count, by notebook."""
     return {source["notebook"]: source for source in run.info["sources"]}
+
+
+def _passed_over(run: Recorded, notebook: str) -> list[str]:
+    """Return which runs of a notebook are newer than the one that counts, or older than one that was killed."""
+    own = [one for one in run.info["left_out"] if one["notebook"] == notebook]
+    newer = [f"{one['run_id']} ({one['reason']})" for one in own if one["kind"] in ("custom", "stopped")]
+    older = [one["run_id"] for one in own if one["kind"] == "older"]
+    said = [f"newer and left out: {', '.join(newer)}"] if newer else []
+    return said + ([f"older and left out: {', '.join(older)}; name one in `runs` to count it"] if older else [])
 
 
 def _why_missing(run: Recorded, notebook: str) -> str:
