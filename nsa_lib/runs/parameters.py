@@ -50,7 +50,8 @@ class Parameter:
 
 
 SIZES = {
-    "dim": Parameter(int, "model width", above=0),
+    # LayerNorm makes of one or two numbers the same ones, whatever they are: nothing before it has a gradient.
+    "dim": Parameter(int, "model width, 3 or more", above=2),
     "layers": Parameter(int, "blocks", above=0),
     "heads": Parameter(int, "query heads", above=0),
     "groups": Parameter(int, "KV heads; heads must be a multiple", above=0),

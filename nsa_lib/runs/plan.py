@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     backends = runnable_backends(_parameters(values), facts)
     out_dir = _require_out_dir(values)
     cases = request.cases(values, backends)
-    require_data(cases[0])
+    require_judgeable(cases)
     room = environment.room(out_dir, facts) if request.records_room else {}
     return Plan(
         request=request,
@@ -178,7 +178,14 @@ def _parameters(values: Mapping[str, Value]) -> Callable[[str], object]:
     return lambda name: values[name].value
 
 
-def require_data(case: CaseConfig) -> None:
+def require_judgeable(cases: Sequence[CaseConfig]) -> None:
+    """Raise ConfigError if cases of one model could not be run on their data, or not be judged."""
+    _require_data(cases[0])
+    for case in cases:
+        _require_choices(case)
+
+
+def _require_data(case: CaseConfig) -> None:
     """Raise ConfigError if the text file that a case reads is not there or too short."""
     if case.data == "synthetic":
         return
@@ -187,3 +194,21 @@ def require_data(case: CaseConfig) -> None:
         raise ConfigError(f"data={case.data}: no such file; accepts synthetic or the path of a text file")
     if path.stat().st_size <= case.seq_len:
         raise ConfigError(f"data={case.data}: {path.stat().st_size} bytes, a sequence needs {case.seq_len + 1}")
+
+
+def _require_choices(case: CaseConfig) -> None:
+    """Raise ConfigError if every query of a branch sees one key at most, or none.
+
+    A softmax over one is 1 whatever the key is: the branch's keys have no gradient but what rounding leaves, and
+    nothing of their training could be judged.
+    """
+    c = case.model.nsa
+    if case.model.attention == "dense":
+        return
+    if "cmp" in c.branches and case.seq_len < c.l + c.d:
+        raise ConfigError(
+            f"seq_len={case.seq_len}, l={c.l}, d={c.d}: fewer than two compressed blocks, whose keys would have no "
+            f"gradient; accepts a seq_len of {c.l + c.d} or more"
+        )
+    if "win" in c.branches and c.w < 2:
+        raise ConfigError(f"w={c.w}: a window of one token, whose keys would have no gradient; accepts 2 or more")

@@ -52,6 +52,13 @@ def test_a_device_that_torch_cannot_use_is_an_error_and_no_laptop(ask):
         ({"data": "/no/such/file"}, "data=/no/such/file: no such file"),
         ({"out_dir": "/proc/here"}, "out_dir=/proc/here: cannot be made"),
         ({"seq_len": "many"}, "seq_len='many': accepts a whole number above 0"),
+        ({"seq_len": 1}, "seq_len=1, l=16, d=16: fewer than two compressed blocks"),
+        ({"seq_len": 31}, "accepts a seq_len of 32 or more"),
+        ({"notebook": "preflight", "seq_len": 16}, "accepts a seq_len of 32 or more"),
+        ({"notebook": "backward_scaling", "seq_lens": [16, 64]}, "seq_len=16, l=16, d=16"),
+        ({"l": 1, "d": 1, "seq_len": 1}, "accepts a seq_len of 2 or more"),
+        ({"w": 1}, "w=1: a window of one token, whose keys would have no gradient; accepts 2 or more"),
+        ({"dim": 2}, "dim=2: accepts a whole number above 2"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(ask, given, word):
@@ -59,6 +66,11 @@ def test_what_cannot_run_is_refused_in_one_line(ask, given, word):
         ask(**given)
     assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("given", [{"seq_len": 32}, {"l": 1, "d": 1, "seq_len": 2}, {"w": 2}, {"dim": 3}, {"n_sel": 3}])
+def test_the_smallest_sizes_that_can_be_judged_are_planned(ask, given):
+    assert ask(**given).cases
 
 
 def test_an_emulated_device_is_no_larger_than_the_real_one_and_makes_a_custom_run(ask):

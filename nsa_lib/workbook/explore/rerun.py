@@ -12,7 +12,7 @@ from nsa_lib.contract.backends import why_not_fused_here
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment
 from nsa_lib.runs.parameters import Parameter, Value, read_value
-from nsa_lib.runs.plan import Plan, require_data
+from nsa_lib.runs.plan import Plan, require_judgeable
 from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.runner import execute
 from nsa_lib.subject.config import ConfigError, ModelConfig, NSAConfig
@@ -142,7 +142,7 @@ def _require_runnable(case: CaseConfig, facts: Mapping[str, object]) -> None:
         raise ConfigError(problem)
     if case.device == "cpu":
         AllocatorSettings.parse(case.alloc_conf)
-    require_data(case)
+    require_judgeable([case])
 
 
 def _values(run: Run, before: CaseConfig, given: Mapping[str, object]) -> dict[str, Value]:

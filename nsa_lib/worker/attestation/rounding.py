@@ -21,6 +21,10 @@ import torch
 from torch import Tensor
 
 MARGIN = 4.0
+NARROW = 8
+"""Entries of a row below which it is judged together with its neighbours: the ratio of two draws has no bound there."""
+NEIGHBOURHOOD = 32
+"""Entries that are judged together then."""
 TELLING = 0.5
 """Allowed relative error below which zeros, or another row in its place, could not pass."""
 
@@ -79,8 +83,8 @@ def compare(
     found = found.detach().to(exact.device).double()
     if found.shape != exact.shape:
         raise ValueError(f"compared {tuple(found.shape)} with {tuple(exact.shape)}")
-    size, allowed = exact.norm(dim=-1), _allowed(exact, modelled, dtype, terms)
-    error = (found - exact).norm(dim=-1)
+    size, allowed = _norm(exact), _allowed(exact, modelled, dtype, terms)
+    error = _norm(found - exact)
     ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(ratio.argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
@@ -103,7 +107,20 @@ def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int) ->
     wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
     own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
     least = _smallest(dtype, exact.shape[-1])
-    return MARGIN * torch.hypot((modelled - exact).norm(dim=-1), own * exact.norm(dim=-1) + least)
+    return MARGIN * torch.hypot(_norm(modelled - exact), own * _norm(exact) + least)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Return the norm of each row, [...]; of narrow rows that of the row and those after it, up to NEIGHBOURHOOD.
+
+    They are norms of so many entries by turns: each row is still judged, in the company of others.
+    """
+    norm, rows = x.norm(dim=-1), x.shape[-2] if x.dim() > 1 else 1
+    together = min(rows, -(-NEIGHBOURHOOD // x.shape[-1]))
+    if x.shape[-1] >= NARROW or together == 1:
+        return norm
+    squares = torch.cat([norm, norm[..., : together - 1]], dim=-1) ** 2
+    return squares.unfold(-1, together, 1).sum(dim=-1).sqrt()
 
 
 def _smallest(dtype: torch.dtype, entries: int) -> float:

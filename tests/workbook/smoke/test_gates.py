@@ -216,6 +216,13 @@ def test_the_loss_must_fall_by_a_percent(fall, expected):
     assert gate.measured == pytest.approx(100 * fall)
 
 
+def test_a_loss_that_falls_slowly_all_the_way_is_for_a_person_to_judge():
+    slowly = with_steps(healthy(), loss=lambda step, loss: 6.0 - 1e-4 * step)
+    assert (judged(slowly, "loss_falls").outcome, word(slowly)) == (WARN, "REVIEW")
+    at_a_stand = with_steps(healthy(), loss=lambda step, loss: 6.0 - 1e-4 * min(step, 80))
+    assert judged(at_a_stand, "loss_falls").outcome == FAIL
+
+
 def test_a_loss_that_fell_and_came_back_has_not_fallen():
     run = with_steps(healthy(), loss=lambda step, loss: 3.0 if 10 < step <= 90 else 6.0)
     assert judged(run, "loss_falls").outcome == FAIL

@@ -182,6 +182,19 @@ def test_what_is_not_finite_is_wrong(value):
     assert "not finite at (0, 2)" in result.said
 
 
+@pytest.mark.parametrize("entries", [1, 3, 7])
+def test_narrow_rows_are_no_false_alarm_and_a_wrong_one_is_found(entries):
+    exact = torch.ones(2, 2000, entries, dtype=torch.float64)
+    draws = (1e-3 * torch.randn(exact.shape, dtype=torch.float64) for _ in range(2))
+    found, modelled = (exact + draw for draw in draws)
+    assert compare(found, exact, modelled, dtype=torch.float32, terms=1).ok
+    found[1, 1234] *= 1.2
+    result = compare(found, exact, modelled, dtype=torch.float32, terms=1)
+    assert not result.ok
+    assert result.at[0] == 1
+    assert 1234 - 32 < result.at[1] <= 1234
+
+
 def test_a_result_below_its_rounding_tells_nothing():
     exact = torch.randn(1, 5, 32, dtype=torch.float64)
     result = compare(exact * 0, exact, exact * 2, dtype=torch.float32, terms=1)
