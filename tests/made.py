@@ -3,11 +3,13 @@
 import json
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.contract.origin import case_sha256
 from nsa_lib.judgement.attestation import AREAS
 from nsa_lib.runs.recorded import cases_frame
 from nsa_lib.subject.config import PLAIN_BACKENDS
@@ -34,7 +36,7 @@ def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
     asked = {
         case.case_id: json.loads(case.to_json()) for case in QUESTIONS[info["notebook"]].request.cases(values, backends)
     }
-    rows = [{"asked": asked.get(case["case_id"]), **seen(asked.get(case["case_id"])), **case} for case in cases]
+    rows = [{**told(asked.get(case["case_id"])), **seen(asked.get(case["case_id"])), **case} for case in cases]
     described = {
         "backends": list(backends), "case_ids": [case["case_id"] for case in cases], "custom": [],
         "parameters": [{**vars(value), "differs": value.differs} for value in values.values()],
@@ -45,6 +47,12 @@ def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
 
 GRAPHS = {"graphs": 1, "frames": 1, "eager_frames": 0, "graph_breaks": {}, "recompilations": []}
 """What torch counts where layers compile as they should."""
+
+
+def told(asked):
+    """Return what an honest worker tells of the case that it was asked for."""
+    sha256 = case_sha256(json.dumps(asked))
+    return {"asked": asked, "case_sha256": sha256, "origin": {"case_sha256": sha256}}
 
 
 def seen(asked):
@@ -95,7 +103,11 @@ def with_case(run, case_id, **fields):
 
 def asked_for(run, case_id, **fields):
     """Return a run in which a case was asked for something else."""
-    return with_case(run, case_id, asked={**run.case(case_id)["asked"], **fields})
+    return with_case(run, case_id, **told({**run.case(case_id)["asked"], **fields}))
+
+
+OF_OTHER_FILES = ("asked", "torn_heartbeat", "began", "case_sha256", "origin")
+"""What is not kept in a result.json."""
 
 
 def save(run, folder, **info):
@@ -109,9 +121,11 @@ def save(run, folder, **info):
             continue
         (place / "case.json").write_text(json.dumps(case["asked"]))
         kept = {name: value for name, value in case.items() if value is not None and value == value}
-        fields = {name: value for name, value in kept.items() if name not in ("asked", "torn_heartbeat")}
+        fields = {name: value for name, value in kept.items() if name not in OF_OTHER_FILES}
         (place / "result.json").write_text(json.dumps({"schema": 1, **fields}))
-        beats = [{"schema": 1, "ts": 1.7e9, "step": None, "phase": phase} for phase in ("build", "warmup")]
+        began = datetime.fromisoformat(info.get("created", run.info.get("created", "2025-03-01"))).timestamp()
+        beats = [{"schema": 1, "ts": began, "step": None, "phase": phase} for phase in ("build", "warmup")]
+        beats[0]["origin"] = case["origin"]
         beats += run.of(case_id).drop(columns="case_id").to_dict("records")
         (place / "heartbeat.jsonl").write_text("".join(json.dumps(beat) + "\n" for beat in beats))
     return folder

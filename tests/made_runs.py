@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import datetime
 
 from nsa_lib.contract.agenda import DENSE, check_names, contestants
 from nsa_lib.subject.config import PLAIN_BACKENDS
@@ -14,7 +15,7 @@ from tests.workbook.smoke import made as smokes
 
 MACHINE = {
     "torch": "2.13.0", "cpu": "a processor", "gpu": None, "disk_free_mib": 50_000, "source_sha256": "a" * 64,
-    "packages": {"plotly": "7.1"},
+    "packages": {"plotly": "7.1"}, "host": "box",
 }  # fmt: skip
 
 
@@ -79,6 +80,12 @@ def contrast():
     return _run("backend_contrast", cases, rows)
 
 
+def checklist_smoke():
+    """Return a smoke of the checklist that is GO."""
+    run = smokes.healthy("checklist")
+    return replace(run, info={**run.info, **described("smoke"), "profile": "checklist"})
+
+
 def noisy_smoke():
     """Return a smoke that is REVIEW: its memory creeps."""
     return smokes.leaking(smoke(), "peak_alloc_mib", 0.05)
@@ -111,7 +118,13 @@ class Templates:
             record(save(make(), template))
         folder = out_dir / "runs" / (name or f"{notebook}-1")
         shutil.copytree(template, folder)
-        edit(folder / "run.json", run_id=folder.name, created=created or day(1), **changes)
+        created = created or day(1)
+        edit(folder / "run.json", run_id=folder.name, created=created, **changes)
+        for path in folder.glob("cases/*/heartbeat.jsonl"):
+            first, rest = path.read_text().split("\n", 1)
+            path.write_text(
+                json.dumps({**json.loads(first), "ts": datetime.fromisoformat(created).timestamp()}) + "\n" + rest
+            )
         return folder
 
 

@@ -34,7 +34,7 @@ class Heartbeat:
     def __init__(self, path: Path):
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def beat(self, phase: str, step: int | None = None, **figures: float | None) -> None:
+    def beat(self, phase: str, step: int | None = None, **figures: object) -> None:
         """Append one line. It reaches the file in one write, so that a reader never sees a mixture of two.
 
         Raises OSError if not all of it could be written.

@@ -6,15 +6,22 @@ from collections.abc import Mapping
 
 from nsa_lib.runs.found import newest_first
 from nsa_lib.runs.recorded import MALFORMED, Recorded
+from nsa_lib.runs.request import FREE
 
-MAY_DIFFER = (
-    "runs", "tag", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s", "steps", "rounds", "seq_len",
-    "seq_lens", "layers", "grad_checkpointing", "anomaly", "profiler", "reserved_limit_mib", "fault",
+OWN = (
+    "steps", "rounds", "seq_len", "seq_lens", "layers", "grad_checkpointing", "anomaly", "profiler",
+    "reserved_limit_mib", "fault",
 )  # fmt: skip
-"""Parameters that are a notebook's own, or change nothing that is computed. Every other one must be the same."""
+"""Parameters that a profile decides for each notebook by itself: a run with another value than that is custom."""
 
-FACTS = ("torch", "torch_cuda", "triton", "driver", "gpu", "gpu_uuid", "cpu", "source_sha256")
-"""What must be the same of machine and code."""
+MAY_DIFFER = ("runs", *(name for name in FREE if name not in ("profile", "backend")), *OWN)
+"""Parameters that need not be the same in runs of one configuration. Every other one must."""
+
+FACTS = ("torch", "torch_cuda", "triton", "driver", "gpu", "gpu_uuid", "cpu", "host", "source_sha256")
+"""What must be the same of machine and code. The evidence of a run says that they are what its workers found."""
+
+DATA = "data_sha256"
+"""A fact that a run has which trains on data of its own."""
 
 
 def configuration(info: Mapping[str, object]) -> dict[str, object]:
@@ -27,7 +34,13 @@ def configuration(info: Mapping[str, object]) -> dict[str, object]:
     return {
         **{name: value for name, value in values.items() if name not in MAY_DIFFER},
         **{name: facts.get(name) for name in FACTS},
+        **{name: facts[name] for name in (DATA,) if name in facts},
     }
+
+
+def changed_since(found: Mapping[str, object], now: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    """Return the facts of a configuration that are others on this machine now: by name, then and now."""
+    return {name: (found.get(name), now.get(name)) for name in FACTS if found.get(name) != now.get(name)}
 
 
 def disagreements(configurations: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:

@@ -55,6 +55,7 @@ def machine_facts() -> dict[str, object]:
     """Return what a report says of the machine: processor, memory in MiB, packages, NVIDIA driver."""
     return {
         "platform": platform.platform(),
+        "host": platform.node(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,

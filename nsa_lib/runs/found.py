@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,17 +18,21 @@ NEWEST = "newest"
 """What stands in place of a run's name; `newest:smoke` is the newest of that notebook."""
 
 
+CLOCK_S = 600
+"""By how much the clock of the machine that made a run may be ahead of ours."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A run folder that was found."""
 
     folder: Path
     created: datetime
-    """When the run began; if run.json does not tell, when that was written."""
+    """When the run began; if run.json does not tell, or a time that is yet to come, when that was written."""
     info: Mapping[str, object] = field(default_factory=dict)
     """run.json; empty if it cannot be read."""
     problem: str = ""
-    """Why run.json cannot be read, or ""."""
+    """Why run.json cannot be read or believed, or ""."""
 
     @property
     def custom(self) -> tuple[str, ...]:
@@ -109,8 +114,10 @@ def newest_first(folders: Iterable[Path]) -> list[Found]:
 def _look(folder: Path) -> Found:
     try:
         info = read_info(folder)
-        _ = (str(info["notebook"]), tuple(info["custom"]), _as_utc(info["created"]))
-        return Found(folder, _created(folder), info)
+        _ = (str(info["notebook"]), tuple(info["custom"]))
+        is_future = _is_future(_as_utc(info["created"]))
+        problem = f"{folder}: it is dated in the future, {info['created']}" if is_future else ""
+        return Found(folder, _created(folder), info, problem)
     except FileNotFoundError:
         problem = f"{folder}: it has no run.json"
     except ConfigError as error:
@@ -121,13 +128,18 @@ def _look(folder: Path) -> Found:
 
 
 def _created(folder: Path) -> datetime:
-    """Return when a run began, also if a newer library made it; where run.json does not tell, when that was written."""
+    """Return when a run began, also if a newer library made it; where that cannot be, when run.json was written."""
     path = folder / "run.json"
-    try:
-        return _as_utc(json.loads(path.read_text())["created"])
-    except (OSError, KeyError, TypeError, ValueError):
-        written = (path if path.is_file() else folder).stat().st_mtime
-        return datetime.fromtimestamp(written, timezone.utc)
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        created = _as_utc(json.loads(path.read_text())["created"])
+        if not _is_future(created):
+            return created
+    written = (path if path.is_file() else folder).stat().st_mtime
+    return min(datetime.fromtimestamp(written, timezone.utc), datetime.now(timezone.utc))
+
+
+def _is_future(moment: datetime) -> bool:
+    return moment > datetime.now(timezone.utc) + timedelta(seconds=CLOCK_S)
 
 
 def _as_utc(iso: str) -> datetime:

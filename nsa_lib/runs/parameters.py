@@ -50,8 +50,8 @@ class Parameter:
 
 
 SIZES = {
-    # LayerNorm makes of one or two numbers the same ones, whatever they are: nothing before it has a gradient.
-    "dim": Parameter(int, "model width, 3 or more", above=2),
+    # LayerNorm makes of two numbers the same ones, whatever they are, and a width of 8 learns too little to be judged.
+    "dim": Parameter(int, "model width, 16 or more", above=15),
     "layers": Parameter(int, "blocks", above=0),
     "heads": Parameter(int, "query heads", above=0),
     "groups": Parameter(int, "KV heads; heads must be a multiple", above=0),

@@ -12,8 +12,8 @@ from nsa_lib.runs import environment
 
 
 def provenance(notebooks: Iterable[str]) -> dict[str, str | None]:
-    """Return the git commit, or None without git, and a sha256 over the library and the notebooks of these names."""
-    return {"git_commit": _git_commit(), "source_sha256": source_sha256(notebooks)}
+    """Return the git commit, or None without git, and a sha256 over the library, and one over these notebooks too."""
+    return {"git_commit": _git_commit(), "package_sha256": package_sha256(), "source_sha256": source_sha256(notebooks)}
 
 
 def _git_commit() -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -14,19 +14,21 @@ import numpy as np
 import pandas as pd
 
 from nsa_lib.contract.files import replacing
+from nsa_lib.contract.heartbeat import HeartbeatReader
+from nsa_lib.contract.origin import ORIGIN, case_sha256
 from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.steps import read_steps
 from nsa_lib.subject.config import ConfigError
 
 JSON_COLUMNS = (
     "asked", "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
-    "prediction", "executed", "attestation", "fresh_tokens", "meter",
+    "prediction", "executed", "attestation", "fresh_tokens", "meter", "origin",
 )  # fmt: skip
 """Columns of the cases that hold lists and mappings, as they are in memory and as JSON in a file; None if missing."""
 
 CASE_COLUMNS = (
     "case_id", "status", "reason", "steps_done", "seconds", "exit_code", "state_mib", "device_total_mib",
-    *JSON_COLUMNS, "stderr_tail", "torn_heartbeat",
+    *JSON_COLUMNS, "stderr_tail", "torn_heartbeat", "began", "case_sha256",
 )  # fmt: skip
 
 TEXT_COLUMNS = ("status", "reason", "stderr_tail")
@@ -70,6 +72,10 @@ class Recorded:
             return None
         case = rows.iloc[0].to_dict()
         return case | {name: _or_none(case[name]) for name in JSON_COLUMNS}
+
+    def each_case(self) -> Iterator[Mapping[str, object]]:
+        """Yield the cases, as `case` returns them."""
+        yield from (self.case(case_id) for case_id in self.cases["case_id"])
 
     def fact(self, case_id: str, name: str) -> object:
         """Return one of JSON_COLUMNS of a case, or None if it was not recorded."""
@@ -174,8 +180,10 @@ def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]
         result = _read_json(path) if path.exists() else {"status": INTERRUPTED, "reason": "no result was written"}
         row = {"case_id": case_id, "steps_done": steps_done.get(case_id, 0), **result, "torn_heartbeat": torn[case_id]}
         asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
+        first = next(HeartbeatReader(path.with_name("heartbeat.jsonl")).beats(), {})
+        row |= {"began": first.get("ts"), ORIGIN: first.get(ORIGIN)}
         if asked.exists():
-            row["asked"] = json.loads(asked.read_text())
+            row |= {"asked": json.loads(asked.read_text()), "case_sha256": case_sha256(asked.read_text())}
         if prediction.exists():
             row["prediction"] = _prediction(prediction)
         rows.append(row)

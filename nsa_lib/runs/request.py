@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs.cells import parameters_cells, said_in_cells
 from nsa_lib.runs.parameters import (
-    SIZES,
     Parameter,
     Read,
     Value,
@@ -17,6 +16,16 @@ from nsa_lib.runs.parameters import (
 )
 
 Values = Mapping[str, Value]
+
+FREE = ("profile", "backend", "tag", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s")
+"""Parameters that do not make a run another one than its profile's. The checklist leaves the backend open: its contrast
+recommends one. The others change nothing that is computed."""
+
+MORE = ("steps", "rounds")
+"""Parameters of which a run may have more."""
+
+TOLD = {"fault": "a seeded fault", "device_budget_gib": "an emulated device"}
+"""What a parameter that a profile does not have makes of a run."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +97,37 @@ class Request:
         origin = "given" if read["profile"] == profile else "default"
         return values | {"profile": Value("profile", profile, origin, "checklist")}
 
+    def recorded(self, rows: Iterable[Mapping[str, object]], *, profile: str) -> dict[str, Value]:
+        """Return the effective values of a run from the parameters in its run.json, read as strictly as given ones.
+
+        Raises ConfigError for a value that is not accepted.
+        """
+        found = {str(row["name"]): row["value"] for row in rows}
+        read = {
+            name: read_value(self.parameters, name, found.get(name, parameter.default))
+            for name, parameter in self.parameters.items()
+        }
+        return self.resolve({**read, "profile": profile}, profile=profile)
+
     def differences(self, values: Values, *, profile: str) -> list[str]:
-        """Return how a run differs from its profile: sizes, dtype, checkpointing, limit, fewer steps, a fault."""
-        decided = self.profiles[profile]
-        changed = [name for name in (*SIZES, "seq_lens") if name in values and values[name].value != decided[name]]
-        changed += [name for name in ("steps", "rounds") if name in values and values[name].value < decided[name]]
-        said = [f"{name}={values[name].value} ({profile}: {decided[name]})" for name in changed]
-        limit = values.get("reserved_limit_mib")
-        if limit and limit.origin == "given" and limit.value != decided.get("reserved_limit_mib"):
-            said.append(f"reserved_limit_mib={limit.value:g}")
-        budget = values.get("device_budget_gib")
-        if budget and budget.value is not None:
-            said.append(f"device_budget_gib={budget.value:g}: an emulated device")
-        if "fault" in values and values["fault"].value != "none":
-            said.append(f"fault={values['fault'].value}: a seeded fault")
+        """Return how a run differs from its profile: in every parameter but FREE, and MORE where it is no more."""
+        unset = self.resolve({name: parameter.default for name, parameter in self.parameters.items()}, profile=profile)
+        said = []
+        for name, value in values.items():
+            # What the library derives from other values is no difference of its own.
+            own = self.derive({**values, name: unset[name]})[name].value
+            is_more = name in MORE and own is not None and value.value > own
+            if name not in FREE and value.value != own and not is_more:
+                said.append(f"{name}={_short(value.value)}{_beside(name, profile, own)}")
         return said
+
+
+def _beside(name: str, profile: str, own: Read) -> str:
+    return f": {TOLD[name]}" if name in TOLD else f" ({profile}: {_short(own)})"
+
+
+def _short(value: Read) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _same(one: object, other: object) -> bool:

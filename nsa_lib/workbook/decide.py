@@ -5,7 +5,7 @@ It trains nothing. What each run says is judged again from its frames: editing a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def decide(namespace: Mapping[str, object]) -> Run:
         "custom": [],
         "created": created,
         "parameters": _parameter_rows(read),
-        "environment": {**environment.machine_facts(), **provenance(judged())},
+        "environment": _now(),
         "case_ids": [],
         "reproduce": _reproduce(out_dir, chosen),
         "report": told_report(),
@@ -62,6 +62,15 @@ def decide(namespace: Mapping[str, object]) -> Run:
     with StopButton():  # a press now must not leave half of it
         write_json(folder / "run.json", description)
         return _write_results(Run.read(folder))
+
+
+def _now() -> dict[str, object]:
+    """Return the facts of machine and source as they are now; without those of torch, and why, if it cannot be used."""
+    try:
+        facts = environment.torch_facts()
+    except ConfigError as error:
+        facts = {"torch_problem": str(error)}
+    return {**facts, **environment.machine_facts(), **provenance(judged())}
 
 
 def foretell(given: Mapping[str, object]) -> Iterator[str]:
@@ -111,13 +120,16 @@ def _newest_that_counts(candidates: list[Found], *, tell_older: bool) -> tuple[R
     left_out = []
     for place, candidate in enumerate(candidates):
         if candidate.custom:
-            left_out.append(_left_out(candidate, "custom", f"custom: {'; '.join(candidate.custom)}"))
+            left_out.append(_custom(candidate, candidate.custom))
             continue
         try:
             run = _whole(candidate)
         except ConfigError as error:
             left_out.append(_left_out(candidate, "unreadable", str(error)))
             return None, left_out
+        if run.info["custom"]:  # whatever its run.json says
+            left_out.append(_custom(candidate, run.info["custom"]))
+            continue
         if candidate.stopped and run.verdict == "INCOMPLETE":
             left_out.append(_left_out(candidate, "stopped", "stopped before its end, and nothing failed until then"))
             continue
@@ -133,9 +145,13 @@ def _left_out(found: Found, kind: str, reason: str) -> dict[str, str]:
     return {"run_id": found.folder.name, "notebook": _notebook(found), "kind": kind, "reason": reason}
 
 
+def _custom(found: Found, said: Iterable[str]) -> dict[str, str]:
+    return _left_out(found, "custom", f"custom: {'; '.join(said)}")
+
+
 def _notebook(found: Found) -> str:
     """Return the notebook of a run; of one that cannot be read what the name of its folder says."""
-    if not found.problem:
+    if found.info:
         return str(found.info["notebook"])
     return next((name for name in counted() if found.folder.name.startswith(f"{name}-")), "unknown")
 
@@ -183,6 +199,7 @@ def source_of(run: Run) -> dict[str, object]:
         "created": run.info["created"],
         "machine": machine_name(run.info),
         "configuration": configuration(run.info),
+        "reproduce": run.info["reproduce"],
         **{name: summary[name] for name in ("verdict", "headline", "reasons", "gates")},
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,9 @@ import plotly.graph_objects as go
 
 from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.contract.files import write_json
+from nsa_lib.judgement.evidence import evidence_gate
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
+from nsa_lib.judgement.identity import DATA
 from nsa_lib.report.guard import guarded, show
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA
@@ -27,17 +29,37 @@ from nsa_lib.runs.found import NEWEST, find
 from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, write_csv
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
-from nsa_lib.workbook.questions import QUESTIONS, Judging
+from nsa_lib.workbook.questions import QUESTIONS, Judging, Question
 
 
 @dataclass(frozen=True)
 class Run(Recorded):
     """A run folder, read and judged: `.info .cases .steps .verdict .summary .figures`."""
 
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read a folder. What makes its run custom is found anew, beside what run.json says of it."""
+        run = super().read(folder)
+        custom = dict.fromkeys([*map(str, run.info["custom"]), *run._differences()])
+        trained_on = (run.fact("training", "origin") or {}).get(DATA)
+        facts = {**run.info["environment"], **({DATA: trained_on} if trained_on else {})}
+        return replace(run, info={**run.info, "custom": list(custom), "environment": facts})
+
+    def _differences(self) -> list[str]:
+        request = self._question.request if self._question else None
+        if request is None or request.cases is None:
+            return []
+        profile = str(self.info["profile"])
+        try:
+            return request.differences(request.recorded(self.info["parameters"], profile=profile), profile=profile)
+        except ConfigError as error:  # of another library, or edited
+            return [f"its parameters are not accepted ({error})"]
+
     @cached_property
     def gates(self) -> list[GateResult]:
-        """The gates, judged."""
-        return self._judging.gates(self)
+        """The gates, judged; where cases ran, one over the evidence itself."""
+        gates, request = self._judging.gates(self), self._question.request
+        return gates if request.cases is None else [*gates, evidence_gate(self, request)]
 
     @property
     def verdict(self) -> str:
@@ -86,8 +108,12 @@ class Run(Recorded):
         return self._judging.figures(self)
 
     @property
+    def _question(self) -> Question | None:
+        return QUESTIONS.get(str(self.info["notebook"]))
+
+    @property
     def _judging(self) -> Judging:
-        question = QUESTIONS.get(str(self.info["notebook"]))
+        question = self._question
         if question is None or question.judging is None:
             raise ConfigError(f"{self.folder}: a run of {self.info['notebook']}, which this library does not judge")
         return question.judging

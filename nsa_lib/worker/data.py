@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,3 +34,11 @@ def _windows(text: torch.Tensor, case: CaseConfig, generator: torch.Generator) -
     while True:
         starts = torch.randint(len(text) - case.seq_len, (case.batch, 1), generator=generator)
         yield text[starts + torch.arange(case.seq_len + 1)].long()
+
+
+def data_sha256(case: CaseConfig) -> str:
+    """Return the sha256 of what a case trains on: its text file, or its one batch of tokens."""
+    if case.data == "synthetic":
+        return hashlib.sha256(next(batches(case)).numpy().tobytes()).hexdigest()
+    with Path(case.data).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.contract.heartbeat import SCHEMA, Heartbeat
+from nsa_lib.contract.origin import ORIGIN
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM
@@ -24,6 +25,7 @@ from nsa_lib.worker import accuracy, attention_map, attestation, data, faults, p
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fresh_tokens import fresh_tokens
 from nsa_lib.worker.memory import CpuMeter, CudaMeter
+from nsa_lib.worker.origin import origin
 from nsa_lib.worker.timing import PhaseClock
 
 Facts = Mapping[str, object]
@@ -40,8 +42,10 @@ def run_to_result(case_file: Path) -> None:
 
     Any other failure propagates; the runner reads it off the exit status and stderr.
     """
-    case = CaseConfig.from_json(case_file.read_text())
+    text = case_file.read_text()
+    case = CaseConfig.from_json(text)
     heartbeat = Heartbeat(case_file.parent / "heartbeat.jsonl")
+    heartbeat.beat("build", **{ORIGIN: origin(case, text)})
     ending = {"status": "ok", "reason": ""}
     facts: dict[str, object] = {}
     try:

@@ -13,15 +13,18 @@ from importlib.util import find_spec
 import torch
 
 
+def versions() -> dict[str, str | None]:
+    """Return the versions of torch, of the CUDA that it was built for, and of Triton."""
+    return {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "triton": _triton_version()}
+
+
 def torch_facts() -> dict[str, object]:
     """Return the versions of torch and Triton, threads, and the first CUDA device with its memory in MiB.
 
     `cuda_problem` says why there is none.
     """
     facts: dict[str, object] = {
-        "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
-        "triton": _triton_version(),
+        **versions(),
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda_usable": torch.cuda.is_available(),

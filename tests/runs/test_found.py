@@ -2,7 +2,7 @@
 
 import json
 import os
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -103,3 +103,18 @@ def test_a_newest_run_that_does_not_count_says_which_one_before_it_does(put, tmp
     put("smoke-3", created=day(3))
     find("newest", tmp_path)
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_of_the_future_is_not_believed_and_has_the_time_of_its_file(put, tmp_path):
+    sound, future = put("sound", created=day(1)), put("future", created="2099-01-01T00:00:00+00:00")
+    os.utime(future / "run.json", (0, 0))
+    first, last = runs_in(tmp_path)
+    assert (first.folder, last.folder) == (sound, future)
+    assert last.problem.endswith("it is dated in the future, 2099-01-01T00:00:00+00:00")
+    os.utime(future / "run.json", (9e9, 9e9))
+    assert runs_in(tmp_path)[0].created <= datetime.now(timezone.utc)
+
+
+def test_a_clock_that_is_minutes_ahead_is_no_future(put, tmp_path):
+    put("one", created=(datetime.now(timezone.utc) + timedelta(minutes=5)).isoformat())
+    assert runs_in(tmp_path)[0].problem == ""

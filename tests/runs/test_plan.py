@@ -58,7 +58,7 @@ def test_a_device_that_torch_cannot_use_is_an_error_and_no_laptop(ask):
         ({"notebook": "backward_scaling", "seq_lens": [16, 64]}, "seq_len=16, l=16, d=16"),
         ({"l": 1, "d": 1, "seq_len": 1}, "accepts a seq_len of 2 or more"),
         ({"w": 1}, "w=1: a window of one token, whose keys would have no gradient; accepts 2 or more"),
-        ({"dim": 2}, "dim=2: accepts a whole number above 2"),
+        ({"dim": 3}, "dim=3: accepts a whole number above 15"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(ask, given, word):
@@ -68,7 +68,9 @@ def test_what_cannot_run_is_refused_in_one_line(ask, given, word):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("given", [{"seq_len": 32}, {"l": 1, "d": 1, "seq_len": 2}, {"w": 2}, {"dim": 3}, {"n_sel": 3}])
+@pytest.mark.parametrize(
+    "given", [{"seq_len": 32}, {"l": 1, "d": 1, "seq_len": 2}, {"w": 2}, {"dim": 16}, {"n_sel": 3}]
+)
 def test_the_smallest_sizes_that_can_be_judged_are_planned(ask, given):
     assert ask(**given).cases
 

@@ -110,6 +110,7 @@ def test_without_git_there_is_no_commit(project, monkeypatch):
     monkeypatch.setenv("PATH", str(project))
     assert provenance.provenance(["smoke"]) == {
         "git_commit": None,
+        "package_sha256": source.package_sha256.__wrapped__(),
         "source_sha256": provenance.source_sha256(["smoke"]),
     }
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import zipfile
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timezone
 from urllib.parse import unquote
 
 import pytest
@@ -14,15 +14,30 @@ import pytest
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.judgement.identity import FACTS, MAY_DIFFER, disagreements
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook import decide as decisions
 from nsa_lib.workbook.decide import NEWEST, choose, decide, source_of
 from nsa_lib.workbook.questions import QUESTIONS, counted
+from nsa_lib.workbook.readiness.figures import to_run_table
 from nsa_lib.workbook.readiness.gates import (
     readiness_advice,
     readiness_gates,
     readiness_headline,
 )
 from nsa_lib.workbook.run import judged_run, open_run
-from tests.made_runs import Templates, cut_smoke, day, edit, noisy_smoke, set_fact, set_parameter, untaught_smoke
+from tests.made_runs import (
+    MACHINE,
+    Templates,
+    checklist_smoke,
+    cut_smoke,
+    day,
+    edit,
+    noisy_smoke,
+    set_fact,
+    set_parameter,
+    untaught_smoke,
+)
+
+NOW = decisions._now
 
 QUICK = ("preflight", "backward_scaling", "smoke")
 """The contrast takes longest to judge; most tests do without."""
@@ -39,6 +54,14 @@ def templates(tmp_path_factory):
 def put(templates, tmp_path):
     """Leave a made-up run in the folder of the test."""
     return lambda notebook, name=None, **changes: templates.put(tmp_path, notebook, name, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _today():
+    """Let the machine and source of now be those of the made-up runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decisions, "_now", lambda: MACHINE)
+        yield
 
 
 @pytest.fixture
@@ -79,12 +102,14 @@ def judged(evidence):
 
 def test_four_runs_that_are_go_and_of_one_configuration_are_go(whole):
     assert (whole.verdict, whole.summary["reasons"]) == ("GO", [])
-    assert {gate.name: gate.outcome for gate in whole.gates} == dict.fromkeys([*counted(), "same_configuration"], PASS)
+    assert {gate.name: gate.outcome for gate in whole.gates} == dict.fromkeys(
+        [*counted(), "same_configuration", "current"], PASS
+    )
     assert all(gate.required for gate in whole.gates)
     assert [source["notebook"] for source in whole.info["sources"]] == list(counted())
     assert whole.info["profile"] == "laptop"
     assert whole.summary["headline"] == (
-        "5 of 5 required gates passed; preflight GO, backward_scaling GO, smoke GO, backend_contrast GO"
+        "6 of 6 required gates passed; preflight GO, backward_scaling GO, smoke GO, backend_contrast GO"
     )
 
 
@@ -153,7 +178,7 @@ def test_a_missing_notebook_is_incomplete_and_named(put, ask):
 def test_without_any_run_nothing_is_decided(ask, tmp_path):
     run = ask()
     assert (run.verdict, run.info["profile"], run.info["sources"]) == ("INCOMPLETE", "", [])
-    assert set(gates_of(run)) == {*counted(), "same_configuration"}
+    assert set(gates_of(run)) == {*counted(), "same_configuration", "current"}
     assert {gate.outcome for gate in run.gates} == {NOT_RUN}
     assert ask(runs="").verdict == "INCOMPLETE"
 
@@ -246,22 +271,22 @@ def test_a_parameter_that_nobody_listed_must_be_the_same():
     }
 
 
-def test_runs_of_two_models_are_incomplete_though_each_is_go(put, ask):
+def test_a_run_whose_parameters_were_edited_does_not_count(put, ask):
     for notebook in counted():
         folder = put(notebook)
     set_parameter(folder, "vocab", 513)
     run = ask()
     assert run.verdict == "INCOMPLETE"
-    assert [source["verdict"] for source in run.info["sources"]] == ["GO"] * 4
-    (reason,) = run.summary["reasons"]
-    assert reason.startswith("same_configuration did not run at 1 differences (limit 0): vocab: preflight 512")
-    assert reason.endswith("backend_contrast 513")
+    (left_out,) = run.info["left_out"]
+    assert (left_out["kind"], left_out["reason"]) == ("custom", "custom: vocab=513 (laptop: 512)")
 
 
 def test_runs_of_two_profiles_give_no_profile(put, ask):
     put("preflight")
-    put("smoke", profile="checklist")
-    assert ask().info["profile"] == ""
+    put("smoke", make=checklist_smoke)
+    run = ask()
+    assert [source["verdict"] for source in run.info["sources"]] == ["GO", "GO"]
+    assert (run.info["profile"], gates_of(run)["same_configuration"].outcome) == ("", NOT_RUN)
 
 
 # Which runs count
@@ -347,6 +372,17 @@ def test_a_killed_run_counts_and_says_before_what_it_stands(put, ask):
     assert (gate.outcome, gate.measured) == (NOT_RUN, "INCOMPLETE")
     assert gate.detail.endswith("older and left out: smoke-1; name one in `runs` to count it")
     assert ask(runs="smoke-1").info["sources"][0]["verdict"] == "GO"
+
+
+@pytest.mark.parametrize("make", [untaught_smoke, noisy_smoke])
+def test_a_run_of_the_future_does_not_win_and_hides_none(put, ask, make):
+    put("smoke", "honest", make=make, created=day(2))
+    put("smoke", "future", created="2099-03-01T00:00:00+00:00")
+    run = ask()
+    assert (run.info["sources"], gates_of(run)["smoke"].outcome) == ([], NOT_RUN)
+    assert "it is dated in the future, 2099-03-01" in gates_of(run)["smoke"].detail
+    put("smoke", "again", make=make, created=datetime.now(timezone.utc).isoformat())
+    assert [source["run_id"] for source in ask().info["sources"]] == ["again"]
 
 
 # Runs that are named
@@ -458,7 +494,7 @@ def test_a_newest_run_that_cannot_be_read_is_told_and_no_older_one_counts(put, a
 def test_an_older_run_that_cannot_be_read_is_in_nobodys_way(put, ask):
     newer = put("smoke", "smoke-1", created=day(1))
     edit(newer / "run.json", schema=2, created=day(1))
-    put("smoke", "smoke-2", created="2099-03-01T00:00:00+00:00")
+    put("smoke", "smoke-2", created=day(2))
     run = ask()
     assert (gates_of(run)["smoke"].outcome, run.info["left_out"]) == (PASS, [])
 
@@ -526,8 +562,46 @@ def test_the_archive_holds_the_readiness_report_and_its_links_lead_to_reports_wi
 # Advice
 
 
-def test_it_is_told_when_the_source_has_changed_since(whole):
-    (advice,) = readiness_advice(whole)
-    assert "have changed since" in advice
-    assert readiness_advice(with_info(whole, environment={"source_sha256": "a" * 64})) == []
-    assert readiness_advice(with_info(whole, sources=[])) == []
+# Runs of another day
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_run_of_other_code_or_of_another_machine_than_now_is_stale(whole, name):
+    gates = judged(with_info(whole, environment={**MACHINE, name: "f" * 64}))
+    assert (gates["current"].outcome, gates["current"].measured, gates["current"].required) == (NOT_RUN, 4, True)
+    assert gates["current"].detail.startswith(f"preflight: {name} {str(MACHINE.get(name))[:12]}, now {'f' * 12}; ")
+    assert verdict(list(gates.values()))[0] == "INCOMPLETE"
+
+
+def test_it_is_said_what_to_run_again_and_how(put, ask):
+    for notebook in counted()[1:]:
+        put(notebook)
+    set_fact(put("smoke", "smoke-2", created=day(2)), "source_sha256", "b" * 64)
+    run = ask()
+    assert gates_of(run)["current"].detail == f"smoke: source_sha256 {'b' * 12}, now {'a' * 12}"
+    table = str(to_run_table(run))
+    assert "papermill notebooks/preflight.ipynb out.ipynb --engine nsa -r profile laptop" in table
+    assert "no run of preflight" in table
+    assert run.info["sources"][1]["reproduce"] in table
+    assert [line.split(" again: ")[0] for line in readiness_advice(run)] == ["Run preflight", "Run smoke"]
+
+
+def test_nothing_is_to_be_run_again_after_a_go(whole):
+    assert readiness_advice(whole) == []
+    assert "none" in str(to_run_table(whole))
+
+
+def test_without_runs_nothing_is_of_today(whole):
+    gate = judged(with_info(whole, sources=[]))["current"]
+    assert (gate.outcome, gate.detail) == (NOT_RUN, "no run that counts")
+
+
+def test_where_torch_cannot_be_used_every_run_is_stale_and_a_verdict_is_there(monkeypatch):
+    def no_torch():
+        raise ConfigError("torch: cannot be used")
+
+    monkeypatch.setattr(decisions.environment, "torch_facts", no_torch)
+    now = NOW()
+    assert now["torch_problem"] == "torch: cannot be used"
+    assert "torch" not in now
+    assert now["source_sha256"]

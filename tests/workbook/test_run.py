@@ -36,8 +36,8 @@ def test_a_run_folder_becomes_two_frames(folder):
     run, left = open_run(folder), healthy("laptop")
     assert list(run.cases) == list(CASE_COLUMNS)
     assert list(run.steps) == list(STEP_COLUMNS)
-    assert list(run.cases["case_id"]) == ["training", "anomaly", "dense"]
-    assert dict(run.steps.groupby("case_id").size()) == {"training": 100, "anomaly": 10, "dense": 30}
+    assert list(run.cases["case_id"]) == ["training", "anomaly"]
+    assert dict(run.steps.groupby("case_id").size()) == {"training": 100, "anomaly": 10}
     assert run.steps["loss"].tolist() == left.steps["loss"].tolist()
     assert smoke_gates(run) == smoke_gates(left)
     assert run.verdict == "GO"
@@ -69,9 +69,9 @@ def test_the_summary_holds_what_the_design_says(folder):
     assert list(summary) == SUMMARY_KEYS
     assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "17 of 17 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["headline"] == "19 of 19 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
-    assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly", "dense"]
+    assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
 
 
@@ -103,7 +103,7 @@ def test_a_line_that_was_being_written_when_its_writer_died_is_left_out_and_told
     heartbeat.write_text(heartbeat.read_text()[:-40])
     run = record(folder)
     assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"], strict=True)) == {
-        "training": True, "anomaly": False, "dense": False,
+        "training": True, "anomaly": False,
     }  # fmt: skip
     assert len(run.of("training")) == 99
     assert (run.verdict, open_run(folder).verdict) == ("NO-GO", "NO-GO")
@@ -121,7 +121,7 @@ def test_a_case_that_left_no_result_was_interrupted(folder, case_id):
 def test_a_runner_killed_at_once_leaves_a_run_that_can_be_opened(folder):
     shutil.rmtree(folder / "cases")
     for run in (open_run(folder), record(folder), open_run(folder)):
-        assert list(run.cases["status"]) == ["interrupted"] * 3
+        assert list(run.cases["status"]) == ["interrupted"] * 2
         assert run.steps.empty
         assert run.verdict == "INCOMPLETE"
         assert "no steps recorded" in run.figures["memory"].layout.meta["description"]
@@ -138,8 +138,8 @@ def test_a_failed_case_is_the_same_when_it_is_read_again(tmp_path, status):
     recorded = record(save(run, tmp_path / "run"))
     read = open_run(tmp_path / "run")
     assert read.case("training")["status"] == status
-    assert read.cases["reason"].tolist() == recorded.cases["reason"].tolist() == ["because", "7", ""]
-    assert read.cases["stderr_tail"].tolist() == [STDERR, "None", ""]
+    assert read.cases["reason"].tolist() == recorded.cases["reason"].tolist() == ["because", "7"]
+    assert read.cases["stderr_tail"].tolist() == [STDERR, "None"]
     assert read.summary == recorded.summary
     assert read.verdict == "NO-GO"
 
@@ -223,6 +223,7 @@ def test_runs_are_compared_by_what_differs_and_nothing_else(tmp_path):
         ("environment", "torch"): ("2.13.0", "2.5.1"),
         ("environment", "packages.pandas"): ("3.1", "3.2"),
         ("gate", "anomaly"): ("PASS", "NOT_RUN"),
+        ("gate", "evidence"): ("PASS 0 contradictions", "NOT_RUN 1 contradictions"),
         ("gate", "loss_falls"): ("PASS 59.53 %", "FAIL 0.0 %"),
         ("figure", "loss"): (run_a.steps.query("case_id == 'training'")["loss"].iloc[-1], 6.0),
         ("figure", "verdict"): ("GO", "NO-GO"),
@@ -300,13 +301,16 @@ def test_a_judged_run_is_whole(folder):
     ("damage", "line"),
     [
         (lambda folder: (folder / "run.json").unlink(), "not a run folder"),
-        (lambda folder: with_schema(folder / "cases" / "dense" / "result.json", 2), "schema 2 is newer"),
+        (lambda folder: with_schema(folder / "cases" / "anomaly" / "result.json", 2), "schema 2 is newer"),
         (lambda folder: (folder / "run.json").write_text("{"), "not JSON"),
-        (lambda folder: (folder / "cases" / "dense" / "heartbeat.jsonl").write_text("x\n"), "cannot be read (JSONDec"),
-        (lambda folder: (folder / "cases" / "dense" / "result.json").write_bytes(b"\xff\n"), "not JSON"),
+        (
+            lambda folder: (folder / "cases" / "anomaly" / "heartbeat.jsonl").write_text("x\n"),
+            "cannot be read (JSONDec",
+        ),
+        (lambda folder: (folder / "cases" / "anomaly" / "result.json").write_bytes(b"\xff\n"), "not JSON"),
         (lambda folder: with_info(folder, notebook="cooking"), "a run of cooking, which this library does not judge"),
         (lambda folder: with_info(folder, parameters=[{"name": "x"}]), "cannot be read ("),
-        (lambda folder: with_info(folder, environment=[{}]), "cannot be read (AttributeError: "),
+        (lambda folder: with_info(folder, environment=[{}]), "cannot be read (TypeError: "),
     ],
 )
 def test_a_run_that_cannot_be_judged_is_refused_in_one_line(folder, damage, line):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.tables import Cell, Table, format_value, gate_row, gates_table, linked, ranked, verdict_cell
+from nsa_lib.workbook.readiness.gates import to_run
 
 
 def runs_table(run) -> Table:
@@ -32,6 +33,12 @@ def left_out_table(run) -> Table:
     return Table("Runs left out", ("run", "notebook", "reason"), rows or [(Cell("none"), Cell(""), Cell(""))])
 
 
+def to_run_table(run) -> Table:
+    """Tabulate what must be run, or run again, before the runs can be GO together, with the command."""
+    rows = [tuple(map(Cell, row)) for row in to_run(run)]
+    return Table("To be run", ("notebook", "why", "command"), rows or [(Cell("none"), Cell(""), Cell(""))])
+
+
 def readiness_table(run) -> Table:
     """Tabulate every gate of every run that a readiness run counts, with links to their reports."""
     folder = _page_folder(run)
@@ -54,7 +61,7 @@ def packed_page(run, reports: Mapping[Path, str]) -> str:
     said = [f"{summary['verdict']}: {summary['headline']}", *summary["reasons"], *summary["advice"]]
     sections = [
         Section("Verdict", said, [gates_table(summary["gates"])]),
-        Section("Runs", tables=[runs_table(packed), left_out_table(packed)]),
+        Section("Runs", tables=[runs_table(packed), left_out_table(packed), to_run_table(packed)]),
         Section("Every gate of every run", tables=[readiness_table(packed)]),
     ]
     return page(f"{summary['verdict']}: {run.info['run_id']}", sections)

@@ -1,12 +1,14 @@
-"""The gates of readiness: one for each notebook of the checklist, and one that their runs belong together."""
+"""The gates of readiness: one for each notebook of the checklist, that their runs belong together, and to this day."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import starmap
 
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult
-from nsa_lib.judgement.identity import disagreements
+from nsa_lib.judgement.identity import changed_since, disagreements
+from nsa_lib.runs.plan import reproduce
 from nsa_lib.runs.recorded import Recorded
 
 OUTCOME_OF = {"GO": PASS, "REVIEW": WARN, "NO-GO": FAIL, "INCOMPLETE": NOT_RUN}
@@ -14,8 +16,9 @@ OUTCOME_OF = {"GO": PASS, "REVIEW": WARN, "NO-GO": FAIL, "INCOMPLETE": NOT_RUN}
 
 
 def readiness_gates(run: Recorded) -> list[GateResult]:
-    """Return a gate for each judged notebook, and that of the configuration."""
-    return [*(notebook_gate(run, notebook) for notebook in run.info["judged"]), same_configuration_gate(run)]
+    """Return a gate for each judged notebook, that of the configuration, and whether the runs are of today's."""
+    notebooks = [notebook_gate(run, notebook) for notebook in run.info["judged"]]
+    return [*notebooks, same_configuration_gate(run), current_gate(run)]
 
 
 def notebook_gate(run: Recorded, notebook: str) -> GateResult:
@@ -45,13 +48,45 @@ def same_configuration_gate(run: Recorded) -> GateResult:
     return replace(gate, measured=0, detail=f"the same in {', '.join(found)}")
 
 
+def current_gate(run: Recorded) -> GateResult:
+    """Judge that every run is of the source, and of the machine, that it is decided for now."""
+    gate = GateResult("current", True, NOT_RUN, limit=0, unit="stale runs")
+    if not run.info["sources"]:
+        return replace(gate, detail="no run that counts")
+    stale = stale_runs(run)
+    if stale:
+        said = "; ".join(f"{notebook}: {why}" for notebook, why in stale.items())
+        return replace(gate, measured=len(stale), detail=said)
+    return replace(gate, outcome=PASS, measured=0, detail="source, torch, driver and device of now")
+
+
+def stale_runs(run: Recorded) -> dict[str, str]:
+    """Return the notebooks whose run is of another source or machine than now, with what has changed."""
+    now = run.info["environment"]
+    changes = {name: changed_since(source["configuration"], now) for name, source in sources(run).items()}
+    return {name: "; ".join(starmap(_change, changed.items())) for name, changed in changes.items() if changed}
+
+
+def _change(name: str, values: tuple[object, object]) -> str:
+    then, now = map(_short, values)
+    return f"{name} {then}, now {now}"
+
+
+def to_run(run: Recorded) -> list[tuple[str, str, str]]:
+    """Return what must be run before this can be GO: notebook, why, and the command; [] if nothing need be."""
+    found, stale, profile = sources(run), stale_runs(run), run.info["profile"] or "auto"
+    rows = []
+    for notebook in run.info["judged"]:
+        if notebook not in found:
+            rows.append((notebook, _why_missing(run, notebook), reproduce(notebook, {"profile": profile})))
+        elif notebook in stale:
+            rows.append((notebook, stale[notebook], str(found[notebook]["reproduce"])))
+    return rows
+
+
 def readiness_advice(run: Recorded) -> list[str]:
     """Return what a user may want to do; it never decides."""
-    judged = {source["configuration"].get("source_sha256") for source in sources(run).values()}
-    now = run.info["environment"].get("source_sha256")
-    if judged and judged != {now}:
-        return ["Library or notebooks have changed since a run that counts here was made; run it again to judge them."]
-    return []
+    return [f"Run {notebook} again: {command}" for notebook, _, command in to_run(run)]
 
 
 def readiness_headline(run: Recorded) -> str:

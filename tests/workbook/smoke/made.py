@@ -62,7 +62,7 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
     """Return a run that is GO."""
     values = resolved("smoke", {"steps": steps, **given}, profile=profile)
     on_gpu, base_mib = values["device"].value == "cuda", base_mib or BASE_MIB[profile]
-    counts = {"training": steps, "anomaly": 10, **({"profiler": 53} if on_gpu else {}), "dense": 30}
+    counts = {"training": steps, "anomaly": 10, **({"profiler": 53, "dense": 30} if on_gpu else {})}
     cases = [
         {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
          "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
