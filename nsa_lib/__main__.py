@@ -43,7 +43,7 @@ ALL = "all"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m nsa_lib", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m nsa_lib", description="The workbook from a shell.")
     commands = parser.add_subparsers(dest="command", required=True)
     # The others do nothing by themselves: they are for JupyterLab.
     runnable = [name for name, question in QUESTIONS.items() if question.request.cases or question.judging]
@@ -155,4 +155,6 @@ def _selftest(asked: argparse.Namespace) -> int:
 COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": _selftest}
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may know no sign but ASCII
     sys.exit(main())

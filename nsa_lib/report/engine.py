@@ -30,7 +30,14 @@ class NsaEngine(NBClientEngine):
 
     @classmethod
     def execute_notebook(cls, nb, kernel_name, output_path=None, **kwargs):
-        """Execute `nb`. Raises click.UsageError, before anything is written, for an output that is named as a page."""
+        """Execute `nb`.
+
+        Raises click.UsageError, before anything is written, for an output that is named as a page, and for a parameter
+        whose name papermill would write down as an expression: `-p l-sel 32`.
+        """
+        for name in nb.metadata.papermill.get("parameters", ()):
+            if not name.isidentifier():
+                raise click.UsageError(f"{name}: no name of a parameter; did you mean {name.replace('-', '_')}?")
         if str(output_path or "").lower().endswith(".html"):
             raise click.UsageError(f"{output_path}: the executed notebook cannot be named as its report is; use .ipynb")
         return super().execute_notebook(nb, kernel_name, output_path=output_path, **kwargs)

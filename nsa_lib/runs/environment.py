@@ -9,9 +9,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -36,8 +39,8 @@ ROOM_MIB = 64
 def torch_facts() -> dict[str, object]:
     """Return torch's facts of this machine, from a child process. Raises ConfigError if torch cannot be imported."""
     command = [sys.executable, "-m", "nsa_lib.worker.torch_facts"]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=FACTS_LIMIT_S, check=False)
+    try:  # in a folder without modules: the user's working folder may hold a torch.py
+        child = subprocess.run(command, capture_output=True, text=True, timeout=FACTS_LIMIT_S, check=False, cwd="/")
     except subprocess.TimeoutExpired:
         raise ConfigError(f"torch: its import by {sys.executable} did not end in {FACTS_LIMIT_S} s") from None
     if child.returncode:
@@ -46,9 +49,10 @@ def torch_facts() -> dict[str, object]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def has_nvidia_device() -> bool:
-    """Return whether the machine has an NVIDIA GPU, usable or not."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/proc/driver/nvidia/gpus").glob("*"))
+def has_nvidia_device(root: Path = Path("/")) -> bool:
+    """Return whether the machine has an NVIDIA GPU, usable or not. WSL2 has no device files; it lends the driver."""
+    places = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*", "usr/lib/wsl/lib/libcuda.so*")
+    return any(next(root.glob(place), None) for place in places)
 
 
 def machine_facts() -> dict[str, object]:
@@ -78,11 +82,25 @@ def _nvidia_driver() -> str | None:
 
 def answer(*command: str) -> list[str] | None:
     """Return the lines that a tool prints; None if it is missing, fails, hangs or prints no text."""
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, check=True)
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    return answer.stdout.splitlines()
+    with tempfile.TemporaryFile() as said:
+        try:
+            tool = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError:
+            return None
+        try:
+            status = tool.wait(ANSWER_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(tool.pid, signal.SIGKILL)  # with its children; one that waits for a driver may survive even this
+            with suppress(subprocess.TimeoutExpired):
+                tool.wait(1)
+            return None
+        said.seek(0)
+        try:
+            return said.read().decode().splitlines() if status == 0 else None
+        except UnicodeDecodeError:
+            return None
 
 
 def _package_version(name: str) -> str | None:
@@ -106,7 +124,7 @@ def prediction_environment() -> Mapping[str, str]:
 
 def refuse_many_processes() -> None:
     """Raise ConfigError if a launcher started several processes: a run is judged on one GPU."""
-    world_size = os.environ.get("WORLD_SIZE", "1")
+    world_size = os.environ.get("WORLD_SIZE") or "1"
     if world_size != "1":
         raise ConfigError(f"WORLD_SIZE={world_size}: a run is one process on one GPU; accepts 1")
 

@@ -30,6 +30,7 @@ class Predictor:
 
     def __init__(self, folder: Path, case_ids: Sequence[str], facts: Mapping[str, object], *, processes: int = 1):
         """Start. `facts` are those of the machine; with n processes, each takes every n-th case."""
+        folder = folder.resolve()
         self._paths = [folder / "cases" / case_id / "prediction.json" for case_id in case_ids]
         self._log = folder / "prediction.log"
         capability = str(facts.get("compute_capability") or HOPPER)
@@ -39,6 +40,7 @@ class Predictor:
                 subprocess.Popen(
                     [*COMMAND, str(os.getpid()), capability, str(folder), *share],
                     env=environment.prediction_environment(),
+                    cwd=folder,  # and not the user's, whose modules are not the real ones
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

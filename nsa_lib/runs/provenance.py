@@ -42,7 +42,7 @@ def source_sha256(notebooks: Iterable[str]) -> str:
 
 def _code(notebook: Path) -> Iterator[str]:
     """Yield the source of each code cell of a notebook that is the same in every run."""
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         tags = cell["metadata"].get("tags", ())
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "code" and source and not {"parameters", "injected-parameters"} & {*tags}:

@@ -56,31 +56,39 @@ def execute(plan: Plan) -> Path:
     with StopButton() as stop:
         folder = make_run_folder(plan)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
-        ahead: subprocess.Popen | None = None
+        started: list[subprocess.Popen] = []
         predicted = list(folders) if plan.request.predicted else []
         predictor: Predictor | None = None
         try:
             for case, following in zip(plan.cases, (*plan.cases[1:], None), strict=True):
-                case_folder = folders[case.case_id]
                 if why_not := _why_not_started(stop, limits):
                     result = _result(case, "interrupted", why_not)
-                    write_json(case_folder / "result.json", result)
+                    write_json(folders[case.case_id] / "result.json", result)
                 else:
-                    process = ahead or start_worker(case, case_folder)
-                    ahead = start_worker(following, folders[following.case_id]) if following else None
+                    if not started:
+                        started.append(start_worker(case, folders[case.case_id]))
+                    process = started[-1]
+                    if following:
+                        started.append(start_worker(following, folders[following.case_id]))
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
-                    result = run_case(case, case_folder, process, limits=limits, progress=progress, stop=stop)
+                    result = run_case(case, folders[case.case_id], process, limits=limits, progress=progress, stop=stop)
                     limits = replace(limits, spent_s=limits.spent_s + result["seconds"])
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
                 predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: bool(_why_not_started(stop, limits)))
         finally:
-            if predictor:
-                predictor.end()
-            if ahead:
-                ahead.stdin.close()
-                end_tree(ahead, spare=children(os.getpid()) - {ahead.pid})
+            _end_all(started, predictor)
     return folder
+
+
+def _end_all(started: list[subprocess.Popen], predictor: Predictor | None) -> None:
+    """End what has not ended. The workers first: on a full disk the predictor cannot leave its reasons, and raises."""
+    for process in started:
+        if process.poll() is None:
+            process.stdin.close()
+            end_tree(process, spare=children(os.getpid()) - {process.pid})
+    if predictor:
+        predictor.end()
 
 
 def _why_not_started(stop: StopButton, limits: Limits) -> str:
@@ -105,8 +113,9 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
     """
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
-            [*WORKER, str(folder / "case.json"), package_sha256(), str(os.getpid())],
+            [*WORKER, str(folder.resolve() / "case.json"), package_sha256(), str(os.getpid())],
             env=environment.case_environment(case.alloc_conf),
+            cwd=folder,  # a module in the user's working folder, torch.py say, must not take the place of the real one
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

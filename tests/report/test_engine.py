@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import nbformat
 import papermill
 import pytest
@@ -139,6 +140,13 @@ def test_an_output_that_is_named_as_a_page_is_refused_before_anything_is_written
     assert ended.returncode == 2
     assert "result.html: the executed notebook cannot be named as its report is" in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.ipynb"]
+
+
+def test_a_name_that_would_become_an_expression_is_refused_before_anything_is_written(tmp_path):
+    source, output = save(tmp_path, "1")
+    with pytest.raises(click.UsageError, match="l-sel: no name of a parameter; did you mean l_sel"):
+        papermill.execute_notebook(source, output, engine_name="nsa", progress_bar=False, parameters={"l-sel": 32})
     assert [path.name for path in tmp_path.iterdir()] == ["in.ipynb"]
 
 

@@ -33,6 +33,11 @@ def test_both_names_of_the_allocator_setting_are_set_and_none_is_inherited(monke
     assert os.environ["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64", "the notebook's own environment stays"
 
 
+def test_a_launcher_that_leaves_the_name_empty_is_none(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    environment.refuse_many_processes()
+
+
 @pytest.mark.parametrize("world_size", ["2", "0", "many"])
 def test_a_launcher_of_many_processes_is_refused(monkeypatch, world_size):
     monkeypatch.setenv("WORLD_SIZE", world_size)
@@ -162,7 +167,26 @@ def test_the_facts_of_this_machine_are_true(monkeypatch):
     json.dumps(facts)
 
 
-@pytest.mark.parametrize("said", ["exec sleep 60", r"printf '\377\376'", "exit 3"])
+@pytest.mark.parametrize(
+    "place", ["dev/nvidia0", "proc/driver/nvidia/gpus/0000:01:00.0", "usr/lib/wsl/lib/libcuda.so.1"]
+)
+def test_an_nvidia_device_is_seen_where_torch_may_not_see_it(tmp_path, place):
+    (tmp_path / "usr/lib/wsl/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/wsl/lib/libd3d12.so").touch()  # WSL2 with a GPU of another maker
+    assert not environment.has_nvidia_device(tmp_path)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).touch()
+    assert environment.has_nvidia_device(tmp_path)
+
+
+def test_modules_in_the_working_folder_do_not_reach_torch(tmp_path, monkeypatch):
+    for module in ("profile", "random", "torch"):
+        (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module} of the user')")
+    monkeypatch.chdir(tmp_path)
+    assert environment.torch_facts()["torch"].count(".") >= 2
+
+
+@pytest.mark.parametrize("said", ["sleep 60 & wait", "exec sleep 60", r"printf '\377\376'", "exit 3"])
 def test_a_tool_that_hangs_prints_bytes_or_fails_tells_nothing(tmp_path, monkeypatch, said):
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n{said}\n")

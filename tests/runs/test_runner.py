@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nsa_lib.runs import environment, predictor, runner
+from nsa_lib.runs.processes import children
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
 from nsa_lib.workbook.questions import plan
@@ -83,6 +84,30 @@ def test_every_end_is_named(tmp_path, monkeypatch, code, status, word):
     assert result["steps_done"] == 2
     if status == "stalled":
         assert "planted.py" in result["stderr_tail"], "the stacks of a hang are kept"
+
+
+def test_modules_in_the_working_folder_do_not_reach_a_worker(tmp_path, monkeypatch):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "case.json").write_text(CASE.to_json())
+    for module in ("profile", "random", "torch"):
+        (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module} of the user')")
+    monkeypatch.chdir(tmp_path)
+    process = start_worker(CASE, Path("case"))
+    process.stdin.close()  # torch is imported, and then nobody wants the case
+    assert (process.wait(), (tmp_path / "case" / "stderr.log").read_text()) == (0, "")
+
+
+def test_a_full_disk_ends_everything_that_was_started(tmp_path, monkeypatch, smoke):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    plant(tmp_path, monkeypatch, "time.sleep(60)")
+    monkeypatch.setattr(runner, "run_case", no_space)
+    monkeypatch.setattr(predictor, "write_json", no_space)
+    before = children(os.getpid())
+    with pytest.raises(OSError, match="No space left"):
+        execute(smoke)
+    assert children(os.getpid()) == before
 
 
 def test_slow_but_beating_is_not_stalled(tmp_path, monkeypatch):
