@@ -19,7 +19,7 @@ FLOORS = (("subject",), ("contract",), ("worker", "runs"), ("judgement",), ("rep
 
 WITH_TORCH = ("subject", "worker")
 
-TORCH_FREE = ("nsa_lib.subject.config",)
+TORCH_FREE = ("nsa_lib.subject.config", "nsa_lib.subject.own.spec")
 """What the notebook's side may take of the rooms with torch."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nsa_lib.subject.config import BACKEND_NAMES, FUSED
+from nsa_lib.subject.config import BACKEND_NAMES, FUSED, OWN
 
 WARMUP_ROUNDS = 2
 """Rounds that are not counted: kernels are loaded, caches fill."""
@@ -47,8 +47,38 @@ def _whole(subject: str, seq_len: int, backends: Sequence[str]) -> list[Contesta
     return [*nsa, Contestant(subject, DENSE, DENSE, seq_len)]
 
 
-def check_names(backends: Sequence[str] = BACKEND_NAMES) -> dict[str, tuple[str, ...]]:
+OWED = (
+    "future", "others", "self_error", "finite_difference", "same_bits", "checkpointing", "gradients", "inputs", "large",
+    "empty", "reference",
+)  # fmt: skip
+"""What any causal attention or model owes, whoever wrote it."""
+
+
+def check_names(
+    backends: Sequence[str] = BACKEND_NAMES, *, brings: str | None = None, compiled: bool = False
+) -> dict[str, tuple[str, ...]]:
     """Return the names of the checks by case, in the order in which the case makes them.
+
+    What a user brings is held to what it owes. Her kernel, a backend of NSA, has the reference besides.
+
+    Args:
+        backends: that the machine can run, the user's among them.
+        brings: what is hers: `attention`, `backend`, `model` or None.
+        compiled: whether it is run under torch.compile too.
+    """
+    if brings is None:
+        return _names_of_ours(backends)
+    owed = {"own": OWED, "own_copying": ("copy_near", "copy_far")}
+    owed |= {"own_compiled": ("compiled",)} if compiled else {}
+    if brings != "backend":
+        return owed
+    ours = _names_of_ours((OWN,))
+    subject = tuple(name for name in ours["subject"] if name not in OWED)
+    return {"subject": subject, "learning": ours["learning"], **owed}
+
+
+def _names_of_ours(backends: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the checks of NSA by case.
 
     The plain backends share everything but the selected branch. `fused` shares nothing, so what is checked once for all
     plain backends is checked again for it. There are several cases so that a crash costs the checks of one.

@@ -10,9 +10,6 @@ from collections.abc import Callable, Mapping
 
 from nsa_lib.subject.config import FUSED, PLAIN_BACKENDS, NSAConfig, fused_refusal
 
-AUTO = "auto"
-"""In place of a backend: `fused` where it can run, `masked` elsewhere; decided before a run."""
-
 ATTENTION_SIZES = ("dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi")
 """Parameters of a run that make the NSAConfig of its layers."""
 

@@ -6,16 +6,18 @@ Nothing here imports torch, so that a notebook and a worker can share it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from nsa_lib.subject.config import (
     BACKEND_NAMES,
     FUSED,
     LOSS_CHUNK,
+    OWN,
     PLAIN_BACKENDS,
     ConfigError,
     ModelConfig,
     NSAConfig,
+    Own,
     fused_refusal,
     require_choice,
 )
@@ -108,14 +110,26 @@ class CaseConfig:
         require_choice("device", self.device, DEVICES)
         if self.data != "synthetic" and self.model.vocab < 256:
             raise ConfigError(f"vocab={self.model.vocab}, data={self.data}: bytes need a vocab of 256 or more")
+        self._sized_own()
         if self.model.attention == "dense" and (self.check_attention or self.look):
             raise ConfigError("attention=dense: selects nothing; accepts check_attention=False, look=False only")
-        if not self.backends or len(set(self.backends)) < len(self.backends) or set(self.backends) - set(BACKEND_NAMES):
-            raise ConfigError(f"backends={self.backends}: accepts one or more of {', '.join(BACKEND_NAMES)}")
+        known = (*BACKEND_NAMES, OWN)
+        if not self.backends or len(set(self.backends)) < len(self.backends) or set(self.backends) - set(known):
+            raise ConfigError(f"backends={self.backends}: accepts one or more of {', '.join(known)}")
         if self.needs_fused and (refusal := fused_refusal(self.model.nsa, self.dtype, self.device)):
             raise ConfigError(f"backend={FUSED}, {refusal}")
-        if self.compile and self.device == "cpu":
+        if self.compile and self.device == "cpu" and self.work != "checks":
             raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
+
+    def _sized_own(self) -> None:
+        """Give what a user brings the sizes of this case, the longest sequence among them."""
+        own, model = self.model.own, self.model
+        if own is not None:
+            lengths = {"seq_len": max((self.seq_len, *self.seq_lens)), "batch": self.batch}
+            sizes = {**asdict(model.nsa), "layers": model.layers, "vocab": model.vocab, **lengths}
+            for unoffered in ("branches", "rope_base"):
+                del sizes[unoffered]
+            object.__setattr__(self, "model", replace(model, own=replace(own, sizes=sizes)))
 
     @property
     def budget_mib(self) -> float | None:
@@ -135,5 +149,5 @@ class CaseConfig:
     def from_json(cls, text: str) -> CaseConfig:
         """Return the case that `to_json` wrote. Raises ConfigError or TypeError if it is not one."""
         case = json.loads(text)
-        nsa = NSAConfig(**case["model"].pop("nsa"))
-        return cls(model=ModelConfig(nsa=nsa, **case.pop("model")), **case)
+        nsa, own = NSAConfig(**case["model"].pop("nsa")), case["model"].pop("own", None)
+        return cls(model=ModelConfig(nsa=nsa, own=own and Own(**own), **case.pop("model")), **case)

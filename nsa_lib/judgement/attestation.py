@@ -29,6 +29,8 @@ SHOWN = 3
 def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> GateResult:
     """Judge one area of the recorded steps of a case; `suffix` follows the gate's name."""
     gate, case = GateResult(GATES[area] + suffix, True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
+    if case is not None and area != "train_step" and (why := why_no_reference(case["asked"])):
+        return replace(gate, required=False, detail=why)
     steps = None if case is None else case["attestation"]
     if not steps or case["asked"] is None:
         return replace(gate, detail=f"the case {case_id} ended before its steps were judged")
@@ -42,6 +44,21 @@ def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> G
         return replace(gate, detail=f"not compared: {'; '.join(missing[:SHOWN])}")
     detail = f"{AREAS[area]}; steps {', '.join(str(s['step']) for s in steps)}; {steps[0]['compared']}"
     return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
+
+
+def why_no_reference(asked: Mapping | None) -> str | None:
+    """Return why the float64 reference knows nothing of the layers of a case, or None where it knows them."""
+    dense = asked is not None and asked["model"].get("attention") == "dense"
+    if asked is None or not (dense or brings(asked) in ("attention", "model")):
+        return None
+    what = brings(asked) or "dense attention"
+    return f"the reference does not know the {what} on trial; the preflight judges it by what it owes without one"
+
+
+def brings(asked: Mapping) -> str | None:
+    """Return what of the model of a case is a user's: `attention`, `backend`, `model` or None."""
+    own = asked["model"].get("own")
+    return own["role"] if own else None
 
 
 def _not_compared(steps: Sequence[Mapping], area: str) -> list[str]:
@@ -88,6 +105,8 @@ def recomputation_gate(run: Recorded, case_id: str, *, prerequisite: bool) -> Ga
     if case is None or case["asked"] is None:
         return replace(gate, detail="no case was recorded")
     gate = replace(gate, required=prerequisite or case["asked"]["grad_checkpointing"])
+    if (why := _why_its_own(run, case)) and case["asked"]["grad_checkpointing"]:
+        return replace(gate, required=False, detail=why)
     if not case["asked"]["grad_checkpointing"]:
         return unless_cut_short(replace(gate, outcome=FAIL, measured="off"), case)
     if not case["executed"] or case["asked"]["compile"]:
@@ -97,3 +116,14 @@ def recomputation_gate(run: Recorded, case_id: str, *, prerequisite: bool) -> Ga
     detail = f"a layer's forward ran {' or '.join(map(str, passes))} times a step; twice is asked"
     gate = replace(gate, outcome=PASS if on else FAIL, measured="on" if on else "not in force", detail=detail)
     return unless_cut_short(gate, case)
+
+
+def _why_its_own(run: Recorded, case: Mapping) -> str | None:
+    """Return why nobody can see whether a user's model recomputes, or None."""
+    if brings(case["asked"]) != "model":
+        return None
+    if "gradient_checkpointing_enable" not in (run.info.get("on_trial") or {}).get("has", ()):
+        return "the model on trial has no gradient_checkpointing_enable: it keeps what it keeps"
+    if case["executed"] and not case["executed"][0]["passes"]:
+        return "the model on trial has no list of layers whose passes could be counted"
+    return None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nsa_lib.runs.recorded import Recorded
+from nsa_lib.subject.config import OWN
 
 PASS, WARN, FAIL, NOT_RUN = "PASS", "WARN", "FAIL", "NOT_RUN"
 
@@ -103,7 +104,9 @@ def route_gate(run: Recorded, case_ids: Iterable[str], name: str) -> GateResult:
     gate, cases = GateResult(name, True, NOT_RUN), [run.case(case_id) for case_id in case_ids]
     if not cases or any(case is None or not case["executed"] or case["asked"] is None for case in cases):
         return replace(gate, detail="a case ended before a step of it was seen")
-    asked = {case["case_id"]: case["asked"]["model"]["backend"] for case in cases}
+    if any(route_of(case["asked"]["model"]) is None for case in cases):
+        return replace(gate, required=False, detail="dense attention and a user's model name no route")
+    asked = {case["case_id"]: route_of(case["asked"]["model"]) for case in cases}
     if any(case["asked"]["compile"] for case in cases):
         return replace(gate, limit=", ".join(sorted(set(asked.values()))), detail="compiled layers name no route")
     seen = [(asked[case["case_id"]], layer) for case in cases for step in case["executed"] for layer in step["routes"]]
@@ -113,3 +116,10 @@ def route_gate(run: Recorded, case_ids: Iterable[str], name: str) -> GateResult:
     said = {"limit": ", ".join(sorted(set(asked.values()))), "measured": ", ".join(ran), "detail": detail}
     gate = replace(gate, outcome=FAIL if wrong else PASS, **said)
     return next((cut for case in cases if (cut := unless_cut_short(gate, case)) != gate), gate)
+
+
+def route_of(model: Mapping[str, object]) -> object:
+    """Return what the layers of a case name themselves: a user's attention OWN, NSA its backend, others nothing."""
+    if model.get("attention") == "dense" or (model.get("own") or {}).get("role") == "model":
+        return None
+    return OWN if model.get("attention") == OWN else model["backend"]

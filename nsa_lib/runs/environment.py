@@ -168,6 +168,21 @@ def oom_kills() -> int | None:
     return None
 
 
+def user_folders() -> tuple[Path, ...]:
+    """Return where a user's files and packages are looked for: the folder of the notebook being run, then this one.
+
+    papermill, the parent of the kernel, names the notebook first and its output last on its command line. JupyterLab
+    starts a kernel in the notebook's folder.
+    """
+    command_line, here = Path(f"/proc/{os.getppid()}/cmdline"), Path.cwd()
+    words = command_line.read_bytes().decode(errors="replace").split("\0") if command_line.exists() else []
+    notebooks = [word for word in words if word.endswith(".ipynb")]
+    if len(notebooks) < 2:
+        return (here,)
+    started_in = os.path.realpath(f"/proc/{os.getppid()}/cwd")
+    return tuple(dict.fromkeys((Path(started_in, notebooks[0]).resolve().parent, here)))
+
+
 def out_dir_of(given: object) -> Path:
     """Return the folder that holds runs/: the one that is given, or reports/."""
     return Path(str(given)).expanduser().resolve() if given else reports_folder()

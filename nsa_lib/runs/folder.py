@@ -30,6 +30,7 @@ def make_run_folder(plan: Plan) -> Path:
         "parameters": plan.parameter_rows,
         "environment": dict(plan.environment),
         "backends": list(plan.backends),
+        "on_trial": plan.on_trial,
         "case_ids": [case.case_id for case in plan.cases],
         "reproduce": plan.reproduce,
         "report": told_report(),

@@ -7,6 +7,7 @@ Undeclared names are refused too: papermill only warns of them, and a mistyped p
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -21,10 +22,11 @@ _KINDS = {
     str: "text",
     bool: "True or False",
     list: "a list of ascending whole numbers",
+    dict: "a mapping of names to values",
 }
 
 
-Read = int | float | str | bool | tuple[int, ...] | None
+Read = int | float | str | bool | tuple[int, ...] | dict[str, object] | None
 """What a parameter's value may be once it is read."""
 
 
@@ -138,7 +140,24 @@ def _read_list(value: object) -> tuple[int, ...] | None:
     return tuple(numbers) if ascending else None
 
 
-_READERS = {int: _read_int, float: _read_float, str: _read_str, bool: _read_bool, list: _read_list}
+def _read_mapping(value: object) -> dict[str, object] | None:
+    """Return a mapping of names to values that a file can keep."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return None
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return None
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError):
+        return None
+
+
+_READERS = {
+    int: _read_int, float: _read_float, str: _read_str, bool: _read_bool, list: _read_list, dict: _read_mapping,
+}  # fmt: skip
 
 
 def _hint(parameter: Parameter, value: object) -> str:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nsa_lib.contract.allocator import AllocatorSettings
-from nsa_lib.contract.backends import AUTO, OLDEST_CAPABILITY, runnable_backends, why_not_fused
+from nsa_lib.contract.backends import OLDEST_CAPABILITY, runnable_backends, why_not_fused
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment, papermill
+from nsa_lib.runs.own import brought, try_own, with_own
 from nsa_lib.runs.parameters import Value
 from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.request import Request
-from nsa_lib.subject.config import FUSED, ConfigError
+from nsa_lib.subject.config import AUTO, FUSED, OWN, ConfigError
 
 IMAGINED = {"triton": "any", "compute_capability": OLDEST_CAPABILITY}
 """Facts of a device that is only imagined: every backend can run there."""
@@ -37,6 +38,8 @@ class Plan:
     out_dir: Path
     overwritten: tuple[str, ...] = ()
     """Parameters whose names hold something else in the notebook than its cells of parameters say."""
+    on_trial: Mapping[str, object] | None = None
+    """What is known of what a user brings, if she brings something."""
 
     def __getitem__(self, name: str) -> object:
         """Return a parameter's effective value."""
@@ -68,6 +71,8 @@ class Plan:
             f"{name}: assigned again outside of the parameters cell; this run takes {self[name]} from there."
             for name in self.overwritten
         ]
+        if self.on_trial:
+            said.append(f"on trial: {self.on_trial['label']}, {self.on_trial['judged']}.")
         if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
             capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
             said.append(capped + "speed, and memory outside the allocator, are this device's.")
@@ -97,16 +102,12 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     read = request.read(namespace)
     facts = environment.torch_facts()
     profile = _choose_profile(str(read["profile"]), facts)
-    values = request.resolve(read, profile=profile)
-    if not request.imagined:
-        _require_device(str(values["device"].value), profile, facts)
-        _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
-    if request.imagined or values["device"].value == "cpu":
-        AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
+    values = with_own(request.resolve(read, profile=profile))
+    _require_machine(request, values, profile, facts)
     if "backend" in values:
         values["backend"] = _decided_backend(values, IMAGINED if request.imagined else facts)
     values = request.derive(values)
-    backends = runnable_backends(_parameters(values), facts)
+    backends = runnable_backends(_parameters(values), facts) + ((OWN,) if brought(values) else ())
     out_dir = _require_out_dir(values)
     cases = request.cases(values, backends)
     require_judgeable(cases)
@@ -121,7 +122,23 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         environment={**facts, **environment.machine_facts(), **provenance(notebooks), **room},
         out_dir=out_dir,
         overwritten=tuple(request.overwritten(namespace)),
+        on_trial=_tried(cases[0], imagined=request.imagined),
     )
+
+
+def _require_machine(request: Request, values: Mapping[str, Value], profile: str, facts: Mapping[str, object]) -> None:
+    if not request.imagined:
+        _require_device(str(values["device"].value), profile, facts)
+        _require_budget(values["device_budget_gib"].value, values["device"].value, facts)
+    if request.imagined or values["device"].value == "cpu":
+        AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
+
+
+def _tried(case: CaseConfig, *, imagined: bool) -> dict[str, object] | None:
+    """Return what is known of what the user brings, on a device that is here; None if she brings nothing."""
+    if case.model.own is None:
+        return None
+    return try_own(replace(case, device="cpu") if imagined else case)
 
 
 def reproduce(notebook: str, given: Mapping[str, object]) -> str:

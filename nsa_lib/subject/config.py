@@ -6,7 +6,9 @@ and what is accepted instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 FUSED = "fused"
 """The backend of Triton kernels, for CUDA devices alone."""
@@ -25,8 +27,22 @@ FUSED_MOST_SELECTED = 32
 FUSED_DTYPES = ("bfloat16", "float16", "float32")
 """What the fused kernels take: widest head, sizes of a selection block, blocks a query selects, dtypes."""
 
+OWN = "own"
+"""What a user brings is called so wherever ours have names: a backend, an attention, a model."""
+
 ATTENTION_NAMES = ("nsa", "dense")
 """`dense` is the yardstick: causal attention of the same width."""
+
+MODEL_NAMES = ("tinylm",)
+
+AUTO = "auto"
+"""In place of a backend: `fused` where it can run, `masked` elsewhere; decided before a run."""
+
+BUILT_IN = {"attention": ATTENTION_NAMES, "backend": (*BACKEND_NAMES, AUTO), "model": MODEL_NAMES}
+"""The names that are ours, by parameter: what else it accepts is a user's."""
+
+ENTRY_POINTS = {"attention": "nsa_lib.attentions", "backend": "nsa_lib.backends", "model": "nsa_lib.models"}
+"""The group of entry points in which a package offers what it brings for each parameter."""
 
 BRANCHES = ("cmp", "slc", "win")
 
@@ -101,8 +117,34 @@ class NSAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Own:
+    """What a user brings in place of ours, and what it is called with."""
+
+    role: str
+    """What it stands in for, the name of its parameter: `attention`, `backend` or `model`."""
+    spec: str
+    """`package.module:name`, `/absolute/file.py:name`, or the name of an entry point."""
+    places: tuple[str, ...] = ()
+    """Folders in which its packages are looked for after the installed ones."""
+    arguments: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """What it is called with besides sizes; they overrule them."""
+    sizes: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """The sizes of its case, of which it is given those that it names."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "places", tuple(self.places))
+        require_choice("role", self.role, tuple(BUILT_IN))
+
+    @property
+    def label(self) -> str:
+        """How a reader is told what is on trial: its name, without folders."""
+        module, colon, name = self.spec.rpartition(":")
+        return f"{Path(module).name}{colon}{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A TinyLM: its attention layer, how many of them, and the vocabulary."""
+    """A TinyLM, or a user's model: its attention layer, how many of them, and the vocabulary."""
 
     nsa: NSAConfig
     """Sizes of the attention. The dense yardstick takes its width and heads from here too."""
@@ -111,16 +153,53 @@ class ModelConfig:
     vocab: int
     """Tokens in the vocabulary."""
     attention: str = "nsa"
-    """One of ATTENTION_NAMES."""
+    """One of ATTENTION_NAMES, or OWN."""
     backend: str = "masked"
-    """Backend of the selected branch."""
+    """Backend of the selected branch; OWN for a user's."""
+    own: Own | None = None
+    """What a user brings, if this is the model that it is in."""
 
     def __post_init__(self):
         for name in ("layers", "vocab"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
-        require_choice("attention", self.attention, ATTENTION_NAMES)
-        require_choice("backend", self.backend, BACKEND_NAMES)
+        require_choice("attention", self.attention, (*ATTENTION_NAMES, *self._own("attention")))
+        require_choice("backend", self.backend, (*BACKEND_NAMES, *self._own("backend")))
+
+        if self.brings in ("attention", "backend") and getattr(self, self.brings) != OWN:
+            raise ConfigError(f"{self.brings}={getattr(self, self.brings)!r}: what the user brings is called {OWN}")
+
+    def _own(self, role: str) -> tuple[str, ...]:
+        return (OWN,) if self.brings == role else ()
+
+    def contestant(self, name: str) -> ModelConfig:
+        """Return the model that stands under a name beside others: OWN, `dense`, or a backend of NSA."""
+        if name == OWN:
+            return self
+        if name in ATTENTION_NAMES:
+            backend = PLAIN_BACKENDS[0] if self.backend == OWN else self.backend
+            return replace(self, attention=name, backend=backend, own=None)
+        return replace(self, attention="nsa", backend=name, own=None)
+
+    @property
+    def brings(self) -> str | None:
+        """What of it is a user's: `attention`, `backend`, `model` or None."""
+        return self.own.role if self.own else None
+
+    @property
+    def judged_as(self) -> str | None:
+        """By whose checks it is judged: a user's `attention`, `backend` or `model`; None for those of NSA alone."""
+        return "attention" if self.attention == "dense" and self.brings is None else self.brings
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the float64 reference knows its layers: they are NSA, with whatever kernel."""
+        return self.attention == "nsa" and self.brings != "model"
+
+    @property
+    def route(self) -> str:
+        """What its layers name themselves when they run."""
+        return OWN if self.attention == OWN else self.backend
 
 
 def fused_refusal(nsa: NSAConfig, dtype: str, device: str) -> str | None:

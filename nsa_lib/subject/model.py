@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lib.subject.attention import ATTENTIONS
-from nsa_lib.subject.config import ModelConfig
+from nsa_lib.subject.config import OWN, ModelConfig
+from nsa_lib.subject.own.attention import OwnAttention
+from nsa_lib.subject.own.model import OwnModel
 
 
 class Block(nn.Module):
@@ -20,7 +22,7 @@ class Block(nn.Module):
         super().__init__()
         dim = config.nsa.dim
         self.norm_attention = nn.LayerNorm(dim, bias=False)
-        self.attention = ATTENTIONS[config.attention](config)
+        self.attention = OwnAttention(config.own) if config.attention == OWN else ATTENTIONS[config.attention](config)
         self.norm_mlp = nn.LayerNorm(dim, bias=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim, bias=False), nn.SiLU(), nn.Linear(4 * dim, dim, bias=False))
 
@@ -40,7 +42,7 @@ class TinyLM(nn.Module):
         super().__init__()
         dim = config.nsa.dim
         self.grad_checkpointing = grad_checkpointing
-        self.run_block = run_block
+        self.run_block = run_random_block if config.attention == OWN else run_block
         self.is_compiled = False
         self.embedding = nn.Embedding(config.vocab, dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -49,6 +51,11 @@ class TinyLM(nn.Module):
         # Logits are small at the start, so that the first loss is ln(vocab) and does not depend on the width.
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
+
+    @property
+    def attention_layers(self) -> list[nn.Module]:
+        """The layers whose passes and routes are recorded."""
+        return [block.attention for block in self.blocks]
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return what the head reads, [B, T] int64 -> [B, T, dim]."""
@@ -59,7 +66,7 @@ class TinyLM(nn.Module):
 
     def compile_blocks(self) -> None:
         """Run each block under torch.compile from now on, with its recomputation as a part of the compiled backward."""
-        self.run_block = torch.compile(run_block)
+        self.run_block = torch.compile(self.run_block)
         self.is_compiled = True
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -74,3 +81,17 @@ def run_block(block: Block, x: torch.Tensor, grad_checkpointing: bool) -> torch.
     # Reentrant checkpointing puts no hook on each saved tensor; the hooks took a sixth of an eager step that waits for
     # launches. A block does not need what it lacks: keyword inputs, gradients of other inputs. Nothing in it is random.
     return checkpoint(block, x, use_reentrant=True, preserve_rng_state=False)
+
+
+def run_random_block(block: Block, x: torch.Tensor, grad_checkpointing: bool) -> torch.Tensor:
+    """Run a block of a user's attention as `run_block` does; what is random in it is the same when computed again."""
+    if not grad_checkpointing:
+        return block(x)
+    return checkpoint(block, x, use_reentrant=True, preserve_rng_state=True)
+
+
+def make_model(config: ModelConfig, *, grad_checkpointing: bool = False) -> TinyLM | OwnModel:
+    """Return the model that a case trains: ours, or the user's."""
+    if config.brings == "model":
+        return OwnModel(config.own, grad_checkpointing=grad_checkpointing)
+    return TinyLM(config, grad_checkpointing=grad_checkpointing)

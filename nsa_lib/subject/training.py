@@ -47,6 +47,18 @@ def chunked_cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), head, labels.flatten(), chunk)
 
 
+def next_token_loss(model: nn.Module, tokens: torch.Tensor, chunk: int = LOSS_CHUNK) -> torch.Tensor:
+    """Return the mean cross-entropy in nats of tokens [B, T + 1], each predicted from those before it.
+
+    Where a user's model tells no head, its logits are there anyway, and the loss is made of them.
+    """
+    read, labels = model.hidden(tokens[:, :-1]), tokens[:, 1:]
+    if model.head is None:
+        logits = read.flatten(0, 1)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.flatten())
+    return chunked_cross_entropy(read, model.head.weight, labels, chunk)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Mean of logsumexp(z) - z[label] with z = hidden headᵀ; its gradient is (softmax(z) - onehot(label)) / count.
 
@@ -114,7 +126,7 @@ def backward_step(
     Arguments and result as in `train_step`.
     """
     model.zero_grad(set_to_none=True)
-    loss = chunked_cross_entropy(model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:], loss_chunk)
+    loss = next_token_loss(model, tokens, loss_chunk)
     mark("forward")
     loss.backward()
     mark("backward")

@@ -21,10 +21,12 @@ DIGITS = 4
 
 @torch.no_grad()
 def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | None:
-    """Return what each layer selects and how open its branch gates are, or None if the model's values are not finite.
+    """Return what each layer selects and how open its branch gates are.
+
+    None if the model's values are not finite, or its attention shows neither.
 
     Args:
-        model: with NSA in every block.
+        model: with NSA in every block, or with a user's attention.
         tokens: int64 [B, T], what the model reads.
 
     Returns:
@@ -33,21 +35,24 @@ def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | No
         the mean over neighbours; no layers where the selected branch is off. `branch_gates` [layer][head][branch]:
         their mean over batch and queries.
     """
+    first = model.blocks[0].attention
+    if not (first.can_select or first.can_show_gates):
+        return None
     x, selected, branch_gates = model.embedding(tokens), [], []
-    config = model.blocks[0].attention.config
-    together = -(-tokens.shape[1] // (MOST_BLOCKS * config.l_sel))
+    together = -(-tokens.shape[1] // (MOST_BLOCKS * first.block))
     for block in model.blocks:
         attention, read = block.attention, block.norm_attention(x)
-        if "slc" in attention.config.branches:
-            share = selection_share(attention.select(read), config.l_sel)
+        if attention.can_select:
+            share = selection_share(attention.select(read), first.block)
             selected.append(_rounded(neighbours_together(share, together)))
-        branch_gates.append(attention.branch_gates_of(read).double().mean(dim=(0, 2)))
+        if attention.can_show_gates:
+            branch_gates.append(attention.branch_gates_of(read).double().mean(dim=(0, 2)))
         x = block(x)
-    if not (torch.isfinite(x).all() and torch.isfinite(torch.stack(branch_gates)).all()):
+    if not (torch.isfinite(x).all() and all(torch.isfinite(gates).all() for gates in branch_gates)):
         return None
     return {
-        "l_sel": config.l_sel * together,
-        "branches": list(config.branches),
+        "l_sel": first.block * together,
+        "branches": list(first.gate_names),
         "selected": selected,
         "branch_gates": [_rounded(layer) for layer in branch_gates],
     }

@@ -20,7 +20,8 @@ from nsa_lib.contract.heartbeat import SCHEMA, Heartbeat
 from nsa_lib.contract.origin import ORIGIN
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
-from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.model import TinyLM, make_model
+from nsa_lib.subject.own.attention import install
 from nsa_lib.worker import accuracy, attention_map, attestation, data, faults, preflight, profiling, timing
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fresh_tokens import fresh_tokens
@@ -81,6 +82,7 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     """
     heartbeat.beat("build")
     DEVICES[case.device].prepare(case.budget_mib)
+    install(case.model)
     yield from WORKS[case.work](case, heartbeat)
 
 
@@ -130,7 +132,7 @@ def _built(case: CaseConfig) -> TinyLM:
     """Return the case's model, on its device."""
     torch.manual_seed(case.seed)
     # Made on the CPU and moved in its final dtype: float32 weights must not raise the peak of a bfloat16 run.
-    model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
+    model = make_model(case.model, grad_checkpointing=case.grad_checkpointing)
     return model.to(getattr(torch, case.dtype)).to(case.device)
 
 
@@ -154,7 +156,7 @@ def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) ->
 def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
     """Yield the routes of the attention, the errors that the case asks for, and what is in force."""
     with own_tables():  # the training starts as if nothing had been checked
-        yield {"routes": executed_routes(model, case) if case.model.attention == "nsa" else []}
+        yield {"routes": executed_routes(model, case) if case.model.has_reference else []}
         if case.check_attention:
             errors = accuracy.attention_errors(model.blocks[0].attention, length=case.seq_len)
             yield {"attention_error": errors}

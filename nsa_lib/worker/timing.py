@@ -19,8 +19,10 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import training
 from nsa_lib.subject.attention import DenseAttention, NSAttention
-from nsa_lib.subject.config import BRANCHES, ModelConfig
-from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.config import BRANCHES, OWN
+from nsa_lib.subject.model import TinyLM, make_model
+from nsa_lib.subject.own.attention import OwnAttention
+from nsa_lib.subject.own.model import OwnModel
 from nsa_lib.worker import data
 from nsa_lib.worker.devices import DEVICES
 
@@ -92,15 +94,15 @@ def _layer(case: CaseConfig, contestant: Contestant) -> nn.Module:
     config = case.model.nsa
     if contestant.branches == DENSE:
         return DenseAttention(config)
+    if contestant.backend == case.model.attention == OWN:
+        return OwnAttention(case.model.own)
     branches = BRANCHES if contestant.branches == "all" else (contestant.branches,)
     layer = replace(config, branches=branches)
     return NSAttention(layer) if contestant.backend == NO_BACKEND else NSAttention(layer, contestant.backend)
 
 
 def _model(case: CaseConfig, contestant: Contestant) -> TinyLM:
-    kind = {"attention": DENSE} if contestant.backend == DENSE else {"backend": contestant.backend}
-    config: ModelConfig = replace(case.model, **kind)
-    return TinyLM(config, grad_checkpointing=case.grad_checkpointing)
+    return make_model(case.model.contestant(contestant.backend), grad_checkpointing=case.grad_checkpointing)
 
 
 def _inputs(case: CaseConfig, length: int) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -115,7 +117,7 @@ def _inputs(case: CaseConfig, length: int) -> dict[str, tuple[torch.Tensor, ...]
 def _measure(module: nn.Module, inputs: tuple[torch.Tensor, ...], device: str) -> dict[str, float]:
     """Run forward and backward once and return `forward_ms` and `backward_ms`."""
     clock = PhaseClock(device)
-    if isinstance(module, TinyLM):
+    if isinstance(module, TinyLM | OwnModel):
         training.backward_step(module, *inputs, mark=clock.mark)
     else:
         x, cotangent = inputs

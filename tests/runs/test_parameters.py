@@ -46,7 +46,6 @@ def test_what_is_unambiguous_is_read(name, given, read):
         ("compile", 1),
         ("compile", "yes"),
         ("compile", None),
-        ("backend", "fast"),
         ("dtype", "bf16"),
         ("tag", 7),
         ("tag", "../up"),

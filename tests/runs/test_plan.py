@@ -46,7 +46,10 @@ def test_a_device_that_torch_cannot_use_is_an_error_and_no_laptop(ask):
         ({"profile": "checklist"}, "profile=checklist: needs a CUDA device"),
         ({"device": "cuda"}, "device=cuda: needs a CUDA device"),
         ({"heads": 4, "groups": 3}, "heads=4, groups=3"),
-        ({"backend": "fast"}, "backend='fast': accepts masked, gather, packed, fused or auto"),
+        (
+            {"backend": "fast"},
+            "backend='fast': no built-in of this name and no entry point of the group nsa_lib.backends",
+        ),
         ({"backend": "fused"}, "backend=fused, device=cpu: accepts cuda"),
         ({"compile": True}, "compile=True, device=cpu"),
         ({"data": "/no/such/file"}, "data=/no/such/file: no such file"),

@@ -52,12 +52,12 @@ def selection_map(run: Recorded, layer: int, case_id: str = "training") -> Chart
 def gate_map(run: Recorded, case_id: str = "training") -> Chart:
     """Draw the mean branch gate of each layer and head, a panel for each branch."""
     kept = run.fact(case_id, "attention_map")
-    if not kept:
+    if not kept or not kept["branch_gates"]:
         return _no_map("Branch gates", "layer")
     gates, branches = np.array(kept["branch_gates"]), kept["branches"]
-    means = ", ".join(f"{BRANCH_WORDS[b]} {gates[..., i].mean():.3f}" for i, b in enumerate(branches))
+    means = ", ".join(f"{BRANCH_WORDS.get(b, b)} {gates[..., i].mean():.3f}" for i, b in enumerate(branches))
     figure = empty_chart("Branch gates", "layer", f"mean over all layers and heads: {means}", legend=False)
-    figure.set_subplots(1, len(branches), shared_yaxes=True, subplot_titles=[BRANCH_WORDS[b] for b in branches])
+    figure.set_subplots(1, len(branches), shared_yaxes=True, subplot_titles=[BRANCH_WORDS.get(b, b) for b in branches])
     text = "%{z:.2f}" if gates.shape[1] <= CELLS_WITH_TEXT else ""
     for column, _ in enumerate(branches, start=1):
         panel = go.Heatmap(

@@ -118,6 +118,23 @@ class NSAttention(nn.Module):
             torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches, strict=True))
         )
 
+    @property
+    def can_select(self) -> bool:
+        """Whether the selected branch is on."""
+        return "slc" in self.config.branches
+
+    can_show_gates = True
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The branches, each of which has a gate."""
+        return self.config.branches
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block that it selects."""
+        return self.config.l_sel
+
     @torch.no_grad()
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Return the blocks that each query of x selects, [B, T, dim] -> int64 [B, G, T, n_sel]."""

@@ -47,5 +47,21 @@ class Attention(Protocol):
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Return the blocks that the queries of x [B, T, dim] select, as `choose` does."""
 
+    @property
+    def can_select(self) -> bool:
+        """Whether it selects blocks, and can show which."""
+
+    @property
+    def can_show_gates(self) -> bool:
+        """Whether it has branch gates, and can show them."""
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The names of its branch gates."""
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block that it selects."""
+
     def branch_gates_of(self, x: torch.Tensor) -> torch.Tensor:
         """Return the `branch_gates` of x [B, T, dim], without a gradient."""

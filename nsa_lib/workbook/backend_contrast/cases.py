@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.case import FEWEST_STEPS, CaseConfig
+from nsa_lib.runs.own import FORMS
+from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -22,8 +24,8 @@ def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tupl
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
     judged = replace(base, attest=True, check_attention=True, compare_selected=True)
-    models = [replace(judged, case_id=f"model_{name}", model=replace(base.model, backend=name)) for name in backends]
-    dense = replace(base, case_id=f"model_{DENSE}", model=replace(base.model, attention=DENSE))
+    models = [replace(judged, case_id=f"model_{name}", model=base.model.contestant(name)) for name in backends]
+    dense = replace(base, case_id=f"model_{DENSE}", model=base.model.contestant(DENSE))
     timing = replace(training, work="timing", seq_lens=values["seq_lens"].value, backends=backends)
     return (*models, dense, _with_rounds(timing, int(values["rounds"].value)))
 
@@ -34,6 +36,8 @@ def _with_rounds(timing: CaseConfig, rounds: int) -> CaseConfig:
     return replace(timing, case_id="timing", steps=steps, warmup_steps=warmup_steps)
 
 
+OWN_BACKEND = {"backend": Parameter(str, f"a kernel of yours to stand beside ours: {FORMS}")}
+
 REQUEST = Request(
     notebook="backend_contrast",
     parameters={
@@ -42,6 +46,8 @@ REQUEST = Request(
         "steps": Parameter(int, f"training steps, {FEWEST_STEPS} or more to be judged", above=0),
         "rounds": Parameter(int, "interleaved rounds of every timing", above=0),
         **SIZES,
+        **OWN_BACKEND,
+        **OWN_PARAMETERS,
         **MACHINE,
         **RUN,
         **FAULT,

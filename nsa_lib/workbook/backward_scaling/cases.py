@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import CaseConfig
+from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -69,6 +70,7 @@ REQUEST = Request(
         ),
         **SIZES,
         **BACKEND,
+        **OWN_PARAMETERS,
         **MACHINE,
         **RUN,
         **FAULT,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from nsa_lib.contract.case import DEVICES, CaseConfig
+from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -87,6 +88,7 @@ REQUEST = Request(
         "batches": Parameter(list, "batches that are predicted, ascending", above=0),
         **SIZES,
         **BACKEND,
+        **OWN_PARAMETERS,
         "device": Parameter(str, "whose memory, cuda or cpu", choices=DEVICES),
         "alloc_conf": MACHINE["alloc_conf"],
         "out_dir": RUN["out_dir"],

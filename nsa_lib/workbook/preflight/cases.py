@@ -7,24 +7,35 @@ from dataclasses import replace
 
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.runs.parameters import SIZES, Value
+from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
+from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
+from nsa_lib.subject.config import OWN, ConfigError
 from nsa_lib.workbook.profiles import BACKEND, FAULT, MACHINE, PROFILE, RUN, profiles
 
 
 def preflight_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tuple[CaseConfig, ...]:
     """Return the cases, one for each group of checks; their steps are the checks."""
-    checks = training_case({**values, "steps": Value("steps", 1, "default", None)})
+    compiled = bool(values["compile"].value)
+    ours = {"steps": Value("steps", 1, "default", None), "compile": Value("compile", False, "default", None)}
+    checks = training_case({**values, **ours})
+    if compiled and checks.model.judged_as is None:
+        raise ConfigError("compile=True: only yours is judged here; the smoke judges ours under torch.compile")
+    if checks.model.brings == "backend":
+        backends = (OWN,)
+    checks = replace(checks, work="checks", warmup_steps=0, backends=backends, compile=compiled)
     return tuple(
-        replace(checks, case_id=group, work="checks", steps=len(names), warmup_steps=0, backends=backends)
-        for group, names in check_names(backends).items()
+        replace(checks, case_id=group, steps=len(names))
+        for group, names in check_names(backends, brings=checks.model.judged_as, compiled=compiled).items()
     )
 
 
+COMPILE = {"compile": Parameter(bool, "hold what is yours against itself under torch.compile", False)}
+
 REQUEST = Request(
     notebook="preflight",
-    parameters={**PROFILE, **SIZES, **BACKEND, **MACHINE, **FAULT, **RUN},
+    parameters={**PROFILE, **SIZES, **BACKEND, **OWN_PARAMETERS, **COMPILE, **MACHINE, **FAULT, **RUN},
     profiles=profiles(checklist={}, laptop={}),
     cases=preflight_cases,
     records_room=True,

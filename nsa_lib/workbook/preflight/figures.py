@@ -11,7 +11,7 @@ from nsa_lib.report.charts.attention_map import BRANCH_WORDS, gate_map, selectio
 from nsa_lib.report.charts.chart import BLUE, GREEN, VERMILION, Chart, empty_chart, nothing
 from nsa_lib.report.tables import Table, gates_table
 from nsa_lib.runs.recorded import Recorded
-from nsa_lib.subject.config import BACKEND_NAMES
+from nsa_lib.subject.config import BACKEND_NAMES, OWN
 
 MACHINE = "machine"
 """The part of a preflight that asks for prerequisites."""
@@ -34,7 +34,7 @@ def preflight_figures(run: Recorded) -> dict[str, Chart]:
 def branch_mass(run: Recorded) -> Chart:
     """Draw each branch's share in what the attention of every layer puts out."""
     kept, title, unit = run.fact(LOOKED_AT, "attention_map"), "Attention mass by branch", "share"
-    if not kept:
+    if not kept or "branch_mass" not in kept:
         return nothing(title, unit, "the case that trains the model kept no attention map")
     figure = empty_chart(title, unit, "norm of gate times output, as a share of the three branches' sum")
     for place, branch in enumerate(kept["branches"]):
@@ -48,6 +48,10 @@ def branch_mass(run: Recorded) -> Chart:
 
 def checks_table(gates: Iterable[Mapping], group: str) -> Table:
     """Tabulate one part of a preflight: `machine`, or a group of `check_names`."""
-    groups = {name: of for of, names in check_names(BACKEND_NAMES).items() for name in names}
+    gates = list(gates)
+    ours, owed = check_names((*BACKEND_NAMES, OWN)), check_names(brings="attention", compiled=True)
+    # Some names are in both; which group they are of depends on what was on trial.
+    known = (ours, owed) if any(gate["name"] == "self_error" for gate in gates) else (owed, ours)
+    groups = {name: of for names_by_case in known for of, names in names_by_case.items() for name in names}
     own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
     return gates_table(own, caption=f"Checks: {group}", kind="check")

@@ -30,8 +30,15 @@ def preflight_gates(run: Recorded) -> list[GateResult]:
     """Return the gates of a preflight: prerequisites first, then every check that belongs to it."""
     return [
         *prerequisite_gates(run),
-        *(check_gate(run, group, name) for group, names in check_names(run.backends).items() for name in names),
+        *(check_gate(run, group, name) for group, names in names_of(run).items() for name in names),
     ]
+
+
+def names_of(run: Recorded) -> dict[str, tuple[str, ...]]:
+    """Return the names of the checks that a run owed, by case."""
+    values = {row["name"]: row["value"] for row in run.info["parameters"]}
+    role = (run.info.get("on_trial") or {}).get("role") or ("attention" if values.get("attention") == "dense" else None)
+    return check_names(run.backends, brings=role, compiled=bool(values.get("compile")))
 
 
 def prerequisite_gates(run: Recorded) -> list[GateResult]:
@@ -144,7 +151,10 @@ def check_gate(run: Recorded, group: str, name: str) -> GateResult:
     if found is None:
         return replace(gate, outcome=outcome_of(case), detail=f"the case {group} ended before: {how_it_ended(case)}")
     figures = {field: found[field] for field in ("measured", "limit", "unit", "detail")}
-    return replace(gate, outcome=PASS if found["holds"] is True else FAIL, margin=_margin(found), **figures)
+    gate = replace(gate, required=found.get("required", True), **figures)
+    if not found.get("judged", True):  # a person must decide over what is required and could not be judged
+        return replace(gate, outcome=WARN if gate.required else NOT_RUN)
+    return replace(gate, outcome=PASS if found["holds"] is True else FAIL, margin=_margin(found))
 
 
 def _margin(check: Mapping[str, object]) -> float | None:

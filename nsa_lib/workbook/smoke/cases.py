@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nsa_lib.contract.case import JUDGED_STEPS, CaseConfig
+from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -33,13 +34,14 @@ def smoke_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple
     training = training_case(values)
     on_gpu = training.device == "cuda"
     counted = bool(values["profiler"].value) and not on_gpu
-    cases = [replace(training, attest=True, show_fresh=True, profile_operators=counted, look=True)]
+    look = training.model.attention != "dense" and training.model.brings != "model"
+    cases = [replace(training, attest=True, show_fresh=True, profile_operators=counted, look=look)]
     if values["anomaly"].value:
         cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
     if values["profiler"].value and on_gpu:
         cases.append(replace(training, case_id="profiler", steps=PROFILER_STEPS, profile_operators=True))
-    if on_gpu:
-        dense = replace(training.model, attention="dense")
+    if on_gpu and training.model.brings != "model":  # beside that no yardstick has its sizes
+        dense = training.model.contestant("dense")
         cases.append(replace(training, case_id="dense", model=dense, steps=DENSE_STEPS))
     return tuple(cases)
 
@@ -48,7 +50,8 @@ def with_laptop_limit(values: dict[str, Value]) -> dict[str, Value]:
     """Add the laptop's memory limit where its peak is known: on a CPU, at the profile's own sizes."""
     limit, own = values["reserved_limit_mib"], SIZES_OF["laptop"]
     own_sizes = all(values[name].value == own[name] for name in (*SIZES, "device", "alloc_conf"))
-    known = LAPTOP_KNOWN_RESERVED_MIB.get(str(values["backend"].value))
+    ours = (values["attention"].value, values["model"].value) == ("nsa", "tinylm")
+    known = LAPTOP_KNOWN_RESERVED_MIB.get(str(values["backend"].value)) if ours else None
     if values["profile"].value == "laptop" and limit.value is None and own_sizes and known is not None:
         limit = Value("reserved_limit_mib", known * LAPTOP_HEADROOM, "profile", limit.checklist)
     return {**values, "reserved_limit_mib": limit}
@@ -73,6 +76,7 @@ REQUEST = Request(
         **SIZES,
         "data": Parameter(str, "synthetic, or the path of a text file read as bytes", "synthetic"),
         **BACKEND,
+        **OWN_PARAMETERS,
         **MACHINE,
         "compile": Parameter(bool, "each layer under torch.compile, needs cuda", False),
         "anomaly": Parameter(bool, "ten steps under anomaly detection", True),

@@ -45,7 +45,7 @@ def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterato
 
     Layers under torch.compile cannot be seen: a hook would be compiled in. Theirs stay without routes and passes.
     """
-    layers = [block.attention for block in model.blocks]
+    layers = model.attention_layers
     found = Execution(routes=[[] for _ in layers], passes=[0] * len(layers))
     running: list[int] = []
     enter = record_function.__enter__
@@ -61,7 +61,7 @@ def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterato
             hooks.enter_context(patch.object(record_function, "__enter__", entered))
             for index, layer in enumerate(layers):
                 hooks.enter_context(_counted(layer, index, running, found))
-        hooks.callback(model.norm.register_forward_hook(_noting_output(found)).remove)
+        hooks.callback(model.norm.register_forward_hook(_noting_output(found, model)).remove)
         yield found
     _note_tensors(model, optimizer, found)
 
@@ -83,9 +83,10 @@ def _counted(layer: nn.Module, index: int, running: list[int], found: Execution)
             handle.remove()
 
 
-def _noting_output(found: Execution):
+def _noting_output(found: Execution, model: TinyLM):
     def note(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-        found.dtypes["activations"] = [_name(output.dtype)]
+        if model.head is not None:  # a user's logits may be wider than what they are made of
+            found.dtypes["activations"] = [_name(output.dtype)]
         found.detects_anomalies = torch.is_anomaly_enabled()
 
     return note

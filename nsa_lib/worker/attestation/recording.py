@@ -87,8 +87,8 @@ class StepRecord:
     sample: Sample
     labels: Tensor
     """[B, T]."""
-    head: Tensor
-    """Before the update, [vocab, dim]."""
+    head: Tensor | None
+    """Before the update, [vocab, dim]; None where the hidden states are logits."""
     layers: dict[int, LayerRecord]
     entries: dict[str, Entries]
     why_no_layers: str | None = None
@@ -97,6 +97,7 @@ class StepRecord:
     """What the head reads, [B, T, dim]."""
     d_hidden: Tensor | None = None
     d_head: Tensor | None = None
+    why_no_d_head: str = "no gradient reached the head"
 
 
 @contextmanager
@@ -134,7 +135,7 @@ def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.op
     return StepRecord(
         sample,
         labels=_copied(tokens[:, 1:]),
-        head=_copied(model.head.weight),
+        head=None if model.head is None else _copied(model.head.weight),
         layers={} if why else {i: _layer_record(model.blocks[i].attention) for i in sample.layers},
         entries=_entries(model, tokens, optimizer),
         why_no_layers=why,
@@ -144,7 +145,8 @@ def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.op
 def _why_no_layers(model: TinyLM) -> str | None:
     if model.is_compiled:
         return "compiled: a hook on a layer would be compiled in, and the run be another"
-    if not isinstance(model.blocks[0].attention, NSAttention):
+    layers = model.attention_layers
+    if not layers or not isinstance(layers[0], NSAttention):
         return "the reference knows NSAttention alone"
     return None
 
@@ -189,13 +191,20 @@ def _take_gradients(model: TinyLM, record: StepRecord) -> None:
     for index, layer in record.layers.items():
         parameters = model.blocks[index].attention.named_parameters()
         layer.gradients = {n: None if p.grad is None else _copied(p.grad) for n, p in parameters if p.requires_grad}
-    record.d_head = None if model.head.weight.grad is None else _copied(model.head.weight.grad)
+    if model.head is not None and _is_shared(model, model.head.weight):
+        record.why_no_d_head = "its weight is an embedding too, and holds the gradients of both"
+    elif model.head is not None and model.head.weight.grad is not None:
+        record.d_head = _copied(model.head.weight.grad)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             entries = record.entries[name]
             entries.gradient = _taken(parameter.grad, entries.starts)
             with _disable_current_modes():
                 entries.largest_gradient = float(torch.linalg.vector_norm(parameter.grad.detach(), ord=torch.inf))
+
+
+def _is_shared(model: TinyLM, weight: Tensor) -> bool:
+    return sum(one is weight for _, one in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def _layer_record(attention: NSAttention) -> LayerRecord:
@@ -210,7 +219,7 @@ def _entries(model: TinyLM, tokens: Tensor, optimizer: torch.optim.Optimizer | N
     for name, parameter in model.named_parameters():
         last = max(0, parameter.numel() - RUN_ENTRIES)
         starts = {0, last, *(draw.randint(0, last) for _ in range(RUNS - 2))}
-        if len(parameter) == len(model.head.weight) and parameter.dim() == 2:
+        if model.head is not None and parameter.dim() == 2 and len(parameter) == len(model.head.weight):
             starts |= {min(last, token * parameter.shape[1]) for token in some}
         starts = tuple(sorted(starts))
         found[name] = Entries(starts, _values(parameter, optimizer, starts), trained=parameter.requires_grad)

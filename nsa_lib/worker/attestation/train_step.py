@@ -106,8 +106,8 @@ class _Loss(NamedTuple):
     """Of each position, [P]."""
     d_hidden: Tensor
     """[P, dim]."""
-    d_head: Tensor
-    """[vocab, dim]."""
+    d_head: Tensor | None
+    """[vocab, dim]; None where the hidden states are logits."""
 
 
 def judge_loss(
@@ -154,10 +154,10 @@ def _loss_gradients(
         d_hidden = record.d_hidden.flatten(0, 1)
         # A position that the model rounds to nothing, far below float16, is not held against the run.
         counted = int((d_hidden.ne(0).any(dim=-1) | rounded.d_hidden.eq(0).all(dim=-1).cpu()).sum())
-        parts["d_hidden"] = judged(d_hidden, right.d_hidden, rounded.d_hidden, terms=len(record.head))
-    if record.d_head is None:
-        not_compared["d_head"] = "no gradient reached the head"
-    else:
+        parts["d_hidden"] = judged(d_hidden, right.d_hidden, rounded.d_hidden, terms=_classes(record))
+    if record.d_head is None and record.head is not None:
+        not_compared["d_head"] = record.why_no_d_head
+    elif record.d_head is not None:
         whole = (x.reshape(1, -1) for x in (record.d_head, right.d_head, rounded.d_head))
         parts["d_head"] = judged(*whole, terms=record.labels.numel())
     return counted, parts, not_compared
@@ -168,19 +168,26 @@ def _loss(
 ) -> _Loss:
     """Compute the cross-entropy of each position and the gradients of the mean, some positions at a time."""
     keep = arithmetic.keep
-    hidden, head = (x.to(device, arithmetic.wide) for x in (record.hidden.flatten(0, 1), record.head))
-    labels, each, d_hidden, d_head = record.labels.flatten().to(device), [], [], torch.zeros_like(head)
+    hidden = record.hidden.flatten(0, 1).to(device, arithmetic.wide)
+    head = None if record.head is None else record.head.to(device, arithmetic.wide)
+    labels, each, d_hidden = record.labels.flatten().to(device), [], []
+    d_head = None if head is None else torch.zeros_like(head)
     for start in range(0, len(labels), chunk):
         alive()
         rows, targets = hidden[start : start + chunk], labels[start : start + chunk, None]
-        logits = keep(rows @ head.T)
+        logits = rows if head is None else keep(rows @ head.T)
         lse = logits.logsumexp(dim=-1, keepdim=True)
         each.append((lse - logits.gather(1, targets))[:, 0])
         d_logits = keep((logits - lse).exp().scatter_add_(1, targets, -torch.ones_like(lse)))
-        d_hidden.append(keep(d_logits @ head))
-        d_head = keep(d_head + d_logits.T @ rows)
+        d_hidden.append(d_logits if head is None else keep(d_logits @ head))
+        d_head = None if head is None else keep(d_head + d_logits.T @ rows)
     scale = keep(torch.tensor(1 / len(labels), dtype=arithmetic.wide, device=device))
-    return _Loss(torch.cat(each), keep(torch.cat(d_hidden) * scale), keep(d_head * scale))
+    return _Loss(torch.cat(each), keep(torch.cat(d_hidden) * scale), None if head is None else keep(d_head * scale))
+
+
+def _classes(record: StepRecord) -> int:
+    """Return how many tokens the logits tell apart."""
+    return record.hidden.shape[-1] if record.head is None else len(record.head)
 
 
 def judge_gradients(entries: Mapping[str, Entries]) -> GradientsFound:

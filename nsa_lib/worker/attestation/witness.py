@@ -58,7 +58,8 @@ class Witness:
     def _sample(self, step: int) -> Sample:
         c = self._case
         rows = sample(c.model, batch=c.batch, length=c.seq_len, seed=c.seed + step)
-        return rows if step in (1, c.steps) else replace(rows, layers=(), gradient_layers=())
+        judged = c.model.has_reference and step in (1, c.steps)
+        return rows if judged else replace(rows, layers=(), gradient_layers=())
 
     @property
     def executed(self) -> list[dict[str, object]]:

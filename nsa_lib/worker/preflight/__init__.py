@@ -26,6 +26,7 @@ from nsa_lib.worker.preflight.finding import Finding
 from nsa_lib.worker.preflight.gradients import checkpointing_agrees, executed_route, gradients_reach, rope_distance
 from nsa_lib.worker.preflight.influence import future_influence, past_influence
 from nsa_lib.worker.preflight.learning import learning_checks
+from nsa_lib.worker.preflight.own import own_checks
 from nsa_lib.worker.preflight.subject import PLAIN, Subject
 
 
@@ -56,6 +57,9 @@ GROUPS: Mapping[str, Callable[..., Mapping[str, Callable[[], Finding]]]] = {
     "subject": subject_checks,
     "copying": copying_checks,
     "learning": learning_checks,
+    "own": own_checks,
+    "own_copying": own_checks,
+    "own_compiled": own_checks,
 }
 """By case: from the case, and a call that shows life, to its checks by name."""
 
@@ -68,7 +72,8 @@ def run_checks(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Mapping[str, 
     """
     checks, found = GROUPS[case.case_id](case, lambda: heartbeat.beat("step")), []
     yield {"checks": [], "effective": DEVICES[case.device].settings()}
-    for number, name in enumerate(check_names(case.backends)[case.case_id], start=1):
+    names = check_names(case.backends, brings=case.model.judged_as, compiled=case.compile)[case.case_id]
+    for number, name in enumerate(names, start=1):
         began = time.perf_counter()
         finding = checks[name]()
         found.append(finding.record(name))

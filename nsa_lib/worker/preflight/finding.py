@@ -17,9 +17,14 @@ class Finding:
     limit: float | str
     unit: str
     detail: str
-    holds: bool
+    holds: bool | None
+    """None if it could not be judged."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the check saw besides, by the names that a case's result has for it."""
+    required: bool = True
+    """Whether the verdict depends on it. What is required and could not be judged makes it REVIEW."""
+    user_traceback: str = ""
+    """Of a user's code that raised."""
 
     def record(self, name: str) -> dict[str, object]:
         """Return the finding as a result keeps it. JSON knows no NaN and no Inf, so they become text."""
@@ -31,7 +36,15 @@ class Finding:
             "unit": self.unit,
             "detail": self.detail,
             "holds": self.holds,
+            "judged": self.holds is not None,
+            "required": self.required,
+            "user_traceback": self.user_traceback,
         }
+
+
+def not_judged(detail: str, *, required: bool) -> Finding:
+    """Return a finding of a check that could not be made, and why."""
+    return Finding("not judged", "", "", detail, None, required=required)
 
 
 def at_most(measured: float, limit: float, unit: str, detail: str) -> Finding:

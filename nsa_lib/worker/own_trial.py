@@ -1,0 +1,99 @@
+"""Try what a user brings once, before any work: `python -m nsa_lib.worker.own_trial case.json outcome.json limit_s`.
+
+It is imported, called and run forward on a few tokens, and its output looked at. The outcome is a file: what her code
+prints goes to a log. A process that ends without one was ended by her code, or killed for lack of time.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.files import write_json
+from nsa_lib.subject.attention import NSAttention
+from nsa_lib.subject.own.attention import OwnAttention, install
+from nsa_lib.subject.own.loading import OwnError, blamed, provenance
+from nsa_lib.subject.own.model import OwnModel
+
+TOKENS = 256
+"""Length that is tried, or the case's own if that is less."""
+
+SEQUENCES = 2
+
+
+def main(case_file: Path, outcome_file: Path, limit_s: float) -> None:
+    """Write what is known of the case's own part, or why it cannot be used."""
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    case = CaseConfig.from_json(case_file.read_text())
+    try:
+        outcome = tried(case)
+    except OwnError as error:
+        outcome = {"refusal": str(error), "user_traceback": error.user_traceback}
+    write_json(outcome_file, outcome)
+
+
+def tried(case: CaseConfig) -> dict[str, object]:
+    """Return provenance and abilities of what a user brings. Raises OwnError if it cannot be used."""
+    own, model = case.model.own, case.model
+    kinds = {"attention": OwnAttention, "model": OwnModel}
+    install(model)
+    made = None
+    if own.role in kinds:
+        torch.manual_seed(case.seed)
+        made, second = (_placed(kinds[own.role](own), case) for _ in range(2))
+        del second
+    with blamed(own, f"it cannot be run on {_shape(case)}, {case.dtype}"):
+        _run(case, made)
+    has = _abilities(made)
+    return {**provenance(own), "has": has, "judged": _judged(own.role, has)}
+
+
+def _placed(module: nn.Module, case: CaseConfig) -> nn.Module:
+    with blamed(case.model.own, f"it cannot be moved to {case.device} in {case.dtype}"):
+        return module.to(getattr(torch, case.dtype)).to(case.device)
+
+
+def _length(case: CaseConfig) -> int:
+    return min(case.seq_len, TOKENS)
+
+
+def _shape(case: CaseConfig) -> str:
+    what = "tokens" if case.model.own.role == "model" else f"x of width {case.model.nsa.dim}"
+    return f"{SEQUENCES} sequences of {_length(case)} {what}"
+
+
+def _run(case: CaseConfig, made: nn.Module | None) -> None:
+    """Run it forward once, on random input of the case's dtype and device."""
+    generator = torch.Generator().manual_seed(case.seed)
+    if case.model.own.role == "model":
+        tokens = torch.randint(case.model.vocab, (SEQUENCES, _length(case)), generator=generator)
+        made.hidden(tokens.to(case.device))
+        return
+    layer = made or _placed(NSAttention(case.model.nsa, case.model.backend), case)
+    x = torch.randn(SEQUENCES, _length(case), case.model.nsa.dim, generator=generator)
+    layer(x.to(getattr(torch, case.dtype)).to(case.device))
+
+
+def _abilities(made: nn.Module | None) -> list[str]:
+    """Return which of the things that it may have it has."""
+    named = ("reference", "select", "branch_gates", "window")
+    found = [name for name in named if getattr(getattr(made, "inner", None), name, None) is not None]
+    if hasattr(getattr(made, "inner", None), "gradient_checkpointing_enable"):
+        found.append("gradient_checkpointing_enable")
+    deterministic = getattr(getattr(made, "inner", None), "deterministic", False) is True
+    return [*found, "deterministic"] if deterministic else found
+
+
+def _judged(role: str, has: list[str]) -> str:
+    if role == "backend":
+        return "judged by the float64 reference"
+    return "judged by its own reference" if "reference" in has else "judged without a reference"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

@@ -1,0 +1,108 @@
+"""A task that needs no positions: name the one token of a special set that the sequence holds.
+
+The rest of the sequence is filler, and its end a question. Attention without positions, a window or a recurrent layer
+learn it where they see the token. Near by they must; how far away they do is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.subject import training
+from nsa_lib.worker.preflight.finding import Finding
+from nsa_lib.worker.preflight.own.numbers import widest
+from nsa_lib.worker.preflight.own.trial import Trial, trained_model
+
+COPIED = 8
+"""Tokens that may be asked for, 1 to COPIED; 0 is filler."""
+
+QUESTION = COPIED + 1
+
+VOCAB = COPIED + 2
+
+LAYERS = 2
+
+NEAR_TOKENS, NEAR_LENGTH = 4, 16
+"""How far before the question the token stands at most, and the length of the sequence."""
+
+FARTHEST_LENGTH = 256
+
+BATCH, STEPS, LR, ASKED = 32, 250, 3e-3, 128
+
+ATTEMPTS = 3
+
+ACCURACY_PERCENT = 90.0
+"""Guessing scores 1/COPIED."""
+
+
+def near(trial: Trial) -> Finding:
+    """Train on sequences whose token stands a few before the question, and ask new ones."""
+    length = min(NEAR_LENGTH, trial.case.seq_len)
+    return _learned(trial, length, (max(1, length - 1 - NEAR_TOKENS), length - 1), "a few tokens away", required=True)
+
+
+def far(trial: Trial) -> Finding:
+    """The same with the token half the sequence away: it is shown whether it reaches so far."""
+    length = min(FARTHEST_LENGTH, trial.case.seq_len)
+    middle = length - 1 - length // 2
+    return _learned(trial, length, (middle, middle + 1), f"{length // 2} tokens away: shown", required=False)
+
+
+def _learned(trial: Trial, length: int, place: tuple[int, int], where: str, *, required: bool) -> Finding:
+    """Train until it answers right, from a few starts: a small model may be stuck where it began."""
+    right, steps = 0.0, 0
+    for attempt in range(ATTEMPTS):
+        case = replace(trial.case, dtype=_trained_dtype(trial), compile=False, seed=trial.case.seed + attempt)
+        for steps, percent in _training(case, length, place, trial):  # noqa: B007
+            right = max(right, percent)
+        if right >= ACCURACY_PERCENT:
+            break
+    detail = f"right answers of {ASKED} after {steps} steps of start {attempt + 1}, the token {where}"
+    return Finding(round(right, 1), ACCURACY_PERCENT, "%", detail, right >= ACCURACY_PERCENT, required=required)
+
+
+def _training(case: CaseConfig, length: int, place: tuple[int, int], trial: Trial) -> Iterator[tuple[int, float]]:
+    """Train, and yield steps and right answers in percent now and then, until they are enough."""
+    generator = torch.Generator().manual_seed(case.seed)
+    model = trained_model(case, layers=LAYERS, vocab=VOCAB)
+    optimizer = training.make_optimizer(model, LR)
+    for step in range(1, STEPS + 1):
+        training.train_step(model, optimizer, sequences(BATCH, length, place, generator).to(case.device))
+        trial.alive()
+        if step % CHECKED_EVERY == 0:
+            percent = _right_percent(model, sequences(ASKED, length, place, generator).to(case.device))
+            yield step, percent
+            if percent >= ACCURACY_PERCENT:
+                return
+
+
+CHECKED_EVERY = 25
+
+
+def _trained_dtype(trial: Trial) -> str:
+    """Return the dtype to learn in: rounding of small updates to 16 bits must decide nothing."""
+    return "float32" if torch.finfo(trial.dtype).bits < 32 and widest(trial) is not None else trial.case.dtype
+
+
+def _right_percent(model: torch.nn.Module, asked: torch.Tensor) -> float:
+    with torch.no_grad():
+        hidden = model.hidden(asked[:, :-1])[:, -1]
+        logits = hidden if model.head is None else model.head(hidden)
+    return 100 * (logits.argmax(-1) == asked[:, -1]).double().mean().item()
+
+
+def sequences(count: int, length: int, place: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Return sequences, int64 [count, length + 1], whose token stands in `place`, from its first to before its last.
+
+    The last but one token is the question, the last one the answer.
+    """
+    wanted = torch.randint(1, COPIED + 1, (count,), generator=generator)
+    at = torch.randint(place[0], place[1], (count, 1), generator=generator)
+    tokens = torch.zeros(count, length + 1, dtype=torch.int64)
+    tokens[:, length - 1] = QUESTION
+    tokens[:, length] = wanted
+    return tokens.scatter_(1, at, wanted[:, None])

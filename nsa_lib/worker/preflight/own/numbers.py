@@ -1,0 +1,193 @@
+"""Checks of outputs and gradients as numbers: against itself in a wider dtype, in a second run, at extremes.
+
+The error budget of code that nobody here knows is measured: input and parameters are moved by one rounding of the run's
+dtype, in the wider one, and what that does to an output is what rounding can do to it. Code with many roundings on the
+way is allowed a few times that. Nothing is allowed half of its own size, so that zeros never pass.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nsa_lib.contract.figures import largest
+from nsa_lib.subject.own.loading import OwnError, called
+from nsa_lib.worker.preflight.error_budget import steps, unit
+from nsa_lib.worker.preflight.finding import Finding, at_most, not_judged, within_budget
+from nsa_lib.worker.preflight.own.trial import SHORT, Trial, outcome
+
+WIDE = (torch.float64, torch.float32)
+
+LONGEST = 2048
+"""The most tokens of which it is computed in a wider dtype."""
+
+ROUNDINGS = 32
+"""In a row, on the longest way through an attention; a model has them a layer."""
+
+AMPLIFIED = 8
+"""How many times what one rounding of everything does its own roundings may do."""
+
+MOST_ALLOWED = 0.5
+
+LARGE_LOGIT = 40.0
+"""Standard deviation of the logits on the enlarged input, with torch's own initialization: some exceed 100."""
+
+
+def self_error(trial: Trial) -> Finding:
+    """Hold output and gradients against its own in float64, or in float32 where it cannot run float64."""
+    wide = widest(trial)
+    if wide is None:
+        return not_judged(
+            f"it runs neither in float64 nor in float32, so {trial.case.dtype} has no judge", required=True
+        )
+    narrow = trial.dtype if trial.dtype != wide else torch.float32
+    given = trial.input(1, min(trial.case.seq_len, LONGEST))
+    exact = outcome(trial, trial.fresh(wide), given)
+    budget = budgets(trial, given, wide, narrow, exact)
+    if narrow == wide:  # float32 alone: the same numbers by other sums, beside another sequence
+        pair = torch.cat([given, given])
+        found = {name: value[:1] if name == "output" else value / 2 for name, value in _in_pair(trial, pair).items()}
+        return _compared(found, exact, budget, f"{trial.case.dtype} alone runs: against itself in a batch of two")
+    found = outcome(trial, trial.fresh(narrow), given)
+    return _compared(found, exact, budget, f"{dtype_name(narrow)} against its own {dtype_name(wide)}")
+
+
+def _in_pair(trial: Trial, pair: Tensor) -> dict[str, Tensor]:
+    module = trial.fresh()
+    output, _ = trial.run(module, pair)
+    generator = torch.Generator().manual_seed(trial.case.seed + 2)
+    cotangent = torch.randn(output[:1].shape, generator=generator).to(trial.dtype).to(output.device)
+    output.backward(cotangent.expand_as(output).contiguous())
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return {"output": output.detach(), **{f"gradient of {n.removeprefix('inner.')}": g for n, g in gradients.items()}}
+
+
+def widest(trial: Trial) -> torch.dtype | None:
+    """Return float64 if it runs in that, or else float32, or None."""
+    given = trial.input(1, min(trial.case.seq_len, SHORT))
+    for dtype in WIDE:
+        if torch.finfo(dtype).bits >= torch.finfo(trial.dtype).bits and _runs(trial, dtype, given):
+            return dtype
+    return None
+
+
+def _runs(trial: Trial, dtype: torch.dtype, given: Tensor) -> bool:
+    try:
+        found = outcome(trial, trial.fresh(dtype), given)
+    except (Exception, SystemExit):  # noqa: BLE001  whatever it raises, it does not run in this dtype
+        return False
+    return found["output"].dtype == dtype
+
+
+def budgets(
+    trial: Trial, given: Tensor, wide: torch.dtype, narrow: torch.dtype, exact: dict[str, Tensor]
+) -> dict[str, float]:
+    """Return the relative error that each tensor of an outcome is allowed in the narrow dtype."""
+    generator, u = torch.Generator().manual_seed(trial.case.seed + 3), unit(narrow)
+
+    def moved(x: Tensor) -> Tensor:
+        sign = torch.randint(2, x.shape, generator=generator).to(x.device)
+        return x * (1 + u * (2 * sign - 1).to(x.dtype))
+
+    module = trial.fresh(wide)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(moved(parameter))
+    shaken = outcome(trial, module, given, moved)
+    layers = trial.case.model.layers if trial.case.model.brings == "model" else 1
+    terms = given.shape[1] + trial.case.model.nsa.dim
+    own = steps(narrow, roundings=ROUNDINGS * layers, terms=terms * layers)
+    allowed = {name: AMPLIFIED * error_of(shaken[name], value) + own for name, value in exact.items()}
+    return {name: min(MOST_ALLOWED, value) for name, value in allowed.items()}
+
+
+def same_bits(trial: Trial) -> Finding:
+    """Run it twice. That both are the same is required if it says `deterministic`, else the difference is shown."""
+    given, module = trial.input(1, trial.case.seq_len), trial.fresh()
+    first, second = outcome(trial, module, given), outcome(trial, module, given)
+    differ = [name for name, value in first.items() if not torch.equal(value, second[name])]
+    size = largest([error_of(second[name], first[name]) for name in differ]) if differ else 0.0
+    promised = getattr(module, "deterministic", False)
+    said = "it says deterministic" if promised else "it does not say deterministic: shown"
+    detail = f"{len(differ)} of {len(first)} tensors differ between two runs; {said}"
+    return Finding(float(f"{size:.3g}"), 0, "", detail, not differ, required=promised)
+
+
+def large(trial: Trial) -> Finding:
+    """Enlarge the input until logits exceed 100: output and gradients must be finite."""
+    factor = math.sqrt(3 * LARGE_LOGIT)  # torch's own initialization makes logits of a third of the input's variance
+    given = trial.input(1, trial.case.seq_len)
+    found = outcome(trial, trial.fresh(), given, lambda x: factor * x)
+    bad = [name for name, value in found.items() if not value.isfinite().all()]
+    return at_most(len(bad), 0, "tensors", f"not finite with the input {factor:.1f} times: {', '.join(bad) or 'none'}")
+
+
+def empty(trial: Trial) -> Finding:
+    """Run one token, a few, and lengths that are no multiple of anything: output and gradients must be finite."""
+    longest = trial.case.seq_len
+    lengths = [n for n in (1, 2, 3, 17, SHORT, longest - 1) if 0 < n <= longest]
+    bad = []
+    for length in sorted(set(lengths)):
+        try:
+            found = outcome(trial, trial.fresh(), trial.input(1, length))
+        except OwnError as error:
+            return Finding(f"length {length}", "finite", "", str(error), False)
+        except (Exception, SystemExit) as error:
+            error.add_note(f"on a sequence of {length} tokens")
+            raise
+        bad += [f"{name} at {length}" for name, value in found.items() if not value.isfinite().all()]
+    detail = f"lengths {', '.join(map(str, lengths))}; not finite: {', '.join(bad) or 'none'}"
+    return at_most(len(bad), 0, "tensors", detail)
+
+
+def reference(trial: Trial) -> Finding:
+    """Hold output and gradients against the reference that it brings, in float64 and with its own weights."""
+    module = trial.fresh()
+    judge = _reference_of(trial, module)
+    if judge is None:
+        return not_judged("it brings none", required=False)
+    given = trial.input(1, min(trial.case.seq_len, LONGEST))
+    exact = outcome(trial, judge, given)
+    budget = budgets(trial, given, widest(trial) or trial.dtype, trial.dtype, outcome(trial, trial.fresh(), given))
+    found = outcome(trial, module, given)
+    return _compared(
+        {n: v for n, v in found.items() if n in exact}, exact, budget, "against its own reference, float64"
+    )
+
+
+def _reference_of(trial: Trial, module: nn.Module) -> nn.Module | None:
+    """Return the reference in float64 with the weights of the module: a module, what makes one, or a method of x."""
+    inner = getattr(module, "inner", None)
+    told = getattr(inner, "reference", None)
+    if told is None:
+        return None
+    if not isinstance(told, nn.Module) and getattr(told, "__self__", None) is inner:
+        wide = trial.fresh(torch.float64)
+        wide.inner.forward = wide.inner.reference
+        return wide
+    made = told if isinstance(told, nn.Module) else called(trial.case.model.own, told)
+    made.load_state_dict(inner.state_dict())
+    judge = trial.fresh(torch.float64)
+    judge.inner = made.to(torch.float64).to(trial.case.device)
+    return judge
+
+
+def _compared(found: dict[str, Tensor], exact: dict[str, Tensor], budget: dict[str, float], how: str) -> Finding:
+    errors = {name: error_of(value, exact[name]) for name, value in found.items() if name in exact}
+    finding = within_budget(errors, {name: budget[name] for name in errors})
+    return Finding(finding.measured, finding.limit, "", f"{finding.detail}; {how}", finding.holds)
+
+
+def error_of(found: Tensor, exact: Tensor) -> float:
+    """Return the norm of the difference over that of `exact`; 0 where both are the same, Inf where only that is 0."""
+    found, exact = found.detach().double().cpu(), exact.detach().double().cpu()
+    if torch.equal(found, exact):
+        return 0.0
+    size = float(exact.norm())
+    return float((found - exact).norm()) / size if size else math.inf
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

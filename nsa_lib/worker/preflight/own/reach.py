@@ -1,0 +1,141 @@
+"""Checks of what a token can reach: nothing before it, no other sequence, nothing beyond a promised window."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor, nn
+
+from nsa_lib.contract.figures import name_of_largest
+from nsa_lib.worker.preflight.finding import Finding
+from nsa_lib.worker.preflight.own.trial import SHORT, Trial
+
+CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64": 1e-9}
+"""Change of a row that may not change, over the largest row. Most code keeps its bits; code that places rows by what
+others chose may round its sums otherwise, and a near tie may choose another block."""
+
+EDITS = 8
+"""Random tokens of a long sequence that are edited, beside the edges of likely blocks; of a short one it is all."""
+
+COTANGENTS = 12
+"""Rows of a sequence whose gradient must not reach a later token."""
+
+PADDING = 31
+
+
+def future(trial: Trial) -> Finding:
+    """Edit tokens: no row before may change. Send a gradient into a row: it may reach no later token."""
+    module, limit = trial.fresh(), CHANGE_LIMIT[trial.case.dtype]
+    found: dict[str, float] = {}
+    moved = True
+    for length in sorted({min(SHORT, trial.case.seq_len), trial.case.seq_len}):
+        given = trial.input(1, length)
+        with torch.no_grad():
+            before, _ = trial.run(module, given)
+            for start in _edits(length):
+                after, _ = trial.run(module, trial.edited(given, start))
+                found[f"rows before token {start} of {length} when it is edited"] = change(before, after, slice(start))
+                moved &= not torch.equal(before[:, start:], after[:, start:])
+                trial.alive()
+        found |= _backward(trial, module, given)
+        found |= _beyond_window(trial, module, given, before)
+    worst = name_of_largest(found)
+    detail = f"largest change of {worst}, over the largest row; {len(found)} edits and gradients"
+    if not moved:
+        detail = "an edited token changed no row at all"
+    return Finding(_short(found[worst]), limit, "", detail, moved and found[worst] <= limit)
+
+
+def others(trial: Trial) -> Finding:
+    """Edit one sequence of a batch: no other one may change. Pad to another length: rows before keep their values."""
+    module, limit = trial.fresh(), CHANGE_LIMIT[trial.case.dtype]
+    found: dict[str, float] = {}
+    for length in sorted({min(SHORT, trial.case.seq_len), trial.case.seq_len}):
+        given = trial.input(3, length)
+        with torch.no_grad():
+            before, _ = trial.run(module, given)
+            for one in range(len(given)):
+                edited = given.clone()
+                edited[one] = trial.edited(given, 0)[one]
+                rest = [other for other in range(len(given)) if other != one]
+                after, _ = trial.run(module, edited)
+                found[f"other sequences when sequence {one} is edited, length {length}"] = change(
+                    before[rest], after[rest], slice(None)
+                )
+            alone, _ = trial.run(module, given[1:2].clone())
+            found[f"a sequence that stands alone, length {length}"] = _distance(alone, before[1:2])
+            shorter = max(1, length - PADDING)
+            cut, _ = trial.run(module, given[:, :shorter].clone())
+            found[f"rows before {PADDING} tokens of padding, length {length}"] = _distance(cut, before[:, :shorter])
+        found[f"gradient of other sequences, length {length}"] = _gradient_of_others(trial, module, given)
+        trial.alive()
+    worst = name_of_largest(found)
+    detail = f"largest change of {worst}; {len(found)} were looked at"
+    return Finding(_short(found[worst]), limit, "", detail, found[worst] <= limit)
+
+
+def _edits(length: int) -> list[int]:
+    """Return tokens to edit: all of a short sequence, else edges of likely blocks and windows, and random ones."""
+    if length <= SHORT:
+        return list(range(1, length))
+    edges = {at for size in (16, 32, 64, 128, 256, 512, 1024) for at in (size, size + 1, 3 * size) if at < length}
+    return sorted({1, length // 2, length - 2, length - 1, *edges, *random.Random(0).sample(range(1, length), EDITS)})
+
+
+def _backward(trial: Trial, module: nn.Module, given: Tensor) -> dict[str, float]:
+    """Return what the gradient of some rows has at later tokens, over its largest entry."""
+    length, found = given.shape[1], {}
+    draw = random.Random(1)
+    rows = sorted({0, length // 2, length - 2, *(draw.randrange(length) for _ in range(COTANGENTS - 3))} - {-1})
+    for row in rows:
+        if row >= length - 1:
+            continue
+        output, entered = trial.run(module, given)
+        if entered is None or not output.requires_grad:
+            return {}
+        (gradient,) = torch.autograd.grad(output[0, row].float().square().sum(), entered, allow_unused=True)
+        if gradient is not None:
+            found[f"the gradient of row {row} of {length} at later tokens"] = _share(gradient[0, row + 1 :], gradient)
+        trial.alive()
+    return found
+
+
+def _beyond_window(trial: Trial, module: nn.Module, given: Tensor, before: Tensor) -> dict[str, float]:
+    """Return how rows change that lie further behind an edited token than the window that is promised."""
+    window, length, found = getattr(module, "window", None), given.shape[1], {}
+    if window is None:
+        return {}
+    for at in {0, length // 4, length // 2}:
+        if at + window + 1 < length:
+            with torch.no_grad():
+                after, _ = trial.run(module, trial.edited(given, at, at + 1))
+            behind = slice(at + window + 1, None)
+            found[f"rows more than {window} behind edited token {at}"] = change(before, after, behind)
+    return found
+
+
+def _gradient_of_others(trial: Trial, module: nn.Module, given: Tensor) -> float:
+    output, entered = trial.run(module, given)
+    if entered is None or not output.requires_grad:
+        return 0.0
+    (gradient,) = torch.autograd.grad(output[0].float().square().sum(), entered, allow_unused=True)
+    return 0.0 if gradient is None else _share(gradient[1:], gradient)
+
+
+def change(before: Tensor, after: Tensor, rows: slice) -> float:
+    """Return the largest change of a row, over the norm of the largest row."""
+    moved = (after[:, rows] - before[:, rows]).float().flatten(2).norm(dim=-1)
+    return float(moved.max() / before.float().flatten(2).norm(dim=-1).max()) if moved.numel() else 0.0
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).double().norm() / expected.double().norm())
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    return float(part.abs().max() / whole.abs().max()) if part.numel() and whole.any() else 0.0
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")

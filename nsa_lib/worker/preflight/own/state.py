@@ -1,0 +1,175 @@
+"""Checks of what a call leaves behind: recomputation, state, its input, memory; and of gradients that reach nothing."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sized
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+
+from nsa_lib.subject import training
+from nsa_lib.worker.preflight.error_budget import steps
+from nsa_lib.worker.preflight.finding import Finding, at_most, not_judged
+from nsa_lib.worker.preflight.own.numbers import error_of
+from nsa_lib.worker.preflight.own.trial import Trial, outcome, trained_model
+
+LAYERS = 2
+
+VOCAB = 64
+
+STEPS = 3
+"""Steps in one of which every parameter must get a gradient: a layer that starts at zero hides others in the first."""
+
+CALLS = 4
+
+ROUNDINGS = 32
+
+
+def checkpointing(trial: Trial) -> Finding:
+    """Hold gradients and state with checkpointing against those without; backward may draw no random numbers."""
+    is_model = trial.case.model.brings == "model"
+    if is_model and not trial.fresh().can_checkpoint:
+        return not_judged("the model has no gradient_checkpointing_enable", required=False)
+    given, found = trial.input(1, trial.case.seq_len), []
+    for on in (False, True):
+        module = trial.fresh()
+        if is_model:
+            module.grad_checkpointing = on
+        elif on:
+            module = _Checkpointed(module)
+        torch.manual_seed(trial.case.seed + 4)
+        output, entered = trial.run(module, given)
+        drawn = _rng(trial)
+        output.backward(torch.ones_like(output))
+        same_rng = torch.equal(drawn, _rng(trial))
+        gradients = {n.removeprefix("module."): p.grad for n, p in module.named_parameters() if p.requires_grad}
+        gradients |= {"input": None if entered is None else entered.grad}
+        found.append((gradients, state_of(module), same_rng, drawn))
+    return _compared_with_checkpointing(trial, *found)
+
+
+def _compared_with_checkpointing(trial: Trial, plain: tuple, again: tuple) -> Finding:
+    allowed = steps(trial.dtype, roundings=ROUNDINGS, terms=trial.case.seq_len)
+    errors = {name: _gradient_error(again[0][name], gradient) for name, gradient in plain[0].items()}
+    wrong = [f"gradient of {name} is off by {error:.2g}" for name, error in errors.items() if not error <= allowed]
+    wrong += [f"{name} is another afterwards" for name in _changed(plain[1], again[1])]
+    wrong += [] if torch.equal(plain[3], again[3]) else ["forward leaves the generator in another state"]
+    wrong += [] if plain[2] and again[2] else ["backward draws random numbers"]
+    detail = (
+        f"{'; '.join(wrong[:3]) or 'gradients, buffers, counters and generator are the same'} (budget {allowed:.2g})"
+    )
+    return at_most(len(wrong), 0, "findings", detail)
+
+
+class _Checkpointed(nn.Module):
+    """A layer that is computed again in backward, as in TinyLM."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.module, x, use_reentrant=True, preserve_rng_state=True)
+
+
+def _gradient_error(found: Tensor | None, expected: Tensor | None) -> float:
+    if found is None or expected is None:
+        return 0.0 if found is expected else float("inf")
+    return error_of(found, expected)
+
+
+def _rng(trial: Trial) -> Tensor:
+    return torch.cuda.get_rng_state() if trial.case.device == "cuda" else torch.get_rng_state()
+
+
+def state_of(module: nn.Module) -> dict[str, object]:
+    """Return buffers, counters and other attributes of a module and its parts, with the length of what has one."""
+    known, found = {*vars(nn.Module()), "training"}, {}
+    for path, part in module.named_modules():
+        path = path.removeprefix("module").removeprefix(".")
+        for name, value in (*part.named_buffers(recurse=False), *vars(part).items()):
+            if name in known or "checkpoint" in name:
+                continue
+            if isinstance(value, Tensor):
+                found[f"{path}.{name}"] = value.detach().clone()
+            elif isinstance(value, bool | int | float | str | None):
+                found[f"{path}.{name}"] = value
+            elif isinstance(value, Sized):
+                found[f"length of {path}.{name}"] = len(value)
+    return found
+
+
+def _changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    return [name for name in sorted({*before, *after}) if not _equal(before.get(name), after.get(name))]
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def gradients(trial: Trial) -> Finding:
+    """Train a few steps, and look for parameters that never get a finite gradient that is not zero."""
+    model = trained_model(trial.case, layers=LAYERS, vocab=VOCAB)
+    vocab = trial.case.model.vocab if trial.case.model.brings == "model" else VOCAB
+    generator = torch.Generator().manual_seed(trial.case.seed)
+    shape = (trial.case.batch, trial.case.seq_len + 1)
+    tokens = torch.randint(vocab, shape, generator=generator).to(trial.case.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=trial.case.lr)
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    reached, not_finite = set(), set()
+    for _ in range(STEPS):
+        model.zero_grad(set_to_none=True)
+        training.next_token_loss(model, tokens).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                (reached if parameter.grad.any() else set()).add(name)
+                (set() if parameter.grad.isfinite().all() else not_finite).add(name)
+        optimizer.step()
+        trial.alive()
+    bad = sorted(not_finite | (wanted - reached))
+    said = ", ".join(name.replace(".inner", "") for name in bad[:6])
+    detail = f"of {len(wanted)}, in {STEPS} steps: {said or 'all get a finite gradient that is not zero'}"
+    return at_most(len(bad), 0, "parameters", detail)
+
+
+def inputs(trial: Trial) -> Finding:
+    """See that it does not write into its input, does not keep it, and does not grow by each call."""
+    module, given, wrong = trial.fresh(), trial.input(1, trial.case.seq_len), []
+    entering = given.clone()
+    kept = StorageWeakRef(entering.untyped_storage())
+    with torch.no_grad():  # nothing is kept for a backward: what is kept is kept by the module
+        trial.call(module, entering)
+    wrong += [] if torch.equal(entering, given) else ["it writes into its input"]
+    del entering
+    gc.collect()
+    wrong += [] if kept.expired() else ["it keeps its input alive"]
+    sizes = [_size(trial, module, given) for _ in range(2 + CALLS)][1:]
+    if all(later > sooner for sooner, later in zip(sizes, sizes[1:], strict=False)):
+        wrong.append(f"it holds {sizes[-1] - sizes[0]:,} more bytes or entries after {CALLS} more calls")
+    return at_most(len(wrong), 0, "findings", "; ".join(wrong) or "not written, not kept, nothing grows")
+
+
+def _size(trial: Trial, module: nn.Module, given: Tensor) -> int:
+    """Call it forward and backward, and return the bytes of all tensors and the entries of the module's containers."""
+    outcome(trial, module, given)
+    module.zero_grad(set_to_none=True)
+    gc.collect()
+    held = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors()}
+    state = state_of(module)
+    return sum(held.values()) + sum(value for name, value in state.items() if name.startswith("length of "))
+
+
+def _tensors() -> list[Tensor]:
+    return [found for found in gc.get_objects() if issubclass(type(found), Tensor) and found.layout == torch.strided]
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a tensor of shapes alone
+        return 0
