@@ -20,7 +20,7 @@ from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path, reports_folder
-from nsa_lib.runs.folder import stamp
+from nsa_lib.runs.folder import new_output, written
 from nsa_lib.runs.found import find
 from nsa_lib.runs.parameters import refuse_unknown
 from nsa_lib.runs.report_file import report_beside
@@ -99,8 +99,7 @@ def _from_files(paths: list[Path]) -> dict[str, object]:
 def _run(asked: argparse.Namespace) -> int:
     if asked.notebook == ALL:
         return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=reports_folder())
-    output = reports_folder() / f"{asked.notebook}-{stamp(datetime.now(timezone.utc))}.ipynb"
-    output.parent.mkdir(exist_ok=True)
+    output = new_output(reports_folder(), asked.notebook, datetime.now(timezone.utc))
     options = ["--engine", "nsa", "--log-output"]
     for path in asked.parameters_file:
         options += ["-f", str(path)]
@@ -108,7 +107,7 @@ def _run(asked: argparse.Namespace) -> int:
     command = papermill.command(notebook_path(asked.notebook), output, *options)
     with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
         status, _ = papermill.supervise(command, stop)
-    if not output.exists():
+    if not written(output):
         return status or 1  # papermill has said why
     executed = nbformat.read(output, as_version=4)
     if wants_verdict(executed):

@@ -21,7 +21,7 @@ import nbformat
 from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path, out_dir_of
-from nsa_lib.runs.folder import stamp
+from nsa_lib.runs.folder import new_output, written
 from nsa_lib.runs.parameters import read_value
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
@@ -70,13 +70,12 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
     """
     given = {**in_files, **on_line}
     check_parameters(given)
-    reports.mkdir(parents=True, exist_ok=True)
     began = datetime.now(timezone.utc)
     run_ids: list[str] = []
     with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
         for place, notebook in enumerate(VALIDATE_ORDER):
             own = {**on_line, "runs": ",".join(run_ids)} if notebook == VALIDATE_ORDER[-1] else on_line
-            output = reports / f"{notebook}-{stamp(began)}.ipynb"
+            output = new_output(reports, notebook, began)
             ended, stopped = _run_notebook(papermill_command(notebook, output, in_files, own), notebook, output, stop)
             print(ended, flush=True)
             run_ids += [ended.verdict.run_id] if ended.verdict.run_id else []
@@ -119,7 +118,7 @@ def _run_notebook(command: list[str], notebook: str, output: Path, stop: StopBut
         status, stopped = papermill.supervise(command, stop, log=log, tell=_ticker(notebook))
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
-    if output.exists():
+    if written(output):
         verdict = read_verdict(nbformat.read(output, as_version=4))
     else:
         verdict = Verdict("INCOMPLETE", f"papermill left no notebook: {said[-1] if said else f'exit status {status}'}")

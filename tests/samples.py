@@ -110,7 +110,8 @@ def concluded(verdict="GO", accept_review=False, **changes):
             errors = []
         except VerdictError as stop:
             errors = [error("VerdictError", str(stop))]
-    return [v4.new_output("display_data", display.call_args_list[0].args[0]), *errors]
+    shown = display.call_args_list[0]
+    return [v4.new_output("display_data", shown.args[0], metadata=shown.kwargs["metadata"]), *errors]
 
 
 def notebook(*cells, **metadata):

@@ -24,6 +24,8 @@ from nsa_lib.report.exporter import NsaHTMLExporter
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
 
+UNFINISHED = "it is being made, or papermill was killed before its end"
+
 
 class NsaEngine(NBClientEngine):
     """Execute a notebook and write its report, after an error, a dead kernel, a timeout or Ctrl-C too."""
@@ -45,7 +47,8 @@ class NsaEngine(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, extra_arguments=(), **kwargs):
         """Execute the notebook of `nb_man`; whatever it raises goes on to papermill once the report is written."""
-        nb_man.nb.metadata[OUTCOME_KEY] = {"outcome": "papermill ended before the run did"}
+        nb_man.nb.metadata[OUTCOME_KEY] = {"outcome": UNFINISHED}
+        _write(nb_man.nb)  # over the page of an earlier run, which must not stand there if this one is killed
         told = [f"--Nsa.report={place}"] if (place := _local_place(nb_man.nb)) else []
         try:
             super().execute_managed_notebook(
@@ -98,14 +101,17 @@ def _local_place(nb: nbformat.NotebookNode) -> Path | None:
 
 def write_report(nb: nbformat.NotebookNode) -> None:
     """Write the report of `nb` beside its output notebook and log its path; an output that has no name gets none."""
+    logger.info(f"HTML report:     {_write(nb) or 'none, the output notebook has no path'}")
+
+
+def _write(nb: nbformat.NotebookNode) -> str | None:
     notebook_path = nb.metadata.papermill.output_path
     if notebook_path in (None, "-"):
-        logger.info("HTML report:     none, the output notebook has no path")
-        return
+        return None
     path = report_beside(notebook_path)
     # What nbconvert would read from the file, so that both make the same report.
     saved = nbformat.reads(nbformat.writes(nb), as_version=nbformat.NO_CONVERT)
     name = os.path.basename(path).removesuffix(".html")
     html, _ = NsaHTMLExporter().from_notebook_node(saved, {"metadata": {"name": name}})
     papermill_io.write(html, path, extensions=[".html"])
-    logger.info(f"HTML report:     {path}")
+    return path

@@ -20,6 +20,7 @@ import pandas as pd
 
 from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
+from nsa_lib.report.session import session_mark
 from nsa_lib.report.verdict import STYLES
 
 OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲", "warn"), "PASS": ("✔", "success")}
@@ -60,6 +61,9 @@ class Table:
         body = "".join(f"<tr>{''.join(map(_cell_html, row))}</tr>" for row in self.rows)
         caption = f'<caption style="text-align:left">{escape(self.caption)}</caption>'
         return f'<table class="nsa-table">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict]:
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}, session_mark()
 
     def __repr__(self) -> str:
         lines = [list(self.header), *([cell.text for cell in row] for row in self.rows)]

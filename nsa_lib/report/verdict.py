@@ -14,6 +14,8 @@ from html import escape
 from IPython.display import display
 from nbformat import NotebookNode
 
+from nsa_lib.report.session import session_mark, sessions
+
 MIME = "application/vnd.nsa.verdict+json"
 
 COMMAND_MIME = "application/vnd.nsa.command+json"
@@ -103,7 +105,8 @@ def conclude(run, *, command: str, accept_review: bool = False) -> None:
     names = ("run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons")
     record = {"schema": SCHEMA, **{name: run.summary[name] for name in names}}
     verdict = Verdict.from_record(record)
-    display({MIME: record, "text/html": _notebook_html(verdict), "text/plain": _text(verdict)}, raw=True)
+    shown = {MIME: record, "text/html": _notebook_html(verdict), "text/plain": _text(verdict)}
+    display(shown, raw=True, metadata=session_mark())
     if command:
         display({COMMAND_MIME: command, "text/html": _command_html(command), "text/plain": _said(command)}, raw=True)
     accepted = ("GO", "REVIEW") if accept_review else ("GO",)
@@ -130,10 +133,18 @@ def read_verdict(nb: NotebookNode) -> Verdict:
         return _incomplete("no verdict was recorded")
     if len(records) > 1:
         return _incomplete(f"{len(records)} verdicts were recorded, where one is expected")
+    if not _of_one_session(cells, records[0][0]):
+        return _incomplete("its outputs are of several sessions; run the notebook from top to bottom in one kernel")
     counts = [cell.execution_count for cell in cells]
     if records[0][0] is not cells[-1] or counts != sorted(set(counts)):
         return _incomplete("cells ran after the verdict or out of order; run the notebook from top to bottom")
     return _recorded_verdict(*records[0])
+
+
+def _of_one_session(cells: list[NotebookNode], home: NotebookNode) -> bool:
+    """Return whether what the notebook shows was shown by the kernel that recorded the verdict."""
+    found = sessions(output for cell in cells for output in cell.outputs)
+    return not found or found == sessions(filter(is_record, home.outputs))
 
 
 def wants_verdict(nb: NotebookNode) -> bool:

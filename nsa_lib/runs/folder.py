@@ -39,6 +39,27 @@ def make_run_folder(plan: Plan) -> Path:
     return folder
 
 
+def new_output(reports: Path, notebook: str, moment: datetime) -> Path:
+    """Make an empty file for the executed notebook of a run, which no other run gets; the report has its name."""
+    reports.mkdir(parents=True, exist_ok=True)
+    stem, again = f"{notebook}-{stamp(moment)}", 1
+    path = reports / f"{stem}.ipynb"
+    while True:
+        try:
+            path.touch(exist_ok=False)
+            return path
+        except FileExistsError:
+            again += 1
+            path = reports / f"{stem}-{again}.ipynb"
+
+
+def written(output: Path) -> bool:
+    """Return whether papermill has written an executed notebook; the empty file is taken away if it has not."""
+    if output.exists() and output.stat().st_size == 0:
+        output.unlink()
+    return output.exists()
+
+
 def new_run_folder(out_dir: Path, notebook: str, tag: str) -> tuple[Path, str]:
     """Make a folder for a run, which no other run gets, and return it with the time of its making."""
     now = datetime.now(timezone.utc)

@@ -207,9 +207,13 @@ def test_a_second_ctrl_c_ends_a_kernel_that_does_not_stop(tmp_path):
     [(KeyboardInterrupt(), "KeyboardInterrupt"), (TimeoutError("a cell took\ntoo long"), "TimeoutError: a cell took")],
 )
 def test_whatever_ends_a_run_is_reported_and_goes_on(tmp_path, monkeypatch, stop, said):
+    (tmp_path / "out.html").write_text("the page of an earlier run: GO")
+    unfinished = "the run did not finish: it is being made, or papermill was killed before its end"
+
     def execute_managed_notebook(nb_man, kernel_name, **kwargs):
-        # What an autosave would leave if papermill itself were killed now.
-        assert read_verdict(nb_man.nb).headline == "the run did not finish: papermill ended before the run did"
+        # What an autosave would leave if papermill itself were killed now, and what stands beside it.
+        assert read_verdict(nb_man.nb).headline == unfinished
+        assert headline(tmp_path) == ("INCOMPLETE", unfinished)
         raise stop
 
     monkeypatch.setattr(NBClientEngine, "execute_managed_notebook", execute_managed_notebook)

@@ -1,8 +1,13 @@
 """The verdict of a notebook: what conclude leaves, and what is read again."""
 
+import copy
+
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from nbformat import v4
 
+from nsa_lib.report.charts import chart
+from nsa_lib.report.tables import Cell, Table
 from nsa_lib.report.verdict import MIME, OUTCOME_KEY, VerdictError, conclude, read_verdict
 from tests.samples import (
     code_cell,
@@ -76,6 +81,42 @@ def test_a_verdict_must_come_last_once_and_in_order():
     assert incomplete("2 verdicts", code_cell(outputs=[*go, *go]))
     rerun = (code_cell(count=1), code_cell(count=9), code_cell(count=3, outputs=go))
     assert incomplete("out of order", *rerun)
+
+
+def of_session(session, output):
+    """Return a copy of an output as another kernel shows it; None takes its mark away."""
+    output = copy.deepcopy(output)
+    output.metadata = {"nsa": {"session": session}} if session else {}
+    return output
+
+
+@pytest.mark.parametrize(
+    ("shown", "recorded", "word"),
+    [
+        ("a", "a", "GO"),
+        (None, "a", "GO"),
+        (None, None, "GO"),
+        ("b", "a", "INCOMPLETE"),
+        ("b", None, "INCOMPLETE"),
+    ],
+)
+def test_counts_that_rise_prove_no_session_the_marks_of_outputs_do(shown, recorded, word):
+    table = of_session(shown, v4.new_output("display_data", {"text/html": "<table>"}))
+    (record,) = concluded("GO")
+    verdict = verdict_of(code_cell(outputs=[table]), code_cell(count=2, outputs=[of_session(recorded, record)]))
+    assert verdict.word == word
+    assert (word == "GO") == ("of several sessions" not in verdict.headline)
+
+
+def test_tables_and_charts_carry_the_mark_of_the_session_that_concludes(monkeypatch):
+    shown = []
+    monkeypatch.setattr(chart, "display", lambda bundle, **how: shown.append(how["metadata"]))
+    chart.nothing("memory", "MiB")._ipython_display_()
+    data, metadata = DisplayFormatter().format(Table("gates", ("name",), [(Cell("steps"),)]))
+    assert {"text/html", "text/plain"} <= {*data}
+    (record,) = concluded("GO")
+    assert shown == [metadata] == [record.metadata]
+    assert metadata["nsa"]["session"]
 
 
 @pytest.mark.parametrize(

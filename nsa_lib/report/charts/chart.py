@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from nsa_lib.report.charts.static import static_twin
+from nsa_lib.report.session import session_mark
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""
@@ -74,7 +75,7 @@ class Chart(go.Figure):
         return {"application/vnd.plotly.v1+json": figure, "image/svg+xml": static_twin(self), "text/plain": text}
 
     def _ipython_display_(self):
-        display(self.bundle(), raw=True)
+        display(self.bundle(), raw=True, metadata=session_mark())
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
