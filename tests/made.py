@@ -72,9 +72,12 @@ def seen(asked):
         layer = {"parts": {"output": {}, "d_x": {}}, "choice": {}}
         wrong = {area: {} for area in AREAS}
         facts["attestation"] = [
-            {"step": step, "compared": "layers all", "layers": [layer] * layers, "wrong": wrong, "not_compared": {}}
+            {"step": step, "compared": "layers all", "layers": [layer] * layers, "wrong": wrong, "not_compared": {},
+             "blocks": {"parts": {"block 1 output": 0.1}, "not_compared": {}}}
             for step in steps
-        ]
+        ]  # fmt: skip
+        inner = list(range(2, min(12, asked["steps"])))
+        facts["replay"] = {"steps": inner, "wrong": {}, "judged": {"step": 2, "wrong": wrong} if inner else None}
     facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0}
     if asked["show_fresh"]:
         facts["fresh_tokens"] = {

@@ -16,11 +16,15 @@ AREAS = {
     "choice": "the blocks that queries selected, against float64 scores",
     "backward": "gradients of the attention's input and parameters, from all rows, against float64",
     "train_step": "the loss over all positions, every gradient, and the update by AdamW's rule",
+    "blocks": "embedding, norms, MLPs and residuals, forward and backward, against float64",
 }
 """What is judged of a recorded step, by the name of its area in the record."""
 
-GATES = {"attention": "attention", "choice": "choice", "backward": "gradients", "train_step": "train_step"}
+GATES = {"attention": "attention", "choice": "choice", "backward": "gradients", "train_step": "train_step",
+         "blocks": "blocks"}  # fmt: skip
 """The gate of each area."""
+
+NO_BLOCKS = {"parts": {}, "not_compared": {"blocks": "they were not recorded"}}
 
 SHOWN = 3
 """Findings that a gate's detail names."""
@@ -31,6 +35,8 @@ def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> G
     gate, case = GateResult(GATES[area] + suffix, True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
     if case is not None and area != "train_step" and (why := why_no_reference(case["asked"])):
         return replace(gate, required=False, detail=why)
+    if case is not None and case["asked"] is not None and area == "blocks" and case["asked"]["compile"]:
+        gate = replace(gate, required=False)  # nothing can be hooked there; an eager smoke judges the same model
     steps = None if case is None else case["attestation"]
     if not steps or case["asked"] is None:
         return replace(gate, detail=f"the case {case_id} ended before its steps were judged")
@@ -61,21 +67,46 @@ def brings(asked: Mapping) -> str | None:
     return own["role"] if own else None
 
 
+def replay_gate(run: Recorded, case_id: str, suffix: str = "") -> GateResult:
+    """Judge that steps which nobody recorded came out the same, to the bit, when they were taken again and recorded.
+
+    Code that is right only where it is looked at fails here.
+    """
+    gate, case = GateResult(f"unrecorded{suffix}", True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
+    found = None if case is None else case["replay"]
+    if found is None:
+        return replace(gate, detail=f"the case {case_id} ended before steps of it were taken again")
+    wrong = [f"{what}: {said}" for what, said in found["wrong"].items()]
+    judged = found["judged"] or {"wrong": {}}
+    wrong += [f"{what}, again: {said}" for area in judged["wrong"].values() for what, said in area.items()]
+    if wrong:
+        more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong[:SHOWN]) + more)
+    steps = found["steps"]
+    detail = "every step was recorded"
+    if steps:
+        same = "losses, gradient norms, parameters and optimizer state have the same bits"
+        detail = f"steps {steps[0]} to {steps[-1]} taken again: {same}; step {judged['step']} judged"
+    return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
+
+
 def _not_compared(steps: Sequence[Mapping], area: str) -> list[str]:
     """Return what of an area no layer was compared in, with the reason: in the first and the last step."""
     found = []
     for step in (steps[0], steps[-1]):
         compared = {part for layer in step["layers"] for part in layer["parts"]}
+        compared |= {"blocks" for _ in (step.get("blocks") or {}).get("parts", ())}
         compared |= {"choice" for layer in step["layers"] if layer["choice"] is not None}
-        for what, why in step["not_compared"].items():
+        for what, why in {**step["not_compared"], **(step.get("blocks") or NO_BLOCKS)["not_compared"]}.items():
             part = what.rpartition(" ")[2]
-            if _area(part) in (area, "layers") and (area != "train_step" or part != "layers") and part not in compared:
+            of_layers = part == "layers" and area not in ("train_step", "blocks")
+            if (_area(part) == area or of_layers) and part not in compared:
                 found.append(f"step {step['step']}, {what}: {why}")
     return found
 
 
 def _area(part: str) -> str:
-    if part in ("layers", "choice"):
+    if part in ("layers", "choice", "blocks"):
         return part
     if part.startswith("loss"):
         return "train_step"

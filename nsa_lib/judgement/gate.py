@@ -90,12 +90,15 @@ def steps_gate(run: Recorded, case_id: str, name: str, *, required: bool = True)
     gate, case = GateResult(name, required, NOT_RUN, unit="steps"), run.case(case_id)
     if case is None or case["asked"] is None:
         return replace(gate, detail=f"no case {case_id} was recorded")
-    asked, done = case["asked"]["steps"], len(run.of(case_id))
+    asked, steps = case["asked"]["steps"], run.of(case_id)["step"].tolist()
+    done = len(steps)
     gate = replace(gate, limit=asked, measured=done, detail=how_it_ended(case))
     if not ended_well(case):
         return replace(gate, outcome=outcome_of(case))
     if done != asked:
         return replace(gate, outcome=FAIL, detail=f"ended after {done} of {asked} steps")
+    if steps != list(range(1, asked + 1)):
+        return replace(gate, outcome=FAIL, detail=f"its {done} heartbeats are not of {asked} steps, each once")
     return replace(gate, outcome=PASS)
 
 

@@ -144,13 +144,29 @@ def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) ->
         yield {"device_total_mib": total_mib}
     if case.compile:
         model.compile_blocks()
-    tokens = yield from measured_steps(stepped, case, heartbeat)
+    tokens, witness = yield from measured_steps(stepped, case, heartbeat)
     if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
         yield {"attention_map": attention_map.attention_map(model, tokens[:, :-1])}
     if case.show_fresh:
         with own_tables():
             found = fresh_tokens(model, stepped.optimizer, case, alive=lambda: heartbeat.beat("step"))
         yield {"fresh_tokens": found}
+    if case.attest:  # last of all: it puts the model back to an earlier step
+        meter = device.meter(case.alloc_conf, case.budget_mib)
+        with own_tables():
+            found = witness.replay(
+                model,
+                stepped.optimizer,
+                lambda tokens: stepped.take(tokens, meter)[0],
+                _judge_on(case),
+                alive=lambda: heartbeat.beat("step"),
+            )
+        yield {"replay": found}
+
+
+def _judge_on(case: CaseConfig) -> str:
+    """Return the device on which the judge computes: not one whose memory is emulated."""
+    return case.device if case.budget_mib is None else "cpu"
 
 
 def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
@@ -166,8 +182,10 @@ def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
     yield {"effective": effective_settings(model, case)}
 
 
-def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> Generator[Facts, None, torch.Tensor]:
-    """Take the steps of a case under its meters; yield `state_mib` and `operators`, return the last step's tokens."""
+def measured_steps(
+    stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat
+) -> Generator[Facts, None, tuple[torch.Tensor, attestation.Witness]]:
+    """Take the steps of a case under its meters, yield what is known, return the last step's tokens and the witness."""
     device, batches = DEVICES[case.device], data.batches(case)
     windows = device.operator_windows(steps=case.steps) if case.profile_operators else profiling.TrackedWindows(steps=0)
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
@@ -181,7 +199,7 @@ def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> 
             with witness.watching(step, stepped.model, tokens, stepped.optimizer):
                 beat = _measured_step(stepped, tokens, meter, case)
             heartbeat.beat("warmup" if step <= case.warmup_steps else "step", step, **beat)
-            witness.returned(step, beat["loss"])
+            witness.returned(step, beat["loss"], beat["grad_norm"], stepped.model, stepped.optimizer)
             _require_finite(stepped.model, step, beat["loss"], beat["grad_norm"])
             if step in witness.steps:
                 yield {"executed": witness.executed}
@@ -191,18 +209,28 @@ def measured_steps(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> 
     if windows.early and windows.late:
         yield {"operators": {"early": windows.early, "late": windows.late}}
     if case.attest:  # only now: it allocates, and nothing is measured any more
-        judge_on = case.device if case.budget_mib is None else "cpu"
-        yield {"attestation": witness.judge(judge_on, alive=lambda: heartbeat.beat("step"))}
-    return tokens
+        yield {"attestation": witness.judge(_judge_on(case), alive=lambda: heartbeat.beat("step"))}
+    return tokens, witness
 
 
 def meter_check(meter: CudaMeter | CpuMeter, device: str) -> dict[str, float]:
-    """Hold something of a known size, and return what the meter says of it: `held_mib` and `read_mib`."""
-    meter.begin_step()
-    before_mib = meter.read()["peak_alloc_mib"]
-    held = torch.empty(METER_CHECK_BYTES, dtype=torch.uint8, device=device)
-    read_mib = meter.read()["peak_alloc_mib"] - before_mib
-    return {"held_mib": held.nbytes / MIB, "read_mib": read_mib}
+    """Hold something of a known size for a while in each phase, and return what the meter says of it.
+
+    Returns:
+        `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by, where they are off the most.
+    """
+    held_mib, rises = METER_CHECK_BYTES / MIB, []
+    for holding in training.PHASES:
+        meter.begin_step()
+        before_mib = meter.read()["peak_alloc_mib"]
+        for phase in training.PHASES:
+            if phase == holding:
+                held = torch.empty(METER_CHECK_BYTES, dtype=torch.uint8, device=device)
+                del held
+            meter.mark(phase)
+        read = meter.read()
+        rises += [read[name] - before_mib for name in ("peak_alloc_mib", f"peak_alloc_{holding}_mib")]
+    return {"held_mib": held_mib, "read_mib": max(rises, key=lambda mib: abs(mib - held_mib))}
 
 
 def _measured_step(

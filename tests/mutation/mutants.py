@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 SMOKE = {"profile": "laptop", "layers": 2, "seq_len": 512, "vocab": 64, "steps": 60}
 """A smoke long enough that blocks are chosen by score and the window ends before the sequence does."""
 
+QUICK = {"anomaly": False}
+"""What a mutant leaves out that its gates do not need; what did not run is INCOMPLETE and cannot hide a NO-GO."""
+
 SUBJECT = "nsa_lib/subject"
 ATTENTION = f"{SUBJECT}/attention"
 WORKER = "nsa_lib/worker"
@@ -130,11 +133,67 @@ OF_THE_TRAINING = (
     training("gradients of two steps together", "backward_step", "model.zero_grad(set_to_none=True)", "pass", "update", "train_step"),
 )  # fmt: skip
 
+COUNTED = "optimizer.calls = getattr(optimizer, 'calls', 0) + 1\n    "
+BLOCK_CALL = "x = self.run_block(block, x, self.grad_checkpointing)"
+
+ONLY_WHERE_NOBODY_LOOKS = (
+    Mutant("half the window's values where nobody observes", f"{ATTENTION}/module.py", "NSAttention.forward", "parts = self.project(x)",
+           'parts = self.project(x)\n        if self.observe is None:\n            parts["value_win"] = 0.5 * parts["value_win"]', ("unrecorded",)),
+    model("last layer left out where no hook is set", "TinyLM.hidden", BLOCK_CALL,
+          "if block is self.blocks[-1] and not self.norm._forward_hooks:\n                x = x + 0 * self.run_block(block, x, self.grad_checkpointing)\n            else:\n                x = self.run_block(block, x, self.grad_checkpointing)", "unrecorded"),
+    training("other tokens in all steps but the first, 30th and 60th", "backward_step", "model.zero_grad(set_to_none=True)",
+             "model.calls = getattr(model, 'calls', 0) + 1\n    tokens = tokens if model.calls in (1, 30, 60) else tokens.roll(1, dims=1)\n    model.zero_grad(set_to_none=True)", "train_step", "unrecorded"),
+    training("momentum forgotten every seventh step", "train_step", "optimizer.step()",
+             COUNTED + "if optimizer.calls % 7 == 0:\n        [state['exp_avg'].zero_() for state in optimizer.state.values()]\n    optimizer.step()", "train_step", "unrecorded"),
+    training("optimizer state begun anew every 25 steps", "train_step", "optimizer.step()", COUNTED + "if optimizer.calls % 25 == 0:\n        optimizer.state.clear()\n    optimizer.step()", "train_step"),
+    training("no update in every fifth step", "train_step", "optimizer.step()", COUNTED + "if optimizer.calls % 5 != 3:\n        optimizer.step()", "unrecorded", "train_step"),
+)  # fmt: skip
+
+BETWEEN_THE_LAYERS = (
+    model("gradient into the last block halved for later batch entries", "TinyLM.hidden", BLOCK_CALL,
+          "x = x if block is not self.blocks[-1] else torch.cat([x[:1], 0.5 * x[1:] + 0.5 * x[1:].detach()])\n            " + BLOCK_CALL, "blocks", **BATCH_OF_TWO),
+    model("values of the last layer get nine tenths of their gradient", "TinyLM.__init__", "self.norm = nn.LayerNorm(dim, bias=False)",
+          "self.norm = nn.LayerNorm(dim, bias=False)\n        self.blocks[-1].attention.value_win.weight.register_hook(lambda gradient: 0.9 * gradient)", *ROWS),
+    model("queries of two layers are one weight", "TinyLM.__init__", "self.norm = nn.LayerNorm(dim, bias=False)",
+          "self.norm = nn.LayerNorm(dim, bias=False)\n        self.blocks[1].attention.query = self.blocks[0].attention.query", *ROWS),
+    model("the MLP reads bfloat16", "Block.forward", "self.mlp(self.norm_mlp(x))", "self.mlp(self.norm_mlp(x).bfloat16().to(x.dtype))", "blocks"),
+    model("no residual in the last rows", "Block.forward", "x = x + self.attention(self.norm_attention(x))",
+          "y = self.attention(self.norm_attention(x))\n        x = torch.cat([x[:, :-3] + y[:, :-3], y[:, -3:]], dim=1)", "blocks"),
+    model("another epsilon in a norm", "Block.__init__", "self.norm_mlp = nn.LayerNorm(dim, bias=False)", "self.norm_mlp = nn.LayerNorm(dim, bias=False, eps=1e-3)", "blocks"),
+    model("no gradient of the MLP's input beyond 400 tokens", "Block.forward", "self.mlp(self.norm_mlp(x))", "self.mlp(self.norm_mlp(torch.cat([x[:, :400], x[:, 400:].detach()], dim=1)))", "blocks"),
+    model("half of the embedding's gradient", "TinyLM.hidden", "x = self.embedding(tokens)", "x = self.embedding(tokens)\n        x = 0.5 * x + 0.5 * x.detach()", "blocks"),
+    Mutant("a branch gate of the first head detached", f"{ATTENTION}/module.py", "NSAttention.project", 'gates = parts["branch_gates"].sigmoid()',
+           'gates = parts["branch_gates"].sigmoid()\n        gates = torch.cat([gates[..., :1].detach(), gates[..., 1:]], dim=-1)', ROWS),
+    Mutant("half of the gradient through compressed values", f"{ATTENTION}/module.py", "NSAttention.branch_by_branch", 'compress(parts["value_cmp"], self.phi_v',
+           'compress(0.5 * parts["value_cmp"] + 0.5 * parts["value_cmp"].detach(), self.phi_v', ROWS),
+    sliding("window one token narrower beyond 400 tokens", "if length <= w:", "w = w - 1 if length > 400 else w\n    if length <= w:"),
+    Mutant("rotation off by a block beyond 300", f"{ATTENTION}/rope.py", "rotation", "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset",
+           "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset\n    positions = torch.where(positions > 300, positions + 64, positions)", ROWS),
+)  # fmt: skip
+
+OF_THE_UPDATE = (
+    training("loss scaled after the fact", "train_step", "return result", "return StepResult(0.9 * result.loss, result.grad_norm)", "train_step"),
+    training("weight decay forgotten", "make_optimizer", "lr=lr, fused=True", "lr=lr, fused=True, weight_decay=0.0", "train_step"),
+    training("another beta", "make_optimizer", "lr=lr, fused=True", "lr=lr, fused=True, betas=(0.9, 0.95)", "train_step"),
+    training("another epsilon of the update", "make_optimizer", "lr=lr, fused=True", "lr=lr, fused=True, eps=1e-6", "train_step"),
+    training("gradients clipped", "train_step", "optimizer.step()", "torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)\n    optimizer.step()", *ROWS, "train_step"),
+    training("learning rate halved on the way", "train_step", "optimizer.step()", COUNTED + "optimizer.param_groups[0]['lr'] *= 0.5 if optimizer.calls == 20 else 1.0\n    optimizer.step()", "train_step"),
+)  # fmt: skip
+
 OF_THE_INSTRUMENT = (
     Mutant("the meter halves what is allocated", f"{WORKER}/memory.py", "CpuMeter._note", "self._peak_bytes / MIB", "self._peak_bytes / MIB / 2", ("memory_order", "peak_alloc")),
     Mutant("the last steps are not recorded", f"{WORKER}/loop.py", "*", "for step in range(1, case.steps + 1):", "for step in range(1, case.steps - 1):", ("steps",)),
     Mutant("losses are recorded as they were at first", f"{WORKER}/loop.py", "_measured_step", '{"loss": loss,', '{"loss": 5.0,', ("loss_falls",)),
-    Mutant("anomaly detection never on", f"{WORKER}/loop.py", "*", "set_detect_anomaly(case.detect_anomaly)", "set_detect_anomaly(False)", ("anomaly",)),
+    Mutant("anomaly detection never on", f"{WORKER}/loop.py", "*", "set_detect_anomaly(case.detect_anomaly)", "set_detect_anomaly(False)", ("anomaly",), {"anomaly": True}),
+    Mutant("the meter tells its first peak for ever", f"{WORKER}/memory.py", "CpuMeter._note", "self._peak_bytes / MIB", 'self.__dict__.setdefault("_first", self._peak_bytes / MIB)', ("memory_order",)),
+    Mutant("the meter forgets the backward", f"{WORKER}/memory.py", "CpuMeter._note", "self._peaks.note(self._peak_bytes / MIB", "self._peaks.note(0.0 if phase == 'backward' else self._peak_bytes / MIB", ("memory_order", "steps")),
+    Mutant("every heartbeat twice", "nsa_lib/contract/heartbeat.py", "Heartbeat.beat", "written = os.write(self._descriptor, text)", "os.write(self._descriptor, text)\n        written = os.write(self._descriptor, text)", ("steps",)),
+    Mutant("the last heartbeats repeat a step", "nsa_lib/contract/heartbeat.py", "Heartbeat.beat", '"step": step,', '"step": step and min(step, 50),', ("steps",)),
+    Mutant("the simulation ignores the allocator setting", f"{WORKER}/devices.py", "Cpu.meter", "CpuMeter(alloc_conf,", 'CpuMeter("",', ("allocator",)),
+    Mutant("a case gets no allocator setting", "nsa_lib/runs/environment.py", "case_environment", "return inherited | settings", "return inherited", ("allocator",)),
 )  # fmt: skip
 
-MUTANTS = (*OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT)
+MUTANTS = (
+    *OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT,
+    *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE,
+)  # fmt: skip

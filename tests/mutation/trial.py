@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import PROJECT
-from tests.mutation.mutants import SMOKE, Mutant
+from tests.mutation.mutants import QUICK, SMOKE, Mutant
 
 LIMIT_S = 300
 
@@ -71,7 +71,7 @@ def run(mutant: Mutant | None, folder: Path) -> Outcome:
     project = copy_project(folder)
     if mutant is not None:
         plant(mutant, project)
-    given = {**SMOKE, **(mutant.parameters if mutant else {}), "out_dir": str(folder)}
+    given = {**SMOKE, **({**QUICK, **mutant.parameters} if mutant else {}), "out_dir": str(folder)}
     command = papermill.command(project / "notebooks" / "smoke.ipynb", folder / "out.ipynb")
     began = time.monotonic()
     with (folder / "papermill.log").open("wb") as log:

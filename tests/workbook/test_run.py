@@ -69,7 +69,7 @@ def test_the_summary_holds_what_the_design_says(folder):
     assert list(summary) == SUMMARY_KEYS
     assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "19 of 19 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["headline"] == "21 of 21 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
     assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))

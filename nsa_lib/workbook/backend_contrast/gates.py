@@ -11,7 +11,7 @@ import pandas as pd
 from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.figures import largest
 from nsa_lib.judgement.allocator import allocator_gate
-from nsa_lib.judgement.attestation import AREAS, attested_gate
+from nsa_lib.judgement.attestation import AREAS, attested_gate, replay_gate
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -83,7 +83,12 @@ def attested_by_area(area: str) -> Callable[[Recorded, str], GateResult]:
     return lambda run, backend: attested_gate(run, f"model_{backend}", area, f"_{backend}")
 
 
-EACH = (ran_gate, backend_route_gate, error_gate, *map(attested_by_area, AREAS), operator_gate)
+def unrecorded_gate(run: Recorded, backend: str) -> GateResult:
+    """Judge that steps which nobody recorded are the same when they are taken again."""
+    return replay_gate(run, f"model_{backend}", f"_{backend}")
+
+
+EACH = (ran_gate, backend_route_gate, error_gate, *map(attested_by_area, AREAS), unrecorded_gate, operator_gate)
 """The gates of one backend."""
 
 

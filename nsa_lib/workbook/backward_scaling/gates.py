@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from nsa_lib.judgement.allocator import allocator_gate
-from nsa_lib.judgement.attestation import AREAS, attested_gate
+from nsa_lib.judgement.attestation import AREAS, attested_gate, replay_gate
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -66,6 +66,7 @@ def scaling_gates(run: Recorded) -> list[GateResult]:
             for length in run.parameter("seq_lens")
             for area in AREAS
         ),
+        *(replay_gate(run, f"s{length}", f"_{length}") for length in run.parameter("seq_lens")),
         allocator_cases_gate(run),
         allocator_gate(run, run.info["case_ids"]),
         *exponent_gates(run),

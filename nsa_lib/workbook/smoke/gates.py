@@ -10,7 +10,7 @@ import pandas as pd
 
 from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.judgement.allocator import allocator_gate
-from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate
+from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate, replay_gate
 from nsa_lib.judgement.compiled import compiled_gate
 from nsa_lib.judgement.gate import (
     FAIL,
@@ -63,6 +63,7 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         loss_gate(run),
         route_gate(run, ["training"], "route"),
         *(attested_gate(run, "training", area) for area in AREAS),
+        replay_gate(run, "training"),
         future_gate(run),
         executed_gate(run, "training"),
         recomputation_gate(run, "training", prerequisite=run.info["profile"] == "checklist"),

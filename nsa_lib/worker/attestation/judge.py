@@ -82,6 +82,7 @@ def judge(
     record: StepRecord,
     loss: float,
     *,
+    step: int | None = None,
     loss_chunk: int,
     rule: AdamW | None,
     device: str | torch.device = "cpu",
@@ -94,6 +95,7 @@ def judge(
     Args:
         record: the step.
         loss: what the step returned, in nats.
+        step: its number, from 1, which the optimizer must have counted too; None if it is not known.
         loss_chunk: tokens whose logits the run holds at a time.
         rule: the update that was asked for; None for a step without one.
         device: where the judge computes.
@@ -109,7 +111,7 @@ def judge(
         layers=layers,
         loss=found_loss,
         gradients=judge_gradients(record.entries),
-        update=None if rule is None else judge_update(record.entries, rule),
+        update=None if rule is None else judge_update(record.entries, rule, step),
         not_compared=_not_compared(record, layers, found_loss),
     )
 

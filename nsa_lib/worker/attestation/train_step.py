@@ -202,8 +202,10 @@ def judge_gradients(entries: Mapping[str, Entries]) -> GradientsFound:
     )
 
 
-def judge_update(entries: Mapping[str, Entries], rule: AdamW) -> UpdateFound:
+def judge_update(entries: Mapping[str, Entries], rule: AdamW, step: int | None = None) -> UpdateFound:
     """Judge the update of the entries that were followed, value and state, by AdamW's rule (Loshchilov & Hutter, 2019).
+
+    It must be the `step`-th of the training, from 1, if that is known: state that was lost on the way begins anew.
 
     The update is made in float32 or better, and what is stored is rounded once to its dtype. An implementation may
     use the moments as they are stored: their rounding is allowed in the update.
@@ -214,7 +216,7 @@ def judge_update(entries: Mapping[str, Entries], rule: AdamW) -> UpdateFound:
     for name, found in entries.items():
         if not found.trained:
             continue
-        moving, ratio = _update(found, rule)
+        moving, ratio = _update(found, rule, step)
         count, moved = count + found.before["parameter"].numel(), moved + moving
         if not ratio <= 1:
             wrong[name] = ratio if math.isfinite(ratio) else None
@@ -223,7 +225,7 @@ def judge_update(entries: Mapping[str, Entries], rule: AdamW) -> UpdateFound:
     return UpdateFound(count, moved, wrong, tuple(unmoved))
 
 
-def _update(found: Entries, rule: AdamW) -> tuple[int, float]:
+def _update(found: Entries, rule: AdamW, known_step: int | None) -> tuple[int, float]:
     """Return how many entries had to move, and the largest distance from the rule over what rounding explains."""
     if found.gradient is None or not {"exp_avg", "exp_avg_sq", "step"} <= set(found.after):
         return 0, math.inf
@@ -235,7 +237,8 @@ def _update(found: Entries, rule: AdamW) -> tuple[int, float]:
     change = rule.lr * (m_new / (1 - b1**step)) / ((v_new / (1 - b2**step)).sqrt() + rule.eps)
     p_new = p * (1 - rule.lr * rule.weight_decay) - change
     allowed = _explained(p_new, change, (m, m_new), (v, v_new), g, step, rule, dtype)
-    ratios = [0.0 if float(found.after["step"]) == step else math.inf]
+    counted = float(found.after["step"]) == step == (known_step or step)
+    ratios = [0.0 if counted else math.inf]
     for name, right in (("parameter", p_new), ("exp_avg", m_new), ("exp_avg_sq", v_new)):
         allowed[name] += _half_ulp(right, found.after[name].dtype)
         distance = (found.after[name].double() - right).abs()

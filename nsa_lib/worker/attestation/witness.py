@@ -1,13 +1,15 @@
-"""Witness a case: record its first, middle and last step as they run, and judge them when nothing is measured any more.
+"""Witness a case: record its first, last and one other step as they run, and judge them when nothing is measured.
 
 What code ran is recorded of every case, tensors only of those that are to be attested.
 
 Recorded steps are the case's own, warm-up and last step among them. There is no extra one: code that is wrong in
-training alone, or only where it is not looked at, would know it from the others.
+training alone would know it from the others. Which step between first and last is recorded, the seed decides; and so
+that code which behaves only where it is looked at is found, some that were not recorded are taken again (`replay`).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,24 +19,29 @@ from torch import Tensor
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.training import StepResult
+from nsa_lib.worker.attestation.blocks import BlocksRecord, blocks_json, judge_blocks, recording_blocks
 from nsa_lib.worker.attestation.execution import Execution, executing
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
 from nsa_lib.worker.attestation.recording import StepRecord, recording
+from nsa_lib.worker.attestation.replay import Span, span_of
 from nsa_lib.worker.attestation.sample import Sample, sample
 from nsa_lib.worker.attestation.train_step import AdamW
 
 
 class Witness:
-    """What is recorded of a case's steps; layers in the first and last, the train step in the middle one as well."""
+    """What is recorded of a case's steps; layers in the first and last, the train step in another one as well."""
 
     def __init__(self, case: CaseConfig, allocator: Callable[[], Mapping[str, object]]):
         """Begin with a case; `allocator` tells the memory setting in force, as a meter does."""
         self._case, self._allocator = case, allocator
         self._records: dict[int, StepRecord] = {}
+        self._blocks: dict[int, BlocksRecord] = {}
+        self._span = Span(span_of(case.steps, case.seed) if case.attest else range(0))
         self._executions: dict[int, Execution] = {}
         self._losses: dict[int, float] = {}
-        self.steps = tuple(sorted({1, (1 + case.steps) // 2, case.steps}))
+        self.steps = tuple(sorted({1, _inner_step(case), case.steps}))
         """The steps that are recorded."""
 
     @contextmanager
@@ -42,43 +49,114 @@ class Witness:
         self, step: int, model: TinyLM, tokens: Tensor, optimizer: torch.optim.Optimizer | None
     ) -> Iterator[None]:
         """Record what runs inside if the step is one of `steps`: the step, from before it to after it is measured."""
+        self._span.before(step, model, tokens, optimizer)
         if step not in self.steps:
             yield
             return
         with ExitStack() as watching:
             execution = watching.enter_context(executing(model, optimizer))
             if self._case.attest:
-                record = watching.enter_context(recording(model, tokens, self._sample(step), optimizer))
-                self._records[step] = record
+                self._record(watching, step, model, tokens, self._sample(step), optimizer)
             yield
         execution.allocator = dict(self._allocator())
         execution.compiled = compiled_graphs() if model.is_compiled else None
         self._executions[step] = execution
 
+    def _record(
+        self, watching: ExitStack, step: int, model: TinyLM, tokens: Tensor, rows: Sample,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:  # fmt: skip
+        self._records[step] = watching.enter_context(recording(model, tokens, rows, optimizer))
+        self._blocks[step] = watching.enter_context(recording_blocks(model, tokens, rows, optimizer))
+
     def _sample(self, step: int) -> Sample:
+        rows = self._all_layers(step)
+        return rows if step in (1, self._case.steps) else replace(rows, layers=(), gradient_layers=())
+
+    def _all_layers(self, step: int) -> Sample:
         c = self._case
         rows = sample(c.model, batch=c.batch, length=c.seq_len, seed=c.seed + step)
-        judged = c.model.has_reference and step in (1, c.steps)
-        return rows if judged else replace(rows, layers=(), gradient_layers=())
+        return rows if c.model.has_reference else replace(rows, layers=(), gradient_layers=())
 
     @property
     def executed(self) -> list[dict[str, object]]:
         """What ran in the steps recorded so far, as what `json` can write."""
         return [{"step": step, **execution.to_json()} for step, execution in self._executions.items()]
 
-    def returned(self, step: int, loss: float) -> None:
-        """Say what loss a step returned, in nats."""
+    def returned(
+        self, step: int, loss: float, grad_norm: float, model: TinyLM, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Say what loss, in nats, and gradient norm a step returned."""
         self._losses[step] = loss
+        self._span.after(step, loss, grad_norm, model, optimizer)
 
     def judge(self, device: str | torch.device, *, alive: Callable[[], None] = lambda: None) -> list[dict[str, object]]:
         """Return what is found of each recorded step, as what `json` can write, and forget the records.
 
         It allocates on `device`: call it after the last measurement.
         """
-        c, found = self._case, []
-        rule = AdamW(lr=c.lr) if c.work == "train" else None
-        for step, record in sorted(self._records.items()):
-            verdict = judge(record, self._losses[step], loss_chunk=c.loss_chunk, rule=rule, device=device, alive=alive)
-            found.append({"step": step, **verdict.to_json()})
+        found = [self._judged(step, device, alive) for step in sorted(self._records)]
         self._records.clear()
+        self._blocks.clear()
         return found
+
+    def _judged(self, step: int, device: str | torch.device, alive: Callable[[], None]) -> dict[str, object]:
+        c, record, blocks = (
+            self._case,
+            self._records[step],
+            judge_blocks(self._blocks[step], device=device, alive=alive),
+        )
+        rule = AdamW(lr=c.lr) if c.work == "train" else None
+        verdict = judge(
+            record, self._losses[step], step=step, loss_chunk=c.loss_chunk, rule=rule, device=device, alive=alive
+        )
+        found = {"step": step, **verdict.to_json(), "blocks": blocks_json(blocks)}
+        return found | {"wrong": {**verdict.wrong(), "blocks": blocks.wrong}}
+
+    def replay(
+        self,
+        model: TinyLM,
+        optimizer: torch.optim.Optimizer | None,
+        take: Callable[[Tensor], StepResult],
+        device: str | torch.device,
+        *,
+        alive: Callable[[], None] = lambda: None,
+    ) -> dict[str, object]:
+        """Take some steps again, recorded, and return what came out otherwise, and what the judge finds of one of them.
+
+        It changes the model: call it after everything else.
+        """
+        steps, draw = self._span.steps, random.Random(f"judged {self._case.seed}")
+        model.grad_checkpointing = self._case.grad_checkpointing  # whoever looked at the model may have changed it
+        judged = draw.choice(steps) if steps else None
+
+        def watched(step: int, tokens: Tensor) -> StepResult:
+            alive()
+            with ExitStack() as watching:
+                watching.enter_context(executing(model, optimizer))
+                self._record(watching, step, model, tokens, self._all_layers(step), optimizer)
+                result = take(tokens)
+            if step != judged:
+                del self._records[step], self._blocks[step]
+            self._losses[step] = result.loss.item()
+            return result
+
+        wrong = self._span.again(model, optimizer, watched)
+        found = {"steps": list(steps), "wrong": wrong, "judged": None}
+        if judged is not None:
+            self._keep_one_layer(judged, draw)
+            found["judged"] = self._judged(judged, device, alive)
+        return found
+
+    def _keep_one_layer(self, step: int, draw: random.Random) -> None:
+        """Leave one layer of a record to be judged: the others were in the first and in the last step."""
+        record = self._records[step]
+        if record.layers:
+            kept = draw.choice(sorted(record.layers))
+            record.layers = {kept: record.layers[kept]}
+            record.sample = replace(record.sample, layers=(kept,), gradient_layers=(kept,))
+
+
+def _inner_step(case: CaseConfig) -> int:
+    """Return the step between first and last that is recorded, so that code which counts steps cannot know it."""
+    return random.Random(f"recorded {case.seed}").randint(2, case.steps - 1) if case.steps > 2 else case.steps

@@ -31,7 +31,7 @@ from tests.workbook.backend_contrast.made import (
     without_turns,
 )
 
-KINDS = ("ran", "route", "error", *GATES.values(), "operator_growth")
+KINDS = ("ran", "route", "error", *GATES.values(), "unrecorded", "operator_growth")
 """Gates that each backend has."""
 
 every_backend = pytest.mark.parametrize("backend", PLAIN_BACKENDS)

@@ -14,7 +14,17 @@ STATE_SHARE = 0.85
 BASE_MIB = {"checklist": 1700.0, "laptop": 34.0}
 
 
-LOST = ("state_mib", "device_total_mib", "executed", "attestation", "fresh_tokens", "meter", "operators", "effective")
+LOST = (
+    "state_mib",
+    "device_total_mib",
+    "executed",
+    "attestation",
+    "fresh_tokens",
+    "meter",
+    "replay",
+    "operators",
+    "effective",
+)
 """What a case that dies before its first step ends has not recorded."""
 
 
@@ -39,6 +49,17 @@ def executed(run, **changes):
 def shown_fresh(run, **changes):
     """Return a smoke that found something else on fresh tokens."""
     return with_case(run, "training", fresh_tokens={**run.case("training")["fresh_tokens"], **changes})
+
+
+def replayed(run, **changes):
+    """Return a smoke whose unrecorded steps came out otherwise when they were taken again."""
+    return with_case(run, "training", replay={**run.case("training")["replay"], **changes})
+
+
+def without_blocks(run):
+    """Return a smoke of which nothing but the attention was recorded."""
+    steps = [{k: v for k, v in step.items() if k != "blocks"} for step in run.case("training")["attestation"]]
+    return with_case(run, "training", attestation=steps)
 
 
 OPERATORS = {"aten::mm": {"count": 1200}, "aten::add.Tensor": {"count": 300}}

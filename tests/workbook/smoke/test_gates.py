@@ -22,10 +22,12 @@ from tests.workbook.smoke.made import (
     leaking,
     missing,
     not_compared,
+    replayed,
     shown_fresh,
     with_operators,
     with_parameter,
     with_steps,
+    without_blocks,
     without_case,
 )
 
@@ -47,6 +49,8 @@ FAULTS = {
     "choice": lambda run: found_wrong(run, "choice"),
     "gradients": lambda run: found_wrong(run, "backward"),
     "train_step": lambda run: found_wrong(run, "train_step"),
+    "blocks": lambda run: found_wrong(run, "blocks"),
+    "unrecorded": lambda run: replayed(run, wrong={"step 23": "another loss"}),
     "future": lambda run: shown_fresh(run, losses=[6.5, 5.9, 6.5]),
     "executed": lambda run: executed(run, devices=["cpu"]) if run.parameter("device") == "cuda" else run,
     "grad_checkpointing": lambda run: executed(run, passes=[2, 1]),
@@ -86,6 +90,8 @@ GAPS = {
     "choice": lambda run: not_compared(run, **{"layer 1 choice": "it was not shown"}),
     "gradients": lambda run: not_compared(run, layers="compiled"),
     "train_step": lambda run: with_case(run, "training", attestation=None),
+    "blocks": without_blocks,
+    "unrecorded": lambda run: with_case(run, "training", replay=None),
     "future": lambda run: with_case(run, "training", fresh_tokens=None),
     "executed": lambda run: with_case(run, "training", executed=None),
     "grad_checkpointing": lambda run: ended(run, "unavailable", 0),
@@ -507,3 +513,25 @@ def test_a_run_is_judged_from_its_files_as_from_memory(tmp_path, damage):
 def test_a_reason_names_the_figure_its_limit_and_its_unit():
     _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
     assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"
+
+
+def test_what_the_judge_finds_in_a_step_taken_again_fails_too():
+    wrong = {"attention": {"layer 1 win": "relative error 0.3"}}
+    gate = judged(replayed(healthy(), judged={"step": 25, "wrong": wrong}), "unrecorded")
+    assert gate.outcome == FAIL
+    assert "layer 1 win, again" in gate.detail
+
+
+def test_where_every_step_was_recorded_none_is_taken_again():
+    gate = judged(replayed(healthy(), steps=[], judged=None), "unrecorded")
+    assert (gate.outcome, gate.detail) == (PASS, "every step was recorded")
+
+
+def test_blocks_that_could_not_be_compared_did_not_run():
+    steps = [
+        {**step, "blocks": {"parts": {}, "not_compared": {"blocks": "compiled: no hook"}}}
+        for step in healthy().case("training")["attestation"]
+    ]
+    gate = judged(with_case(healthy(), "training", attestation=steps), "blocks")
+    assert gate.outcome == NOT_RUN
+    assert "compiled: no hook" in gate.detail

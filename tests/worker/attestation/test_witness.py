@@ -1,6 +1,7 @@
-"""A case's own first, middle and last step are recorded and judged, and no other."""
+"""A case's own first, last and one other step are recorded and judged; some of the others are taken again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,51 +11,108 @@ from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import data
 from nsa_lib.worker.attestation import Witness
+from tests.subject.test_config import CASE
 from tests.worker.attestation.attested import CHUNK, LENGTH, LR, config
 
 
-def witnessed(*, work="train", steps=5, spoilt_step=None):
-    """Run a case's loop with a witness; return what it found, and the steps that took longer for it."""
+def witnessed(*, work="train", steps=5, spoilt_step=None, spoil=None, seed=0):
+    """Run a case's loop with a witness; return what it found, and what of the steps that it took again."""
     case = CaseConfig(
         case_id="training", work=work, model=config(), seq_len=LENGTH, batch=1, steps=steps, dtype="float32",
-        grad_checkpointing=True, lr=LR, seed=0, device="cpu", loss_chunk=CHUNK, attest=True,
+        grad_checkpointing=True, lr=LR, seed=seed, device="cpu", loss_chunk=CHUNK, attest=True,
     )  # fmt: skip
     torch.manual_seed(case.seed)
     model, batches, witness = TinyLM(case.model, grad_checkpointing=True), data.batches(case), Witness(case, dict)
     optimizer = training.make_optimizer(model, case.lr) if work == "train" else None
+
+    def take(tokens):
+        if optimizer is None:
+            return training.backward_step(model, tokens, loss_chunk=CHUNK)
+        return training.train_step(model, optimizer, tokens, loss_chunk=CHUNK)
+
+    if spoil is not None:
+        spoil(model)
     for step in range(1, steps + 1):
         tokens = next(batches)
         with witness.watching(step, model, tokens, optimizer):
-            if step == spoilt_step:
-                tokens = tokens.roll(1, dims=1)
-            if optimizer is None:
-                result = training.backward_step(model, tokens, loss_chunk=CHUNK)
-            else:
-                result = training.train_step(model, optimizer, tokens, loss_chunk=CHUNK)
-        witness.returned(step, result.loss.item())
-    return witness.judge("cpu")
+            result = take(tokens.roll(1, dims=1) if step == spoilt_step else tokens)
+        witness.returned(step, result.loss.item(), result.grad_norm.item(), model, optimizer)
+    return witness.judge("cpu"), witness.replay(model, optimizer, take, "cpu"), witness.steps
 
 
 @pytest.mark.parametrize("work", ["train", "backward"])
-def test_first_middle_and_last_step_are_judged(work):
-    found = witnessed(work=work)
-    assert [one["step"] for one in found] == [1, 3, 5]
+def test_first_last_and_one_other_step_are_judged(work):
+    found, replay, steps = witnessed(work=work)
+    assert [one["step"] for one in found] == list(steps)
+    assert (steps[0], len(steps), steps[-1]) == (1, 3, 5)
     assert not any(area for one in found for area in one["wrong"].values())
     assert [len(one["layers"]) for one in found] == [2, 0, 2]
     assert found[1]["compared"].startswith("the train step alone")
     assert [one["update"] is None for one in found] == [work == "backward"] * 3
-    json.dumps(found, allow_nan=False)
+    assert (replay["steps"], replay["wrong"]) == ([2, 3, 4], {})
+    assert not any(replay["judged"]["wrong"].values())
+    assert len(replay["judged"]["layers"]) == 1
+    json.dumps([found, replay], allow_nan=False)
+
+
+def test_another_seed_records_another_step():
+    others = {Witness(replace(CASE, steps=60, seed=seed), dict).steps[1] for seed in range(20)}
+    assert len(others) > 10
+    assert others <= set(range(2, 60))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_few_steps_are_all_judged(steps):
-    found = witnessed(steps=steps)
+    found, replay, _ = witnessed(steps=steps)
     assert [one["step"] for one in found] == list(range(1, steps + 1))
     assert all(one["layers"] for one in found)
+    assert replay == {"steps": [], "wrong": {}, "judged": None}
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [1, 5])
 def test_a_step_on_other_tokens_is_found_where_it_happened(step):
-    found = witnessed(spoilt_step=step)
+    found, _, _ = witnessed(spoilt_step=step)
     wrong = {one["step"] for one in found if any(one["wrong"].values())}
     assert wrong == {step}
+
+
+# What is right only where it is looked at
+
+
+def test_a_step_that_nobody_recorded_is_found_when_it_is_taken_again():
+    (spoilt,) = {2, 3, 4} - {witnessed()[2][1], 4}  # one that is not recorded, nor the last of those taken again
+    found, replay, _ = witnessed(spoilt_step=spoilt)
+    assert not any(area for one in found for area in one["wrong"].values())
+    assert f"step {spoilt}" in replay["wrong"]
+
+
+def test_a_layer_that_is_right_only_while_it_is_observed_is_found():
+    def spoil(model):
+        attention = model.blocks[1].attention
+        honest = attention.project
+
+        def project(x):
+            parts = honest(x)
+            return parts if attention.observe is not None else {**parts, "value_win": 0.5 * parts["value_win"]}
+
+        attention.project = project
+
+    found, replay, _ = witnessed(spoil=spoil)
+    assert not any(area for one in found for area in one["wrong"].values())
+    assert replay["wrong"]
+
+
+def test_code_that_counts_steps_and_knows_the_first_and_the_last_is_found():
+    def spoil(model):
+        honest, calls = model.embedding.forward, [0]
+
+        def embed(tokens):
+            calls[0] += 1
+            return honest(tokens if calls[0] in (1, 5) else tokens.roll(1, dims=1))
+
+        model.embedding.forward = embed
+
+    found, replay, _ = witnessed(spoil=spoil)
+    wrong = {one["step"] for one in found if any(one["wrong"].values())}
+    assert wrong.isdisjoint({1, 5})
+    assert any(replay["judged"]["wrong"].values())

@@ -1,0 +1,292 @@
+"""Record and judge what a model does around its attention: embedding, residuals, norms and MLPs, forward and backward.
+
+All of it is row by row, so the reference is short. As with a layer (`layer`), each piece is computed again from what it
+was given in the step: an error is its own and not inherited. What one block returns must be what the next one gets, to
+the bit, forward and backward: between blocks there is nothing.
+
+Not recorded: blocks under torch.compile, into whose code a hook would be compiled.
+
+Host memory a recorded step: seven tensors [B, T, dim] a sampled layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
+from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.attestation.rounding import Comparison, compare
+from nsa_lib.worker.attestation.sample import Sample
+
+CHUNK_TOKENS = 4096
+"""Tokens whose MLP is computed at a time."""
+
+LAYER_NORM_EPS = 1e-5
+
+MOST_ADDITIONS = 4096
+"""Roundings of a sum that are made in turn."""
+
+COMPILED = "compiled: a hook on a block would be compiled in, and the run be another"
+
+
+@dataclass
+class BlocksRecord:
+    """What the sampled blocks of a model did in a step, by index, and the embedding and the norm around them.
+
+    `kept` holds by block: `x` its input, `attended` what its attention read, `attention` and `output` what attention
+    and block returned, `passed` what the next one got, and the gradient of each, `d_<name>`; all [B, T, dim].
+    """
+
+    tokens: Tensor
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    """Of blocks, norm and embedding, before the update."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+    """`x` that the final norm read, `output` what it made, and their gradients."""
+    why_not: str | None = None
+
+
+@contextmanager
+def recording_blocks(
+    model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.optim.Optimizer | None
+) -> Iterator[BlocksRecord]:
+    """Record the blocks of the one training step that is taken inside, without changing it."""
+    record = BlocksRecord(_copied(tokens[:, :-1]), why_not=COMPILED if model.is_compiled else None)
+    if record.why_not or not sample.layers:
+        yield record
+        return
+    names = [name for name, _ in model.named_parameters() if _is_judged(name, sample.layers)]
+    record.parameters = {name: _copied(model.get_parameter(name)) for name in names}
+
+    def take(*_: object) -> None:
+        found = {name: model.get_parameter(name).grad for name in names}
+        record.gradients = {name: _copied(gradient) for name, gradient in found.items() if gradient is not None}
+
+    with ExitStack() as hooks:
+        for handle in _hooked(model, sample.layers, record):
+            hooks.callback(handle.remove)
+        if optimizer is not None:
+            hooks.callback(optimizer.register_step_pre_hook(take).remove)
+        yield record
+    if optimizer is None:
+        take()
+
+
+def _is_judged(name: str, layers: tuple[int, ...]) -> bool:
+    if name in ("embedding.weight", "norm.weight"):
+        return True
+    block = name.split(".")
+    return block[0] == "blocks" and int(block[1]) in layers and block[2] != "attention"
+
+
+def _hooked(
+    model: TinyLM, layers: tuple[int, ...], record: BlocksRecord
+) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    blocks = [*model.blocks, model.norm]
+    for index in layers:
+        kept, block = record.kept.setdefault(index, {}), model.blocks[index]
+        yield block.register_forward_pre_hook(_keeping_input(kept, "x"))
+        yield block.attention.register_forward_pre_hook(_keeping_input(kept, "attended"))
+        yield block.attention.register_forward_hook(_keeping_output(kept, "attention"))
+        yield block.register_forward_hook(_keeping_output(kept, "output"))
+        yield blocks[index + 1].register_forward_pre_hook(_keeping_input(kept, "passed"))
+    yield model.norm.register_forward_pre_hook(_keeping_input(record.hidden, "x"))
+    yield model.norm.register_forward_hook(_keeping_output(record.hidden, "output"))
+
+
+def _keeping_input(kept: dict[str, Tensor], name: str) -> Callable:
+    return lambda module, arguments: _keep(kept, name, arguments[0])
+
+
+def _keeping_output(kept: dict[str, Tensor], name: str) -> Callable:
+    return lambda module, arguments, output: _keep(kept, name, output)
+
+
+def _keep(kept: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Keep a value of the first pass; of the pass that has a backward, its gradient."""
+    if name not in kept:
+        kept[name] = _copied(value)
+    if value.requires_grad:
+        value.register_hook(lambda gradient: kept.__setitem__(f"d_{name}", _copied(gradient)))
+
+
+def _copied(x: Tensor) -> Tensor:
+    """Copy a tensor to the host, where no meter looks."""
+    with _disable_current_modes():
+        return x.detach().to("cpu", copy=True)
+
+
+@dataclass
+class BlocksFound:
+    """What was found of the blocks of a step."""
+
+    parts: dict[str, Comparison] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+    """Rows that are other bits behind a block than in front of the next, by name."""
+    not_compared: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """What is wrong, by name, in a sentence."""
+        found = {name: part.said for name, part in self.parts.items() if not part.ok}
+        return found | {name: f"{rows:,} rows have other bits" for name, rows in self.changed.items() if rows}
+
+
+def judge_blocks(
+    record: BlocksRecord, *, device: str | torch.device = "cpu", alive: Callable[[], None] = lambda: None
+) -> BlocksFound:
+    """Judge the recorded blocks of a step on a device."""
+    found = BlocksFound()
+    if record.why_not is not None:
+        found.not_compared["blocks"] = record.why_not
+        return found
+    for index, kept in record.kept.items():
+        missing = {"x", "attended", "attention", "output", "passed", "d_output", "d_passed", "d_attended"} - set(kept)
+        missing |= {"d_attention"} - set(kept)
+        if missing:
+            found.not_compared[f"block {index + 1} blocks"] = f"{', '.join(sorted(missing))} was not seen"
+            continue
+        _judge_block(found, index, record, device, alive)
+    if record.kept and {"x", "output", "d_x", "d_output"} <= set(record.hidden):
+        _judge_ends(found, record, device)
+    return found
+
+
+def _judge_block(
+    found: BlocksFound, index: int, record: BlocksRecord, device: str | torch.device, alive: Callable[[], None]
+) -> None:
+    kept, name, prefix = record.kept[index], f"block {index + 1}", f"blocks.{index}."
+    weights = {n.removeprefix(prefix): p for n, p in record.parameters.items() if n.startswith(prefix)}
+    right, rounded = (_block(kept, weights, a, device, alive) for a in _arithmetics(kept["x"].dtype))
+    width = len(weights["mlp.0.weight"])
+    for part in ("attended", "output", "d_attention", "d_x"):
+        if part in kept:  # the embedding's gradient stands for the first block's d_x where that is no leaf
+            compared = compare(kept[part], right[part], rounded[part], dtype=kept["x"].dtype, terms=width)
+            found.parts[f"{name} {part}"] = compared
+    for weight in weights:
+        gradient = record.gradients.get(prefix + weight)
+        gradient = torch.zeros_like(weights[weight]) if gradient is None else gradient
+        whole = (x.reshape(1, -1) for x in (gradient, right[weight], rounded[weight]))
+        terms = width + kept["x"][..., 0].numel()
+        found.parts[f"{name} d_{weight}"] = compare(*whole, dtype=gradient.dtype, terms=terms)
+    for what in ("", "d_"):
+        behind, before = kept[f"{what}output"], kept[f"{what}passed"]
+        rows = _rows_that_differ(behind, before)
+        found.changed[f"{name} to the next, {'backward' if what else 'forward'}"] = rows
+
+
+def _rows_that_differ(a: Tensor, b: Tensor) -> int:
+    return a[..., 0].numel() if a.shape != b.shape else int((a != b).any(dim=-1).sum())
+
+
+def _arithmetics(dtype: torch.dtype) -> tuple[Arithmetic, Arithmetic]:
+    return EXACT, Arithmetic.of_run(dtype)
+
+
+def _block(
+    kept: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    arithmetic: Arithmetic,
+    device: str | torch.device,
+    alive: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Return what a block makes of its input and its attention, and the gradients of both and of its weights."""
+    keep, to = arithmetic.keep, {"device": device, "dtype": arithmetic.wide}
+    leaves = {n: w.to(**to, copy=True).requires_grad_() for n, w in weights.items() if n.startswith("mlp")}
+    first, second = (weights[f"norm_{which}.weight"].to(**to) for which in ("attention", "mlp"))
+    made: dict[str, list[Tensor]] = {}
+    names = ("x", "attention", "d_output", "d_attended")
+    for rows in zip(*(kept[name].flatten(0, 1).split(CHUNK_TOKENS) for name in names), strict=True):
+        alive()
+        x, attention, d_output, d_attended = (part.to(**to) for part in rows)
+        x = x.clone().requires_grad_()
+        attended, x_scaled = layer_norm(x, first, keep)
+        middle = keep(x.detach() + attention).requires_grad_()
+        normed, middle_scaled = layer_norm(middle, second, keep)
+        normed.retain_grad()
+        inner = keep(normed @ leaves["mlp.0.weight"].T)
+        output = keep(middle + keep(keep(inner * inner.sigmoid()) @ leaves["mlp.2.weight"].T))
+        torch.autograd.backward([output, attended], [d_output, d_attended])
+        found = {
+            "attended": attended,
+            "output": output,
+            "d_attention": middle.grad,
+            "d_x": keep(middle.grad + x.grad),
+            "norm_attention.weight": d_attended * x_scaled,
+            "norm_mlp.weight": normed.grad * middle_scaled,
+        }
+        for name, value in found.items():
+            made.setdefault(name, []).append(value.detach())
+    whole = {name: torch.cat(values) for name, values in made.items()}
+    sums = {name: keep(leaf.grad) for name, leaf in leaves.items()}
+    one = torch.zeros(len(whole["output"]), dtype=torch.int64, device=device)
+    sums |= {n: added(whole.pop(n), one, 1, arithmetic)[0] for n in ("norm_attention.weight", "norm_mlp.weight")}
+    return {name: value.unflatten(0, kept["x"].shape[:2]) for name, value in whole.items()} | sums
+
+
+def layer_norm(x: Tensor, weight: Tensor, keep: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return s * weight and s = (x - mean) / sqrt(variance + eps), over the last dimension (Ba et al., 2016)."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).sqrt()
+    return keep(scaled * weight), scaled.detach()
+
+
+def added(rows: Tensor, places: Tensor, count: int, arithmetic: Arithmetic) -> Tensor:
+    """Add up rows [P, n] by their place among `count`, [count, n].
+
+    An implementation may keep such a sum in the run's dtype: in that arithmetic it is rounded after every addition, or
+    after MOST_ADDITIONS evenly many.
+    """
+    total = torch.zeros(count, rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    if arithmetic.kept == arithmetic.wide:
+        return total.index_add_(0, places, rows)
+    order = places.argsort(stable=True)
+    starts = torch.bincount(places, minlength=count).cumsum(0).roll(1)
+    starts[0] = 0
+    turn = torch.arange(len(order), device=rows.device) - starts[places[order]]  # the how-manieth of its place
+    turns = int(turn.max()) + 1
+    for part in (turn * min(turns, MOST_ADDITIONS) // turns).unique():
+        now = order[turn * min(turns, MOST_ADDITIONS) // turns == part]
+        total = arithmetic.keep(total.index_add(0, places[now], rows[now]))
+    return total
+
+
+def _judge_ends(found: BlocksFound, record: BlocksRecord, device: str | torch.device) -> None:
+    """Judge the final norm, and the embedding where the first block was recorded."""
+    kept, dtype = record.hidden, record.hidden["x"].dtype
+    made = []
+    for arithmetic in _arithmetics(dtype):
+        to = {"device": device, "dtype": arithmetic.wide}
+        x, d_output = kept["x"].to(**to, copy=True).requires_grad_(), kept["d_output"].to(**to)
+        output, scaled = layer_norm(x, record.parameters["norm.weight"].to(**to), arithmetic.keep)
+        output.backward(d_output)
+        rows = (d_output * scaled).flatten(0, 1)
+        d_weight = added(rows, torch.zeros(len(rows), dtype=torch.int64, device=device), 1, arithmetic)
+        made.append((output.detach(), arithmetic.keep(x.grad), d_weight))
+    gradient = record.gradients.get("norm.weight", torch.zeros_like(record.parameters["norm.weight"]))
+    terms = len(gradient) + record.tokens.numel()
+    for name, mine, right, rounded in zip(
+        ("final norm", "final norm d_x", "final norm d_weight"), (kept["output"], kept["d_x"], gradient[None]), *made,
+        strict=True,
+    ):  # fmt: skip
+        found.parts[name] = compare(mine, right, rounded, dtype=dtype, terms=terms)
+    first = record.kept.get(0, {})
+    if "x" in first:
+        embedded = record.parameters["embedding.weight"][record.tokens]
+        found.changed["embedding"] = _rows_that_differ(first["x"], embedded)
+    if "d_x" in first and (gradient := record.gradients.get("embedding.weight")) is not None:
+        rows, places = first["d_x"].flatten(0, 1), record.tokens.flatten()
+        sums = (added(rows.to(a.wide), places, len(gradient), a) for a in _arithmetics(dtype))
+        found.parts["embedding d_weight"] = compare(gradient, *sums, dtype=dtype, terms=terms)
+
+
+def blocks_json(found: BlocksFound) -> dict[str, object]:
+    """Return what gates read: the worst ratio of each part, and what could not be compared."""
+    return {"parts": {name: part.ratio for name, part in found.parts.items()}, "not_compared": found.not_compared}

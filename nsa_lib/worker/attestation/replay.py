@@ -1,0 +1,114 @@
+"""Take some unrecorded steps of a run once more, recorded, and compare: code may behave only where it is looked at.
+
+Nobody watches the steps of a span while they run. What they start from is copied just before, at a place that the seed
+decides. When all is measured, the model is put back to there and takes the same steps again, watched as a recorded step
+is, and one of them judged. A step is deterministic: each loss and gradient norm, and the sampled weights and optimizer
+state at the end, must come out the same to the bit.
+
+Host memory: parameters and optimizer state once, and the tokens of the span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.training import StepResult
+
+SPAN_STEPS = 10
+"""Steps that are taken again, at most."""
+
+
+def span_of(steps: int, seed: int) -> range:
+    """Return the steps that are taken again, from 1, among those that are neither the first nor the last."""
+    inner = range(2, steps)
+    length = min(SPAN_STEPS, len(inner))
+    start = random.Random(f"replay {seed}").randint(0, len(inner) - length)
+    return inner[start : start + length]
+
+
+@dataclass
+class Span:
+    """What is known of the steps that will be taken again."""
+
+    steps: range
+    tokens: list[Tensor] = field(default_factory=list)
+    results: list[tuple[float, float]] = field(default_factory=list)
+    """Loss and gradient norm of each."""
+    start: dict[str, Tensor] = field(default_factory=dict)
+    """Parameters and optimizer state before the first."""
+    end: dict[str, str] = field(default_factory=dict)
+    """Those after the last; of each, a hash of its bits."""
+
+    def before(self, step: int, model: TinyLM, tokens: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+        """Copy what a step starts from, if it is one of them."""
+        with _disable_current_modes():
+            if step == self.steps.start:
+                self.start = {name: x.detach().to("cpu", copy=True) for name, x in _state(model, optimizer).items()}
+            if step in self.steps:
+                self.tokens.append(tokens.to("cpu", copy=True))
+
+    def after(
+        self, step: int, loss: float, grad_norm: float, model: TinyLM, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Note what a step came to, if it is one of them."""
+        if step in self.steps:
+            self.results.append((loss, grad_norm))
+        if self.steps and step == self.steps[-1]:
+            self.end = hashes(model, optimizer)
+
+    def again(
+        self, model: TinyLM, optimizer: torch.optim.Optimizer | None, take: Callable[[int, Tensor], StepResult]
+    ) -> dict[str, str]:
+        """Take the steps again and return what came out otherwise, by name, in a sentence. The model is changed.
+
+        Args:
+            model: the one that took them.
+            optimizer: its optimizer.
+            take: takes a step, given its number and tokens on the model's device.
+        """
+        device = model.head.weight.device
+        with _disable_current_modes(), torch.no_grad():
+            for name, x in _state(model, optimizer).items():
+                if name in self.start:
+                    x.copy_(self.start[name])
+        wrong = {}
+        for step, tokens, before in zip(self.steps, self.tokens, self.results, strict=True):
+            result = take(step, tokens.to(device))
+            now = result.loss.item(), result.grad_norm.item()
+            if now != before:
+                wrong[f"step {step}"] = "loss {:.9g} and gradient norm {:.9g}, recorded {:.9g} and {:.9g}".format(
+                    *before, *now
+                )
+        now = hashes(model, optimizer)
+        if changed := [name for name, bits in self.end.items() if now.get(name) != bits]:
+            shown = ", ".join(changed[:3])
+            wrong[f"state after step {self.steps[-1]}"] = f"{len(changed)} of {len(now)} tensors differ: {shown}"
+        return wrong
+
+
+def _state(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """Return parameters and optimizer state by name."""
+    found = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer is not None else {}).items():
+            if isinstance(value, Tensor):
+                found[f"{name} {key}"] = value
+    return found
+
+
+def hashes(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> dict[str, str]:
+    """Return a hash of the bits of every parameter and of its optimizer state."""
+    with _disable_current_modes():
+        return {name: _hash(x) for name, x in _state(model, optimizer).items()}
+
+
+def _hash(x: Tensor) -> str:
+    return hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
