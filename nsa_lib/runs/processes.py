@@ -37,6 +37,16 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def processes_with(module: str, ending: str) -> list[str]:
+    """Return, of every process that runs a module of Python, the argument that ends so."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            found += [word for word in words if word.endswith(ending)] if module in words else []
+    return found
+
+
 def _parents() -> dict[int, int]:
     """Return the parent of every process."""
     found = {}

@@ -1,4 +1,4 @@
-"""Live progress of a run: a bar, an ETA and the memory so far, in JupyterLab, under papermill and on a console.
+"""Live progress of a run: where it is, a bar, what is left, loss and memory, in JupyterLab, papermill and a console.
 
 A display is updated in place, at most once a second; inline SVG, because JupyterLab freezes an updated plotly chart at
 its first frame. A line printed now and then shows life where displays are not logged; those lines stay in the report.
@@ -21,13 +21,31 @@ PRINT_PERIOD_S = 20.0
 class Progress:
     """The progress of one run, case after case."""
 
-    def __init__(self, case_steps: dict[str, int]):
-        self._case_steps = case_steps
+    def __init__(self, case_steps: dict[str, int], *, where: str = "", limit_mib: float | None = None):
+        """Begin.
+
+        Args:
+            case_steps: how many steps each case takes, in their order.
+            where: the run folder, to look into after a reload of the page, which shows no display that is live.
+            limit_mib: what the peak of reserved memory is judged against.
+        """
+        self._case_steps, self._where, self._limit_mib = case_steps, where, limit_mib
         self._handle: DisplayHandle | None = None
         self._shown_at = 0.0
         self._printed_at = time.monotonic()
 
-    def show(self, case_id: str, step: int, step_s: float | None, memory_mib: Sequence[float], *, phase: str) -> None:
+    def show(
+        self,
+        case_id: str,
+        step: int,
+        step_s: float | None,
+        memory_mib: Sequence[float],
+        *,
+        phase: str,
+        loss: float | None = None,
+        reserved_mib: float | None = None,
+        said: str = "",
+    ) -> None:
         """Show that a case has done `step` steps; throttled.
 
         Args:
@@ -36,22 +54,44 @@ class Progress:
             step_s: median time of a step so far, or None before the first.
             memory_mib: peak allocated memory of each step so far.
             phase: phase of the last heartbeat.
+            loss: of the last step.
+            reserved_mib: highest peak of reserved memory so far.
+            said: the last line that the worker printed.
         """
-        total = self._case_steps[case_id]
-        words = f"{case_id}: {phase}" if step == 0 else f"{case_id}: step {step} of {total}"
-        if step_s is not None:
-            words += f", {1000 * step_s:.0f} ms a step, {_duration((total - step) * step_s)} to go"
-        if memory_mib:
-            words += f", peak {memory_mib[-1]:,.1f} MiB"
+        words = self._words(case_id, step, step_s, phase) + self._figures(loss, memory_mib, reserved_mib)
         if time.monotonic() - self._shown_at >= PERIOD_S:
-            self._update(words, _bar(step, total) + sparkline_svg(memory_mib))
+            last = f"<br><code>{escape(said)}</code>" if said else ""
+            self._update(
+                words, _bar(step, self._case_steps[case_id]) + sparkline_svg(memory_mib) + last + self._folder()
+            )
         if time.monotonic() - self._printed_at >= PRINT_PERIOD_S:
             self._print(words)
+
+    def _words(self, case_id: str, step: int, step_s: float | None, phase: str) -> str:
+        """Return where a run is and what is left of its case."""
+        total = self._case_steps[case_id]
+        words = f"{case_id}: {phase}" if step == 0 else f"{case_id}: step {step} of {total}"
+        if len(self._case_steps) > 1:
+            words = f"case {list(self._case_steps).index(case_id) + 1} of {len(self._case_steps)}, {words}"
+        if step_s is not None:
+            words += f", {1000 * step_s:.0f} ms a step, {_duration((total - step) * step_s)} to go"
+        return words
+
+    def _figures(self, loss: float | None, memory_mib: Sequence[float], reserved_mib: float | None) -> str:
+        words = "" if loss is None else f", loss {loss:.3f}"
+        if memory_mib:
+            words += f", peak {memory_mib[-1]:,.1f} MiB"
+        if reserved_mib is not None and self._limit_mib is not None:
+            words += f", reserved {reserved_mib:,.0f} of {self._limit_mib:,.0f} MiB"
+        return words
 
     def end(self, case_id: str, status: str, reason: str, seconds: float) -> None:
         """Show how a case ended."""
         self._print(f"{case_id}: {status} after {_duration(seconds)}" + (f" ({reason})" if reason else ""))
         self._update("", "")
+
+    def _folder(self) -> str:
+        return f'<br><small style="opacity:.7">recorded in {escape(self._where)}</small>' if self._where else ""
 
     def _print(self, words: str) -> None:
         self._printed_at = time.monotonic()

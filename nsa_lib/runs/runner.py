@@ -25,7 +25,7 @@ from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
-from nsa_lib.runs.processes import adopt_orphans, children, end_tree
+from nsa_lib.runs.processes import adopt_orphans, children, end_tree, processes_with
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.runs.watch import Limits, Watch
@@ -48,13 +48,13 @@ def execute(plan: Plan) -> Path:
     The stop button ends the case that runs; it and the ones not started are `interrupted`, and the notebook goes on
     with what was recorded. So it does after `total_timeout_s`, with `timeout` for the case that ran.
     """
-    for notice in plan.notices:
+    for notice in (*plan.notices, *_others_at_work()):
         print(notice, flush=True)
-    progress = Progress({case.case_id: case.steps for case in plan.cases})
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
     adopt_orphans()
     with StopButton() as stop:
         folder = make_run_folder(plan)
+        progress = _progress(plan, folder)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
         started: list[subprocess.Popen] = []
         predicted = list(folders) if plan.request.predicted else []
@@ -79,6 +79,18 @@ def execute(plan: Plan) -> Path:
         finally:
             _end_all(started, predictor)
     return folder
+
+
+def _progress(plan: Plan, folder: Path) -> Progress:
+    limit = plan.values.get("reserved_limit_mib")
+    steps = {case.case_id: case.steps for case in plan.cases}
+    return Progress(steps, where=str(folder), limit_mib=limit and limit.value)
+
+
+def _others_at_work() -> list[str]:
+    """Return what to say of other runs whose cases are running on this machine now."""
+    others = sorted({Path(case).parent.parent.parent.name for case in processes_with("nsa_lib.worker", "case.json")})
+    return [f"{name} is running on this machine too: both take longer, and share its memory." for name in others]
 
 
 def _end_all(started: list[subprocess.Popen], predictor: Predictor | None) -> None:
@@ -133,7 +145,7 @@ def run_case(
     watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
     ending = None
     try:
-        ending = _supervise(process, watch, limits, case, progress, stop)
+        ending = _supervise(process, watch, limits, case, progress, stop, folder / "stderr.log")
     finally:  # also if the supervision itself fails: an unwatched worker must not live on
         end_tree(process, spare=others, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
@@ -153,6 +165,10 @@ def run_case(
     return result
 
 
+def _last_line(path: Path) -> str:
+    return (_tail(path).strip().splitlines() or [""])[-1]
+
+
 def _tail(path: Path) -> str:
     """Return the last characters of a file, which may be of any size."""
     with path.open("rb") as file:
@@ -168,7 +184,13 @@ def _release(process: subprocess.Popen) -> None:
 
 
 def _supervise(
-    process: subprocess.Popen, watch: Watch, limits: Limits, case: CaseConfig, progress: Progress, stop: StopButton
+    process: subprocess.Popen,
+    watch: Watch,
+    limits: Limits,
+    case: CaseConfig,
+    progress: Progress,
+    stop: StopButton,
+    log: Path,
 ) -> tuple[str, str] | None:
     """Watch a case until it ends by itself (None) or must be ended (its status and the reason)."""
     while process.poll() is None:
@@ -176,7 +198,8 @@ def _supervise(
             return "interrupted", "stopped by the user"
         watch.look()
         step_s = median(watch.steps_s) if watch.steps_s else None
-        progress.show(case.case_id, len(watch.steps_s), step_s, watch.memory_mib, phase=watch.phase)
+        seen = {"loss": watch.loss, "reserved_mib": watch.reserved_mib, "said": _last_line(log)}
+        progress.show(case.case_id, len(watch.steps_s), step_s, watch.memory_mib, phase=watch.phase, **seen)
         overdue = watch.overdue(limits)
         if overdue:
             return overdue

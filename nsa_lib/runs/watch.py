@@ -72,6 +72,10 @@ class Watch:
     looked_at: float = field(default_factory=time.monotonic)
     steps_s: list[float] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
+    reserved_mib: float | None = None
+    """Highest peak of reserved memory."""
+    loss: float | None = None
+    """Of the last step that had one."""
 
     def look(self) -> None:
         """Read the beats that came. Time in which nobody watched is not silence of the case."""
@@ -85,6 +89,9 @@ class Watch:
                 self.steps_s.append(beat["step_ms"] / 1000)
                 if "peak_alloc_mib" in beat:  # a timing measures no memory
                     self.memory_mib.append(beat["peak_alloc_mib"])
+                if beat.get("peak_reserved_mib") is not None:
+                    self.reserved_mib = max(self.reserved_mib or 0.0, beat["peak_reserved_mib"])
+                self.loss = beat.get("loss", self.loss)
 
     def overdue(self, limits: Limits) -> tuple[str, str] | None:
         """Return the status and reason with which the case must be ended, or None."""

@@ -56,6 +56,15 @@ def test_a_display_is_made_once_and_then_updated_at_most_once_a_second(screen, c
     assert "step 41 of 1000" in screen.html
 
 
+def test_it_tells_which_case_of_how_many_loss_limit_the_workers_last_line_and_where_to_look(screen):
+    run = Progress({"training": 100, "anomaly": 10}, where="/runs/<smoke>", limit_mib=70_000.0)
+    run.show("anomaly", 4, 1.0, [10.0], phase="step", loss=6.25, reserved_mib=1762.0, said="warning: <b>")
+    for text in ("case 2 of 2, anomaly: step 4 of 10", "loss 6.250", "reserved 1,762 of 70,000 MiB"):
+        assert text in screen.html
+    assert "<code>warning: &lt;b&gt;</code>" in screen.html
+    assert "recorded in /runs/&lt;smoke&gt;" in screen.html
+
+
 def test_it_tells_the_step_the_pace_what_is_left_and_the_memory(screen):
     Progress({"training": 100}).show("training", 40, 1.5, [1000.0, 1686.4], phase="step")
     bundle = screen.displays[0]
@@ -80,7 +89,7 @@ def test_the_end_of_a_case_is_printed_and_clears_the_display(screen, clock, caps
     assert "<progress" not in screen.html
     clock[0] += 1
     run.show("anomaly", 1, 0.1, [10.0], phase="warmup")
-    assert screen.updates[-1]["text/plain"].startswith("anomaly: step 1 of 10")
+    assert screen.updates[-1]["text/plain"].startswith("case 2 of 2, anomaly: step 1 of 10")
     assert len(screen.displays) == 1
 
 

@@ -97,6 +97,20 @@ def test_modules_in_the_working_folder_do_not_reach_a_worker(tmp_path, monkeypat
     assert (process.wait(), (tmp_path / "case" / "stderr.log").read_text()) == (0, "")
 
 
+def test_another_run_at_once_is_announced(tmp_path, monkeypatch, smoke, capsys):
+    waits = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", "-m", "nsa_lib.worker"]
+    waits.append("/out/runs/smoke-of-another/cases/training/case.json")
+    plant(tmp_path, monkeypatch, RESULT.replace("STATUS", "ok"))
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        execute(smoke)
+        said = capsys.readouterr().out
+        other.stdin.close()
+    assert "smoke-of-another is running on this machine too" in said
+    execute(smoke)
+    assert "smoke-of-another" not in capsys.readouterr().out
+
+
 def test_a_full_disk_ends_everything_that_was_started(tmp_path, monkeypatch, smoke):
     def no_space(*_):
         raise OSError(28, "No space left on device")
