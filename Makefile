@@ -17,8 +17,8 @@ validate: .venv/installed  ## run the whole checklist on this machine: a line a 
 test: .venv/tested  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lab: .venv/installed  ## open JupyterLab on the notebooks; no browser is started, the address with its token is printed
-	$(BIN)/jupyter lab --no-browser --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: .venv/installed  ## open JupyterLab on the project; no browser is started, the address with its token is printed
+	$(BIN)/jupyter lab --no-browser --ServerApp.root_dir=. --ContentsManager.pre_save_hook=nsa_lib.report.lab.strip_outputs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: .venv/tested  ## check style, of the notebooks too
 	$(BIN)/ruff check .
