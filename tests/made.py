@@ -77,7 +77,12 @@ def seen(asked):
             for step in steps
         ]  # fmt: skip
         inner = list(range(2, min(12, asked["steps"])))
-        facts["replay"] = {"steps": inner, "wrong": {}, "judged": {"step": 2, "wrong": wrong} if inner else None}
+        facts["replay"] = {
+            "steps": inner,
+            "same_bits": True,
+            "wrong": {},
+            "judged": {"step": 2, "wrong": wrong} if inner else None,
+        }
     facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0}
     if asked["show_fresh"]:
         facts["fresh_tokens"] = {

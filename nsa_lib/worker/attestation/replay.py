@@ -2,8 +2,9 @@
 
 Nobody watches the steps of a span while they run. What they start from is copied just before, at a place that the seed
 decides. When all is measured, the model is put back to there and takes the same steps again, watched as a recorded step
-is, and one of them judged. A step is deterministic: each loss and gradient norm, and the sampled weights and optimizer
-state at the end, must come out the same to the bit.
+is, and one of them judged. On the CPU a step is deterministic: each loss and gradient norm, and all parameters and
+optimizer state at the end, must come out the same to the bit. On CUDA that holds with `fused`; the plain backends use
+kernels of torch whose sums have no fixed order, so where bits differ, loss and norm must agree within TOLERANCE.
 
 Host memory: parameters and optimizer state once, and the tokens of the span.
 """
@@ -24,6 +25,14 @@ from nsa_lib.subject.training import StepResult
 
 SPAN_STEPS = 10
 """Steps that are taken again, at most."""
+
+
+TOLERANCE = {"bfloat16": 0.02, "float16": 0.005, "float32": 0.001, "float64": 1e-9}
+"""Relative difference of a loss that sums of another order may lead to within a span. Measured on an H200 in bfloat16,
+five steps on: 2.5e-4 of the loss, and 2e-3 of the norm."""
+
+NORM_TOLERANCE = 5.0
+"""The same of a gradient norm, times that of the loss."""
 
 
 def span_of(steps: int, seed: int) -> range:
@@ -79,19 +88,34 @@ class Span:
             for name, x in _state(model, optimizer).items():
                 if name in self.start:
                     x.copy_(self.start[name])
-        wrong = {}
-        for step, tokens, before in zip(self.steps, self.tokens, self.results, strict=True):
+        now = []
+        for step, tokens in zip(self.steps, self.tokens, strict=True):
             result = take(step, tokens.to(device))
-            now = result.loss.item(), result.grad_norm.item()
-            if now != before:
-                wrong[f"step {step}"] = "loss {:.9g} and gradient norm {:.9g}, recorded {:.9g} and {:.9g}".format(
-                    *before, *now
-                )
-        now = hashes(model, optimizer)
-        if changed := [name for name, bits in self.end.items() if now.get(name) != bits]:
+            now.append((result.loss.item(), result.grad_norm.item()))
+        state = hashes(model, optimizer)
+        changed = [name for name, bits in self.end.items() if state.get(name) != bits]
+        same = now == self.results and not changed
+        wrong = self._differences(now, _tolerance(model))
+        if changed and device.type == "cpu":
             shown = ", ".join(changed[:3])
-            wrong[f"state after step {self.steps[-1]}"] = f"{len(changed)} of {len(now)} tensors differ: {shown}"
+            wrong[f"state after step {self.steps[-1]}"] = f"{len(changed)} of {len(state)} tensors differ: {shown}"
+        return same, wrong
+
+    def _differences(self, now: list[tuple[float, float]], tolerance: float) -> dict[str, str]:
+        """Return the steps whose loss or gradient norm is further from what it was than it may be."""
+        wrong = {}
+        for step, (loss, norm), (loss_now, norm_now) in zip(self.steps, self.results, now, strict=True):
+            within = abs(loss_now - loss) <= tolerance * abs(loss)
+            if not (within and abs(norm_now - norm) <= NORM_TOLERANCE * tolerance * abs(norm)):
+                said = f"loss {loss:.9g} and gradient norm {norm:.9g}, recorded {loss_now:.9g} and {norm_now:.9g}"
+                wrong[f"step {step}"] = said
         return wrong
+
+
+def _tolerance(model: TinyLM) -> float:
+    """Return the relative difference of a loss that is allowed: none on the CPU."""
+    weight = model.head.weight
+    return 0.0 if weight.device.type == "cpu" else TOLERANCE[str(weight.dtype).removeprefix("torch.")]
 
 
 def _state(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:

@@ -141,8 +141,8 @@ class Witness:
             self._losses[step] = result.loss.item()
             return result
 
-        wrong = self._span.again(model, optimizer, watched)
-        found = {"steps": list(steps), "wrong": wrong, "judged": None}
+        same, wrong = self._span.again(model, optimizer, watched)
+        found = {"steps": list(steps), "same_bits": same, "wrong": wrong, "judged": None}
         if judged is not None:
             self._keep_one_layer(judged, draw)
             found["judged"] = self._judged(judged, device, alive)

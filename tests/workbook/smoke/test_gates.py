@@ -522,6 +522,13 @@ def test_what_the_judge_finds_in_a_step_taken_again_fails_too():
     assert "layer 1 win, again" in gate.detail
 
 
+def test_bits_that_differ_within_what_sums_of_another_order_change_are_said():
+    assert "same bits" in judged(healthy(), "unrecorded").detail
+    gate = judged(replayed(healthy(), same_bits=False), "unrecorded")
+    assert gate.outcome == PASS
+    assert "sums of another order" in gate.detail
+
+
 def test_where_every_step_was_recorded_none_is_taken_again():
     gate = judged(replayed(healthy(), steps=[], judged=None), "unrecorded")
     assert (gate.outcome, gate.detail) == (PASS, "every step was recorded")

@@ -11,6 +11,7 @@ from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import data
 from nsa_lib.worker.attestation import Witness
+from nsa_lib.worker.attestation.replay import Span
 from tests.subject.test_config import CASE
 from tests.worker.attestation.attested import CHUNK, LENGTH, LR, config
 
@@ -66,7 +67,7 @@ def test_few_steps_are_all_judged(steps):
     found, replay, _ = witnessed(steps=steps)
     assert [one["step"] for one in found] == list(range(1, steps + 1))
     assert all(one["layers"] for one in found)
-    assert replay == {"steps": [], "wrong": {}, "judged": None}
+    assert (replay["steps"], replay["wrong"], replay["judged"]) == ([], {}, None)
 
 
 @pytest.mark.parametrize("step", [1, 5])
@@ -116,3 +117,20 @@ def test_code_that_counts_steps_and_knows_the_first_and_the_last_is_found():
     wrong = {one["step"] for one in found if any(one["wrong"].values())}
     assert wrong.isdisjoint({1, 5})
     assert any(replay["judged"]["wrong"].values())
+
+
+@pytest.mark.parametrize(
+    ("now", "tolerance", "wrong"),
+    [
+        ((3.0, 1.0), 0.0, False),
+        ((3.0 + 1e-9, 1.0), 0.0, True),
+        ((3.0, 1.0 + 1e-9), 0.0, True),
+        ((3.05, 1.09), 0.02, False),
+        ((3.07, 1.0), 0.02, True),
+        ((3.0, 1.11), 0.02, True),
+        ((float("nan"), 1.0), 0.02, True),
+    ],
+)
+def test_a_step_taken_again_must_agree_to_the_bit_or_within_what_is_said(now, tolerance, wrong):
+    span = Span(range(2, 3), results=[(3.0, 1.0)])
+    assert bool(span._differences([now], tolerance)) == wrong
