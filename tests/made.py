@@ -38,6 +38,7 @@ def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
     }
     rows = [{**told(asked.get(case["case_id"])), **seen(asked.get(case["case_id"])), **case} for case in cases]
     described = {
+        "created": "2025-03-01T10:15:00+00:00", "environment": {},
         "backends": list(backends), "case_ids": [case["case_id"] for case in cases], "custom": [],
         "parameters": [{**vars(value), "differs": value.differs} for value in values.values()],
         **info,
