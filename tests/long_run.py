@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from nsa_lib.contract.heartbeat import Heartbeat
+from nsa_lib.contract.origin import case_sha256
 from tests.made import save
 from tests.workbook.smoke.made import healthy
 
@@ -25,7 +26,8 @@ def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
     asked, result = (json.loads((place / name).read_text()) for name in ("case.json", "result.json"))
     for recorded in (result["executed"], result["attestation"]):
         recorded[-1]["step"] = steps
-    (place / "case.json").write_text(json.dumps({**asked, "steps": steps}))
+    case = json.dumps({**asked, "steps": steps})
+    (place / "case.json").write_text(case)
     (place / "result.json").write_text(json.dumps({**result, "steps_done": steps}))
     info = json.loads((folder / "run.json").read_text())
     for parameter in info["parameters"]:
@@ -37,6 +39,7 @@ def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
     noise = np.random.default_rng(7)
     peaks, times = 34 + noise.normal(0, 0.1, steps), 100 + noise.gamma(2, 6, steps)
     beats = Heartbeat(place / "heartbeat.jsonl")
+    beats.beat("build", origin={"case_sha256": case_sha256(case)})
     for step in range(1, steps + 1):
         peak = spike_mib if step == spike_at else float(peaks[step - 1])
         step_ms = float(times[step - 1])

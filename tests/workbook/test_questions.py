@@ -59,7 +59,7 @@ def added(monkeypatch):
 def executed(path, namespace, monkeypatch):
     """Run a notebook's cells in this process, where its row is, and keep what the last one shows."""
     nb, shown = nbformat.read(path, as_version=4), []
-    monkeypatch.setattr("nsa_lib.report.verdict.display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr("nsa_lib.report.verdict.display", lambda bundle, **_: shown.append(bundle))
     for count, cell in enumerate(nb.cells, start=1):
         exec(cell.source, namespace)
         cell.execution_count = count
@@ -72,7 +72,7 @@ def test_one_row_adds_a_notebook_that_runs_is_judged_and_reported(added, tmp_pat
     nbformat.write(notebook(*(v4.new_code_cell(source) for source in CELLS)), path)
     nb = executed(path, {"out_dir": str(tmp_path)}, monkeypatch)
     found = read_verdict(nb)
-    assert (found.word, found.headline) == ("GO", "1 of 1 required gates passed; 2 steps made up")
+    assert (found.word, found.headline) == ("GO", "2 of 2 required gates passed; 2 steps made up")
     assert "2 steps made up" in export(nb)
     run = open_run(out_dir=tmp_path)
     assert (run.info["notebook"], run.verdict, set(run.figures)) == (NAME, "GO", {"loss"})
