@@ -85,8 +85,8 @@ def test_check_of_readiness_says_which_runs_count_and_makes_none(ask, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("stepz", "100", "stepz: no such parameter of smoke; accepts profile, steps"),
-        ("seq-len", "512", "seq-len: no such parameter of smoke; accepts profile, steps"),
+        ("stepz", "100", "stepz: no such parameter of smoke; did you mean steps? It accepts profile, steps"),
+        ("seq-len", "512", "seq-len: no such parameter of smoke; did you mean seq_len? It accepts profile, steps"),
         ("steps", "ten", "steps='ten': accepts a whole number above 0"),
         ("backend", "fast", "backend='fast': accepts masked, gather, packed, fused or auto"),
         ("groups", "3", "heads=4, groups=3: heads must be a multiple of groups"),

@@ -1,4 +1,4 @@
-"""The largest of some figures, among which NaN is never overlooked.
+"""Figures: the largest of some, among which NaN is never overlooked, and how one is written.
 
 Python's own `max` passes over a NaN that is not the first.
 """
@@ -6,6 +6,7 @@ Python's own `max` passes over a NaN that is not the first.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 
 
@@ -21,3 +22,12 @@ def name_of_largest(figures: Mapping[str, float]) -> str:
 
 def _rank(figure: float) -> tuple[bool, float]:
     return math.isnan(figure), figure
+
+
+def written(value: object) -> str:
+    """Return a value for reading: of a number four significant digits, thousands separated."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return str(value)
+    if math.isfinite(value) and (abs(value) >= 1000 or value == int(value)):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

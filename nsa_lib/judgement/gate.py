@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from nsa_lib.contract.figures import written
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import OWN
 
@@ -76,7 +77,9 @@ def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
 
 def _reason(gate: GateResult) -> str:
     word = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}[gate.outcome]
-    figures = "" if gate.measured is None else f" at {gate.measured} {gate.unit}".rstrip() + f" (limit {gate.limit})"
+    figures = ""
+    if gate.measured is not None and gate.outcome != NOT_RUN:
+        figures = f" at {written(gate.measured)} {gate.unit}".rstrip() + f" (limit {written(gate.limit)})"
     return f"{gate.name} {word}{figures}" + (f": {gate.detail}" if gate.detail else "")
 
 

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from html import escape, unescape
 
 from nbconvert.exporters import HTMLExporter
@@ -76,9 +77,11 @@ def _prepare(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
     """Read the verdict of a notebook, and make of its outputs what the report shows."""
     nb = _without_papermill_markers(nb)
     nonce, verdict = _nonce(nb), read_verdict(nb) if wants_verdict(nb) else None
-    figures = _replace_outputs(nb)
+    figures, evidence = _replace_outputs(nb)
+    nb.cells = in_reading_order(nb.cells)
     css = {mode: HtmlFormatter(style=style).get_style_defs(".highlight") for mode, style in CODE_STYLES.items()}
-    page = {"verdict": verdict, "nonce": nonce, "code_css": css, "figures": figures}
+    reasons = [_linked_reason(reason, nb, evidence) for reason in verdict.reasons] if verdict else []
+    page = {"verdict": verdict, "reasons": reasons, "nonce": nonce, "code_css": css, "figures": figures}
     return nb, {**resources, "nsa": page}
 
 
@@ -95,12 +98,42 @@ def _nonce(nb: NotebookNode) -> str:
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
-def _replace_outputs(nb: NotebookNode) -> int:
+PLACES = ("report-first", "report-late", "report-last")
+"""Tags of headings: the gates come first, then the evidence, the parameters late and the machine last."""
+
+
+def in_reading_order(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Return cells with their sections in the order in which a report is read: a notebook is in that of the work."""
+    sections: list[list[NotebookNode]] = [[]]
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            sections.append([])
+        sections[-1].append(cell)
+    head, *rest = sections
+    return [*head, *(cell for section in sorted(rest, key=_place) for cell in section)]
+
+
+def _place(section: list[NotebookNode]) -> int:
+    found = set(section[0].metadata.get("tags", ())) & set(PLACES)
+    return (0, 2, 3)[PLACES.index(found.pop())] if found else 1
+
+
+def _linked_reason(reason: str, nb: NotebookNode, evidence: Mapping[str, int]) -> tuple[str, str, str, str]:
+    """Return a reason as the gate it begins with, the address of its row, the rest, and the address of its chart."""
+    gate, _, rest = reason.partition(" ")
+    row = f'<tr id="gate-{escape(gate)}"'
+    outputs = (output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs)
+    in_a_table = any(row in "".join(output.get("data", {}).get("text/html", "")) for output in outputs)
+    chart = f"#chart-{evidence[gate]}" if gate in evidence else ""
+    return gate, f"#gate-{gate}" if in_a_table else "", rest, chart
+
+
+def _replace_outputs(nb: NotebookNode) -> tuple[int, dict[str, int]]:
     """Turn Plotly outputs into figures; drop the verdict, which the banner shows, and how to make the report.
 
-    Returns the number of figures.
+    Returns the number of figures, and for gates the number of the chart that shows what they judge.
     """
-    figures = 0
+    figures, evidence = 0, {}
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
@@ -109,9 +142,14 @@ def _replace_outputs(nb: NotebookNode) -> int:
         for output in cell.outputs:
             if PLOTLY_MIME in output.get("data", {}):
                 figures += 1
-                twin = output.data.get("image/svg+xml", "")
+                twin, meta = (
+                    output.data.get("image/svg+xml", ""),
+                    output.data[PLOTLY_MIME].get("layout", {}).get("meta"),
+                )
+                gates = meta.get("gates", ()) if isinstance(meta, dict) else ()
+                evidence |= dict.fromkeys(map(str, gates), figures)
                 output.data = {"text/html": figure_html(output.data[PLOTLY_MIME], "".join(twin), figures)}
-    return figures
+    return figures, evidence
 
 
 def _contents(html: str) -> str:

@@ -79,8 +79,9 @@ def figure_html(figure: dict, twin: str, number: int) -> str:
     else:
         still = '<p class="nsa-twin">This chart needs JavaScript and a browser of 2023 or later.</p>'
     return (
-        f'<figure class="nsa-figure">{still}{caption}<div class="nsa-chart" role="group" aria-label="{description}">'
-        f'</div><script type="application/json">{spec}</script></figure>'
+        f'<figure class="nsa-figure" id="chart-{number}">{still}{caption}'
+        f'<div class="nsa-chart" role="group" aria-label="{description}"></div>'
+        f'<script type="application/json">{spec}</script></figure>'
     )
 
 

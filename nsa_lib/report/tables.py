@@ -13,11 +13,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from urllib.parse import quote
 
 import pandas as pd
 
+from nsa_lib.contract.figures import written
 from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.session import session_mark
@@ -51,31 +54,73 @@ class Table:
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    anchors: Sequence[str] = ()
+    """Names by which other parts of a page lead to a row, one a row."""
+    folded: Sequence[Sequence[Cell]] = ()
+    """Rows that a reader opens."""
+    sorts: bool = False
+    """A reader of the report may sort and filter it."""
 
     def _repr_html_(self) -> str:
-        numeric = [cell.numeric for cell in self.rows[0]] if self.rows else [False] * len(self.header)
+        html = self._html(self.caption, self.rows) if self.rows or not self.folded else ""
+        if self.folded:
+            said = f"{self.caption}: {len(self.folded)} {'more' if self.rows else 'as decided for you'}"
+            html += f"<details><summary>{escape(said)}</summary>{self._html('', self.folded)}</details>"
+        return html
+
+    def _html(self, caption_text: str, rows: Sequence[Sequence[Cell]]) -> str:
+        numeric = [cell.numeric for cell in rows[0]] if rows else [False] * len(self.header)
         head = "".join(
-            f'<th scope="col" style="text-align:{"right" if flush_right else "left"}">{escape(name)}</th>'
-            for name, flush_right in zip(self.header, numeric, strict=True)
+            # An empty heading is no heading.
+            f'<{"th scope=col" if name else "td"} style="text-align:{"right" if right else "left"}">{escape(name)}'
+            f"</{'th' if name else 'td'}>"
+            for name, right in zip(self.header, numeric, strict=True)
         )
-        body = "".join(f"<tr>{''.join(map(_cell_html, row))}</tr>" for row in self.rows)
-        caption = f'<caption style="text-align:left">{escape(self.caption)}</caption>'
-        return f'<table class="nsa-table">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        anchors = [f' id="{escape(name)}" tabindex="-1"' for name in self.anchors] or [""] * len(rows)
+        body = "".join(
+            f"<tr{anchor}>{''.join(map(_cell_html, row))}</tr>" for anchor, row in zip(anchors, rows, strict=True)
+        )
+        caption = f'<caption style="text-align:left">{escape(caption_text)}</caption>' if caption_text else ""
+        kind = "nsa-table nsa-sorts" if self.sorts else "nsa-table"
+        return f'<table class="{kind}">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict]:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}, session_mark()
 
     def __repr__(self) -> str:
-        lines = [list(self.header), *([cell.text for cell in row] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines)
-        return "\n".join([self.caption, *("  ".join(texts).rstrip() for texts in padded)])
+        lines = [list(self.header), *([cell.text for cell in row] for row in (*self.rows, *self.folded))]
+        widths = _fitted([max(map(len, column)) for column in zip(*lines, strict=True)])
+        return "\n".join([self.caption, *(text for line in lines for text in _wrapped(line, widths))])
+
+
+TEXT_WIDTH = 80
+"""Columns of a terminal."""
+
+LEAST_WIDTH = 12
+"""Columns below which no column of a table is made narrower."""
+
+
+def _fitted(widths: list[int]) -> list[int]:
+    """Return the widths of columns, the widest made narrower until all fit TEXT_WIDTH, two spaces between them."""
+    fitted = list(widths)
+    while sum(fitted) + 2 * (len(fitted) - 1) > TEXT_WIDTH and max(fitted) > LEAST_WIDTH:
+        fitted[fitted.index(max(fitted))] -= 1
+    return fitted
+
+
+def _wrapped(texts: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of a row whose texts are wrapped to the widths of their columns."""
+    cells = [wrap(text, width) if len(text) > width else [text] for text, width in zip(texts, widths, strict=True)]
+    for parts in zip_longest(*cells, fillvalue=""):
+        padded = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
+        yield "  ".join(padded).rstrip()
 
 
 def gates_table(gates: Iterable[Mapping], *, caption: str = "Gates", kind: str = "gate") -> Table:
     """Tabulate gate results as `ranked` orders them; `kind` is the heading over their names."""
-    header = ("outcome", kind, "measured", "limit", "margin", "detail")
-    return Table(caption, header, [gate_row(gate) for gate in ranked(gates)])
+    header, shown = ("outcome", kind, "measured", "limit", "margin", "detail"), ranked(gates)
+    anchors = [f"{kind}-{gate['name']}" for gate in shown]
+    return Table(caption, header, [gate_row(gate) for gate in shown], anchors=anchors, sorts=True)
 
 
 def ranked(gates: Iterable[Mapping]) -> list[Mapping]:
@@ -112,18 +157,21 @@ def _percentage(margin: object, limit: object) -> str:
 
 
 def parameters_table(parameters: Iterable[Mapping]) -> Table:
-    """Tabulate effective parameters: `name`, `value`, `origin`, `checklist` and whether it `differs` from that."""
-    rows = [
-        (
+    """Tabulate effective parameters: `name`, `value`, `origin`, `checklist` and whether it `differs` from that.
+
+    Those that were given or differ are shown, the others folded.
+    """
+    shown, folded = [], []
+    for parameter in parameters:
+        row = (
             Cell(parameter["name"]),
             Cell(format_value(parameter["value"]), colour="warn" if parameter["differs"] else ""),
             Cell(parameter["origin"]),
             Cell(format_value(parameter["checklist"])),
             Cell("▲ differs" if parameter["differs"] else "", colour="warn" if parameter["differs"] else ""),
         )
-        for parameter in parameters
-    ]
-    return Table("Effective parameters", ("parameter", "value", "origin", "checklist", ""), rows)
+        (shown if parameter["differs"] or parameter["origin"] == "given" else folded).append(row)
+    return Table("Effective parameters", ("parameter", "value", "origin", "checklist", ""), shown, folded=folded)
 
 
 def environment_table(environment: Mapping) -> Table:
@@ -205,13 +253,7 @@ def format_value(value: object, unit: str = "") -> str:
     """Format a value for reading: thousands separators, four significant digits, the unit; absent is "–"."""
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        text = str(value)
-    elif math.isfinite(value) and (abs(value) >= 1000 or value == int(value)):
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.4g}"
-    return f"{text} {unit}".rstrip()
+    return f"{written(value)} {unit}".rstrip()
 
 
 def verdict_cell(word: str) -> Cell:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from nsa_lib.contract.case import DTYPES
 from nsa_lib.subject.config import PHIS, ConfigError
@@ -170,7 +171,15 @@ def refuse_unknown(notebook: str, declared: Mapping[str, Parameter], names: Iter
     """Raise ConfigError, naming it, for the first name that is no parameter."""
     for name in names:
         if name not in declared:
-            raise ConfigError(f"{name}: no such parameter of {notebook}; accepts {', '.join(declared)}")
+            raise ConfigError(unknown(name, f"parameter of {notebook}", declared))
+
+
+def unknown(name: str, what: str, accepted: Iterable[str]) -> str:
+    """Return why a name is refused: the one that it may be meant for, and all that are accepted."""
+    names = list(accepted)
+    near = get_close_matches(name, names, n=1)
+    meant = f"did you mean {near[0]}? It accepts" if near else "accepts"
+    return f"{name}: no such {what}; {meant} {', '.join(names)}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ OVERLAYS = (
     ("step_ms", "Step time", "ms"),
 )
 
+NO_SECOND = "no second run"
+"""Column of differences where there is nothing to compare with."""
+
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
 """A git commit or a sha256: two of them beside each other are wider than a page, and 12 digits tell them apart."""
 
@@ -87,4 +90,7 @@ def _differences_table(run_a: Run, run_b: Run) -> Table:
 def differences_table(changed: pd.DataFrame) -> Table:
     """Tabulate what differs between two runs (`run.compare`)."""
     short = changed.map(lambda value: HASH.sub(r"\1…", value) if isinstance(value, str) else value)
-    return frame_table(f"{len(changed)} differences", short, {name: name for name in changed})
+    caption = f"{len(changed)} differences" if len(changed) else "Nothing differs"
+    if NO_SECOND in changed:
+        caption = 'No second run to compare with; name one with the parameter "other"'
+    return frame_table(caption, short, {name: name for name in changed})

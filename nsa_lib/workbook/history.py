@@ -160,7 +160,7 @@ def _runs_table(lines: Sequence[Mapping], out_dir: Path) -> Table:
         for line in lines
     ]
     header = ("verdict", "notebook", "profile", "headline", "peak reserved", "tokens/s", "machine", "made")
-    return Table("Runs, with their reports", header, rows)
+    return Table("Runs, with their reports", header, rows, sorts=True)
 
 
 def _without_a_line(runs: Path, known: set[object]) -> tuple[list[dict[str, object]], list[str]]:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.samples import code_cell, concluded, export, notebook, sample_notebook, shown
+from tests.samples import GATES, code_cell, concluded, export, notebook, sample_notebook, shown
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -40,6 +40,19 @@ addEventListener("load", () => setTimeout(() => {
   seen.captions = [...document.querySelectorAll("figcaption")].map(
     (caption) => ends(caption).right <= innerWidth && ends(caption).bottom <= ends(caption.nextElementSibling).top);
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const type = (words) => {
+    document.getElementById("nsa-search").value = words;
+    document.getElementById("nsa-search").dispatchEvent(new Event("input"));
+    return [...document.querySelectorAll("tbody tr")].filter((row) => !row.classList.contains("nsa-missed")).length;
+  };
+  seen.found = [type("reserved memory"), type("no such words"), type("")];
+  const gates = document.querySelector(".nsa-sorts");
+  const names = () => [...gates.tBodies[0].rows].map((row) => row.cells[1].textContent);
+  const heading = gates?.tHead.rows[0].cells[1];
+  seen.sorted = gates && [(heading.firstChild.click(), names()), (heading.firstChild.click(), names())];
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "n", bubbles: true }));
+  seen.here = document.querySelector(".nsa-here")?.id;
+  seen.labels = gates?.tBodies[0].rows[0].cells[2].dataset.label;
   seen.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   document.documentElement.dataset.seen = JSON.stringify(seen);
 }, 10000));
@@ -71,6 +84,37 @@ def test_a_report_is_drawn_offline_without_an_error(tmp_path):
     assert seen["overflow"] == 0
     assert seen["buttons"]
     assert not [title for title in seen["buttons"] if re.search("share|cloud|logo|plotly", title, re.IGNORECASE)]
+
+
+def test_keys_search_and_sorting_find_what_failed(tmp_path):
+    gates = [GATES[0], {**GATES[1], "outcome": "FAIL"}, *GATES[2:]]
+    seen = open_report(export(sample_notebook("NO-GO", gates=gates)), tmp_path)
+    assert seen["errors"] == []
+    found, none, every = seen["found"]
+    assert (found, none) == (1, 0)
+    assert every > 10
+    up, down = seen["sorted"]
+    assert up == sorted(up)
+    assert down == up[::-1]
+    assert seen["here"] == "gate-peak reserved memory"
+    assert seen["labels"] == "measured"
+
+
+def test_zooming_one_chart_of_steps_zooms_the_others(tmp_path):
+    zoom = """<script nonce="NONCE">addEventListener("load", () => setTimeout(async () => {
+      const ends = (chart) => chart.layout.xaxis.range;
+      const [memory, phases, loss] = document.querySelectorAll(".nsa-chart");
+      const before = ends(phases).join();
+      await Plotly.relayout(memory, { "xaxis.range[0]": 20, "xaxis.range[1]": 40 });
+      await new Promise((done) => setTimeout(done, 1000));
+      document.title = JSON.stringify([ends(loss), before === ends(phases).join()]);
+    }, 5000));</script>"""
+    page = export(sample_notebook())
+    nonce = re.search(r"'nonce-(\w+)'", page)[1]
+    (tmp_path / "zoom.html").write_text(page.replace("<title>", zoom.replace("NONCE", nonce) + "<title>", 1))
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "zoom.html").as_uri()]
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert re.search(r"<title>\[\[20,40\],true\]</title>", browser.stdout)
 
 
 def test_on_a_narrow_screen_nothing_leaves_the_page_and_captions_stand_above_their_charts(tmp_path):

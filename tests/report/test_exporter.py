@@ -11,6 +11,7 @@ from nbformat import v4
 
 from nsa_lib import report
 from nsa_lib.report import NsaHTMLExporter
+from nsa_lib.report.exporter import PLACES
 from nsa_lib.report.tables import (
     cases_table,
     environment_table,
@@ -60,7 +61,7 @@ def test_a_report_names_no_place_to_load_from(page):
 def test_the_banner_comes_first_and_only_once(page):
     body = page[page.index("<body") :]
     assert body.index("nsa-banner") < body.index("<h1") < body.index("<table")
-    assert len(re.findall(r'role="status"', body)) == 1
+    assert len(re.findall(r'class="nsa-banner', body)) == 1
     assert re.search(r'aria-hidden="true">✔</span>\s*GO', body)
 
 
@@ -68,6 +69,36 @@ def test_the_contents_lead_to_the_headings(page):
     links = re.findall(r'<li><a href="#([^"]+)">', page)
     assert len(links) == 6
     assert all(f'id="{link}"' in page for link in links)
+
+
+def test_a_reason_leads_to_its_gate_and_to_the_chart_that_shows_it():
+    gates = [{**GATES[1], "name": "peak_reserved", "outcome": "FAIL"}]
+    made = sample_notebook("NO-GO", gates=gates, reasons=["peak_reserved failed at 9 MiB", "other failed"])
+    figure = made.cells[6].outputs[0].data["application/vnd.plotly.v1+json"]
+    figure["layout"]["meta"]["gates"] = ["peak_reserved"]
+    page = export(made)
+    banner = page[page.index("<section") : page.index("</section>")]
+    assert '<a href="#gate-peak_reserved">peak_reserved</a> failed at 9 MiB (<a href="#chart-1">chart</a>)' in banner
+    assert "<li>other failed</li>" in banner
+    assert all(page.count(f'id="{name}"') == 1 for name in ("gate-peak_reserved", "chart-1"))
+
+
+def test_a_page_shows_the_gates_first_and_the_machine_last():
+    texts = ["# Title", "## Asked", "## Evidence", "## Machine", "## Gates"]
+    cells = [v4.new_markdown_cell(text) for text in texts]
+    for cell, tag in zip(cells[1:], ("report-late", None, "report-last", "report-first"), strict=True):
+        cell.metadata["tags"] = [tag] if tag else []
+    page = export(notebook(*cells, code_cell(outputs=concluded())))
+    places = [page.index(f'<h2 id="{name}"') for name in ("Gates", "Evidence", "Asked", "Machine")]
+    assert places == sorted(places)
+
+
+def test_every_notebook_with_a_verdict_says_where_its_sections_stand():
+    for path in FOLDER.glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        tags = [tag for cell in cells for tag in cell["metadata"].get("tags", ()) if tag.startswith("report-")]
+        assert set(tags) <= set(PLACES)
+        assert ("report-first" in tags) == (QUESTIONS[path.stem].judging is not None)
 
 
 def test_charts_are_described_and_each_has_its_twin(page):
@@ -120,7 +151,7 @@ def test_what_a_failed_case_wrote_last_is_folded_below_its_reason():
 
 def test_an_error_in_the_run_is_named_in_the_banner():
     page = export(notebook(code_cell(outputs=[error("RuntimeError", f"CUDA broke {PAYLOAD}\nsecond line")])))
-    banner = page[page.index("<header") : page.index("</header>")]
+    banner = page[page.index("<section") : page.index("</section>")]
     assert "INCOMPLETE" in banner
     assert "RuntimeError: CUDA broke" in banner
     assert "&lt;/script&gt;" in banner

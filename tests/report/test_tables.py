@@ -29,9 +29,9 @@ def test_gates_are_sorted_by_what_decides():
 
 def test_a_gate_row_shows_word_units_separators_and_signed_margin():
     passed, failed = GATES[1], {**GATES[1], "outcome": "FAIL", "measured": 76_210.0, "margin": -6_210.0}
-    text = repr(gates_table([passed, failed]))
-    assert re.search(r"✘ FAIL +peak reserved memory +76,210 MiB +70,000 MiB +-8\.9 %", text)
-    assert re.search(r"✔ PASS +peak reserved memory +1,762 MiB +70,000 MiB +\+97\.5 %", text)
+    text = repr(gates_table([{**gate, "name": "peak", "detail": ""} for gate in (passed, failed)]))
+    assert re.search(r"✘ FAIL +peak +76,210 MiB +70,000 MiB +-8\.9 %", text)
+    assert re.search(r"✔ PASS +peak +1,762 MiB +70,000 MiB +\+97\.5 %", text)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,27 @@ def test_advice_is_listed_and_its_absence_said():
 def test_tables_of_nothing_are_tables():
     for table in (gates_table([]), parameters_table([]), cases_table(CASES[:0])):
         assert "<tbody></tbody>" in table._repr_html_()
+
+
+def test_parameters_that_were_given_or_differ_are_shown_and_the_others_folded():
+    table = parameters_table(PARAMETERS)
+    assert [row[0].text for row in table.rows] == ["lr"]
+    shown, folded = table._repr_html_().split("<details>")
+    assert "lr" in shown
+    assert "Effective parameters: 4 more" in folded
+    assert "dim" in folded
+    assert "as decided for you" in parameters_table(PARAMETERS[:4])._repr_html_()
+
+
+def test_a_table_as_text_fits_80_columns_and_loses_no_word():
+    long = "expandable_segments:True,max_split_size_mb:256"
+    rows = [{**PARAMETERS[0], "name": "alloc_conf", "value": long, "checklist": long}, *PARAMETERS]
+    text = repr(parameters_table(rows))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("expandable_segm") == 2
+    assert "words " * 3 in repr(advice_table(["words " * 40])).replace("\n", " ")
+
+
+def test_rows_can_be_led_to():
+    assert '<tr id="gate-loss falls" tabindex="-1">' in gates_table(GATES)._repr_html_()
+    assert "id=" not in cases_table(CASES)._repr_html_()

@@ -68,6 +68,10 @@ class Chart(go.Figure):
         """Show the chart as Plotly does, in a browser or a notebook, with CONFIG."""
         return super().show(*args, **{"config": CONFIG, **kwargs})
 
+    def of_gates(self, *names: str) -> Chart:
+        """Note that the chart shows what some gates judge: a report leads from them to it."""
+        return self.update_layout(meta={**self.layout.meta, "gates": list(names)})
+
     def bundle(self) -> dict:
         """Return the notebook output: the figure, its static twin, and a line of text."""
         figure = {**json.loads(self.to_json()), "config": CONFIG}
@@ -232,8 +236,14 @@ def trace(steps: pd.DataFrame, column: str, name: str, colour: str, hover: str, 
     return [raw.update(opacity=0.4, line={"width": 1, "dash": "solid"}, showlegend=False, legendgroup=name), smooth]
 
 
-def shade_warmup(figure: Chart, steps: pd.DataFrame) -> None:
-    """Shade the steps of the warm-up."""
+FEW_STEPS = 8
+"""Steps up to which each has its tick: Plotly would put ticks between them and write each twice."""
+
+
+def step_axis(figure: Chart, steps: pd.DataFrame) -> None:
+    """Give a chart of steps its ticks, and shade those of the warm-up."""
+    if len(steps) and steps["step"].max() - steps["step"].min() < FEW_STEPS:
+        figure.update_xaxes(dtick=1)
     warmup = steps.loc[steps["phase"] == "warmup", "step"]
     if len(warmup):
         label = {"text": "warm-up", "font": {"size": 12}}

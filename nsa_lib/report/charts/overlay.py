@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.report.charts.chart import (
     BLUE,
     GREEN,
@@ -20,15 +21,22 @@ from nsa_lib.report.charts.chart import (
     finite,
     looks,
     nothing,
+    step_axis,
     trace,
 )
+from nsa_lib.runs.parameters import unknown
 from nsa_lib.runs.recorded import Recorded
+from nsa_lib.runs.steps import TEXTS
+from nsa_lib.subject.config import ConfigError
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, GREY)
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 
 TRAINING = "training"
+
+MEASURED = tuple(name for name in STEP_COLUMNS if name not in (*TEXTS, "step", "ts"))
+"""Columns of the steps that can be drawn."""
 
 
 def no_figures(run: Recorded) -> dict[str, Chart]:
@@ -45,7 +53,11 @@ def overlay(run_a, run_b, column: str, title: str, unit: str) -> Chart:
         column: of the steps.
         title: of the chart.
         unit: of the column.
+
+    Raises ConfigError for a column that steps do not have.
     """
+    if column not in MEASURED:
+        raise ConfigError(unknown(column, "column of the steps", MEASURED))
     cases = _cases_to_lay_over(run_a.steps, run_b.steps)
     shown = [run.steps[run.steps["case_id"] == case_id] for run, case_id in zip((run_a, run_b), cases, strict=True)]
     if not any(finite(steps, [column]).size for steps in shown):
@@ -55,6 +67,7 @@ def overlay(run_a, run_b, column: str, title: str, unit: str) -> Chart:
     for name, run, steps in zip("AB", (run_a, run_b), shown, strict=True):
         label, (colour, dash) = escape(f"{name}: {run.info['run_id']}"), looks("AB")[name]
         figure.add_traces(trace(steps, column, label, colour, f"%{{y:,.1f}} {unit}", dash=dash))
+    step_axis(figure, pd.concat(shown))
     figure.update_layout(showlegend=True, margin={"t": 120})
     return figure
 

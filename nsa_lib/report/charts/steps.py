@@ -22,7 +22,7 @@ from nsa_lib.report.charts.chart import (
     mark,
     memory_rows,
     nothing,
-    shade_warmup,
+    step_axis,
     trace,
 )
 
@@ -51,7 +51,7 @@ def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulat
     figure = empty_chart("Memory", "MiB", facts)
     for column, name, colour, dash in series:
         figure.add_traces(trace(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
-    shade_warmup(figure, steps)
+    step_axis(figure, steps)
     low, high = memory_range(values, limit_mib)
     figure.update_yaxes(range=[low, high], title_text="MiB" if low == 0 else f"MiB (axis starts at {low:,.0f})")
     if limit_mib is not None and limit_mib <= high:
@@ -67,7 +67,7 @@ def loss(steps: pd.DataFrame) -> Chart:
     figure = empty_chart("Loss", "nats per token", f"{values[0]:.3f} at first, {values[-1]:.3f} at last", legend=False)
     figure.add_traces(trace(steps, "loss", "loss", BLUE, "%{y:.4f}"))
     figure.update_yaxes(tickformat=",.4~r")
-    shade_warmup(figure, steps)
+    step_axis(figure, steps)
     _mark_not_finite(figure, steps, "loss")
     return figure
 
@@ -85,7 +85,7 @@ def grad_norm(steps: pd.DataFrame) -> Chart:
     if values.min() > 0:
         figure.update_yaxes(type="log", title_text="norm of all gradients, logarithmic", dtick=log_ticks(values))
         figure.update_yaxes(nticks=None, tickformat="~g")
-    shade_warmup(figure, steps)
+    step_axis(figure, steps)
     _mark_not_finite(figure, steps, "grad_norm")
     return figure
 
@@ -115,7 +115,7 @@ def step_time(steps: pd.DataFrame) -> Chart:
     figure.add_traces(trace(steps, "step_ms", "step", BLUE, hover, customdata=steps["tokens_per_s"]))
     figure.update_yaxes(range=[0, top])
     mark(figure.add_hline, median, "median", VERMILION)
-    shade_warmup(figure, steps)
+    step_axis(figure, steps)
     return figure
 
 

@@ -121,7 +121,7 @@ def peak_against_layers(measured: pd.DataFrame, layers: int | None = None, peak_
     if peak_mib:
         smoke = points([deepest], [peak_mib], "the smoke", VERMILION, "solid", "MiB")
         figure.add_trace(smoke.update(marker={"symbol": "diamond", "size": 11}))
-    figure.update_xaxes(title_text="layers", rangemode="tozero")
+    figure.update_xaxes(title_text="layers", rangemode="tozero", dtick=-(-deepest // 12))
     figure.update_yaxes(rangemode="tozero")
     return figure
 

@@ -17,6 +17,7 @@ from nsa_lib.runs import environment
 from nsa_lib.runs.found import NEWEST, find, runs_in
 from nsa_lib.runs.recorded import machine_name
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.comparison import NO_SECOND
 from nsa_lib.workbook.explore.parameters import REQUEST
 from nsa_lib.workbook.explore.rerun import RERUN
 from nsa_lib.workbook.run import Run, compare, judged_run
@@ -122,12 +123,12 @@ def slow_steps(run: Run) -> pd.DataFrame:
 def differences(run: Run, other: Run | None) -> pd.DataFrame:
     """Return what differs between two runs (`run.compare`), without a row where there is no second run."""
     if other is None:
-        return pd.DataFrame(columns=["kind", "name", run.info["run_id"], "no second run"])
+        return pd.DataFrame(columns=["kind", "name", run.info["run_id"], NO_SECOND])
     return compare(run, other)
 
 
 def overlaid(run: Run, other: Run | None, column: str, title: str, unit: str) -> Chart:
     """Draw a column of the steps of two runs over each other (`overlay`)."""
     if other is None:
-        return nothing(title, unit, 'no second run; name one with the parameter "other"')
+        return nothing(title, unit, f'{NO_SECOND}; name one with the parameter "other"')
     return overlay(run, other, column, title, unit)

@@ -512,7 +512,7 @@ def test_a_run_is_judged_from_its_files_as_from_memory(tmp_path, damage):
 
 def test_a_reason_names_the_figure_its_limit_and_its_unit():
     _, (reason,) = verdict(smoke_gates(FAULTS["peak_reserved"](healthy())))
-    assert reason == "peak_reserved failed at 75001.0 MiB (limit 70000.0)"
+    assert reason == "peak_reserved failed at 75,001 MiB (limit 70,000)"
 
 
 def test_what_the_judge_finds_in_a_step_taken_again_fails_too():

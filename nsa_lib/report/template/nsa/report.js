@@ -1,5 +1,5 @@
 "use strict";
-// The report's only script: the code toggle, and the charts, whose data lie beside them as JSON.
+// The report's only script: keys, search, sorting, the code toggle, and the charts, whose data lie beside them as JSON.
 
 const nonce = document.currentScript.nonce;
 const darkScreen = matchMedia("(prefers-color-scheme: dark)");
@@ -8,6 +8,91 @@ const charts = [...document.querySelectorAll(".nsa-chart")];
 document.getElementById("nsa-code")?.addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("show-code"));
 });
+
+// Tables: sorting, names of the columns for narrow screens
+
+function sortBy(table, column, heading) {
+  const down = heading.getAttribute("aria-sort") === "ascending";
+  const order = (row) => {
+    const text = row.cells[column].textContent.trim();
+    const number = parseFloat(text.replaceAll(",", ""));
+    return Number.isNaN(number) ? text : number;
+  };
+  const compare = (a, b) => (typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1);
+  const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? -1 : 1) * compare(order(a), order(b)));
+  table.tBodies[0].append(...rows);
+  table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+}
+
+for (const table of document.querySelectorAll(".nsa-table")) {
+  const headings = [...table.tHead.rows[0].cells];
+  for (const row of table.tBodies[0].rows)
+    [...row.cells].forEach((cell, i) => i > 1 && headings[i].textContent && (cell.dataset.label = headings[i].textContent));
+  if (!table.classList.contains("nsa-sorts")) continue;
+  headings.forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = heading.textContent;
+    button.addEventListener("click", () => sortBy(table, column, heading));
+    heading.replaceChildren(button);
+  });
+}
+
+// Search: rows, figures and paragraphs without the words are hidden
+
+const search = document.getElementById("nsa-search");
+const said = document.getElementById("nsa-said");
+const searched = [...document.querySelectorAll("main :is(tbody tr, figure, p, li, pre)")].filter(
+  (part) => !part.closest(".nsa-banner, .nsa-contents") && !part.parentElement.closest("figure"));
+const wordsOf = (part) => (part.textContent + (part.querySelector("[aria-label]")?.getAttribute("aria-label") ?? "")).toLowerCase();
+
+search?.addEventListener("input", () => {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let found = 0;
+  for (const part of searched) {
+    const hit = words.every((word) => wordsOf(part).includes(word));
+    part.classList.toggle("nsa-missed", !hit);
+    found += hit;
+    if (words.length && hit) part.closest("details")?.setAttribute("open", "");
+  }
+  said.textContent = words.length ? `${found} found` : "";
+});
+
+// Keys
+
+const failures = [...document.querySelectorAll('tr[id^="gate-"]')].filter((row) => /FAIL|NOT RUN|WARN/.test(row.cells[0].textContent));
+let here = null;
+
+function goTo(row) {
+  here?.classList.remove("nsa-here");
+  here = row;
+  row.classList.add("nsa-here");
+  row.focus({ preventScroll: true });
+  row.scrollIntoView({ block: "center" });
+}
+
+function copy(row) {
+  if (!row) return;
+  const text = [...row.cells].map((cell) => cell.textContent.trim()).filter(Boolean).join(" | ");
+  addEventListener("copy", (event) => { event.clipboardData.setData("text/plain", text); event.preventDefault(); }, { once: true });
+  said.textContent = document.execCommand("copy") ? "copied" : "";
+}
+
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && event.target === search) {
+    search.value = "";
+    search.dispatchEvent(new Event("input"));
+    search.blur();
+  }
+  if (event.target.matches?.("input") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "n" && failures.length) goTo(failures[(failures.indexOf(here) + 1) % failures.length]);
+  else if (event.key === "n") said.textContent = "no gate fails";
+  else if (event.key === "c") copy(event.target.closest?.('tr[id^="gate-"]') ?? here ?? document.querySelector('tr[id^="gate-"]:target') ?? failures[0]);
+  else if (event.key === "/") { event.preventDefault(); search.focus(); }
+});
+
+// Charts
 
 const ink = (dark) => ({ "font.color": dark ? "#d1d7e0" : "#1f2328" });
 
