@@ -188,10 +188,12 @@ def test_of_two_runs_cut_short_what_is_there_is_drawn():
 
 def test_runs_without_a_case_in_common_show_each_its_own():
     run = smoke()
-    anomaly, dense = (replace(run, steps=run.steps[run.steps["case_id"] == name]) for name in ("anomaly", "dense"))
-    figure = overlay(anomaly, dense, "loss", "Loss", "nats")
-    assert [len(trace.y) for trace in figure.data] == [10, 30]
-    assert "A: case anomaly, B: case dense" in figure.layout.title.subtitle.text
+    anomaly, training = (
+        replace(run, steps=run.steps[run.steps["case_id"] == name]) for name in ("anomaly", "training")
+    )
+    figure = overlay(anomaly, training, "loss", "Loss", "nats")
+    assert [len(trace.y) for trace in figure.data] == [10, 100]
+    assert "A: case anomaly, B: case training" in figure.layout.title.subtitle.text
 
 
 def test_without_a_figure_the_overlay_says_so_and_with_one_run_it_draws_that():

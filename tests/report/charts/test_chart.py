@@ -1,7 +1,7 @@
 """What charts share."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_lib.report.charts.chart import looks, thinned
@@ -22,6 +22,7 @@ def test_a_name_keeps_its_look_when_others_are_added():
 # Thinning
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=400), st.integers(20, 120))
 def test_a_thinned_trace_keeps_its_ends_its_extremes_and_its_gaps(values, most):
     values = np.array(values)
