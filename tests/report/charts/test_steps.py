@@ -178,7 +178,7 @@ def test_no_chart_offers_to_send_itself_to_a_server(draw):
 
 def test_a_chart_shows_itself_as_one_output(monkeypatch):
     shown = []
-    monkeypatch.setattr(chart, "display", lambda bundle, raw: shown.append((bundle, raw)))
+    monkeypatch.setattr(chart, "display", lambda bundle, raw, metadata: shown.append((bundle, raw)))
     figure = memory_trend(sample_steps())
     figure._ipython_display_()
     assert shown == [(figure.bundle(), True)]
