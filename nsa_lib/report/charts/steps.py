@@ -56,7 +56,7 @@ def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulat
     figure.update_yaxes(range=[low, high], title_text="MiB" if low == 0 else f"MiB (axis starts at {low:,.0f})")
     if limit_mib is not None and limit_mib <= high:
         mark(figure.add_hline, limit_mib, f"limit {limit_mib:,.0f} MiB", GREY, dash="solid")
-    return figure
+    return figure.of_gates("peak_reserved", "memory_order", "trend_peak_alloc", "trend_reserved")
 
 
 def loss(steps: pd.DataFrame) -> Chart:
@@ -69,7 +69,7 @@ def loss(steps: pd.DataFrame) -> Chart:
     figure.update_yaxes(tickformat=",.4~r")
     step_axis(figure, steps)
     _mark_not_finite(figure, steps, "loss")
-    return figure
+    return figure.of_gates("loss_falls", "finite", "steps")
 
 
 def grad_norm(steps: pd.DataFrame) -> Chart:
@@ -87,7 +87,7 @@ def grad_norm(steps: pd.DataFrame) -> Chart:
         figure.update_yaxes(nticks=None, tickformat="~g")
     step_axis(figure, steps)
     _mark_not_finite(figure, steps, "grad_norm")
-    return figure
+    return figure.of_gates("gradients")
 
 
 def _mark_not_finite(figure: Chart, steps: pd.DataFrame, column: str) -> None:

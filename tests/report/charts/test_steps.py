@@ -107,6 +107,12 @@ def test_a_long_run_is_drawn_by_its_median_with_the_raw_trace_behind():
     assert len(step_time(sample_steps(SMOOTHED_FROM - 1)).data) == 1
 
 
+def test_charts_say_which_gates_they_show():
+    steps = sample_steps()
+    assert "trend_reserved" in memory_trend(steps).layout.meta["gates"]
+    assert "loss_falls" in loss(steps).layout.meta["gates"]
+
+
 def test_simulated_memory_is_labelled():
     figure = memory_trend(sample_steps(), simulated=True)
     assert "reserved (simulated)" in names(figure)
