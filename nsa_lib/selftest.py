@@ -17,9 +17,9 @@ from pathlib import Path
 import nbformat
 
 from nsa_lib.contract.case import FEWEST_STEPS
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, RANK_FAULTS
 from nsa_lib.contract.files import write_json, write_text
-from nsa_lib.judgement.gate import FAIL, NOT_RUN
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path
@@ -46,6 +46,11 @@ ENDLESS = {**SHORT, "steps": 100_000, "stall_timeout_s": 2}
 
 HANGING = {**SHORT, "stall_timeout_s": 2}
 """The same for one that hangs in a step that must be reached."""
+
+SHARED = {"profile": "laptop", "steps": 14, "strategies": "ddp"}
+"""Two ranks that train together, for no longer than their operators need; their memory is not judged."""
+
+SHARDED, WAITING = {**SHARED, "strategies": "fsdp2"}, {**SHARED, "stall_timeout_s": 10}
 
 CHOOSING = {**SHORT, "seq_len": 512}
 """Long enough that blocks are chosen by score."""
@@ -77,6 +82,7 @@ TRIALS = (
     Trial("none", "GO", "", notebook="preflight", parameters=CHECKED),
     Trial("none", "GO", "", notebook="backward_scaling", parameters=SCALED),
     Trial("none", "GO", "", notebook="backend_contrast", parameters=CONTRASTED),
+    Trial("none", "GO", "", notebook="several_gpus", parameters={"profile": "laptop"}),
     Trial("leak_12", "NO-GO", "trend_peak_alloc", "rises steadily"),
     Trial("leak_30", "NO-GO", "trend_peak_alloc", "rises steadily"),
     Trial("pool_creep", "NO-GO", "trend_reserved", "rises steadily", parameters={**SHORT, "alloc_conf": ""}),
@@ -134,6 +140,15 @@ TRIALS = (
     Trial("dead_parameter@last", "NO-GO", "gradients"),
     Trial("unshifted_labels@first", "NO-GO", "train_step"),
     Trial("unshifted_labels@last", "NO-GO", "train_step"),
+    Trial("sigkill", "NO-GO", "steps_ddp", "rank 1: killed by SIGKILL", "several_gpus", SHARED),
+    Trial("oom", "NO-GO", "steps_ddp", "oom: rank 1", "several_gpus", SHARED),
+    Trial("hang_forward", "NO-GO", "steps_ddp", "rank 1 has not entered it", "several_gpus", WAITING),
+    Trial("hang_collective", "NO-GO", "steps_ddp", "rank 1 has not entered it", "several_gpus", WAITING),
+    Trial("mismatched_shapes", "NO-GO", "steps_ddp", "rank 1", "several_gpus", SHARED),
+    Trial("slow_rank", "REVIEW", "straggler_ddp", "rank 1", "several_gpus", {**SHARED, "steps": 60}),
+    Trial("flipped_bit", "NO-GO", "gradients_fsdp2", "rank 1", "several_gpus", SHARDED),
+    Trial("other_data", "NO-GO", "data_ddp", "rank 1", "several_gpus", SHARED),
+    Trial("other_seed", "NO-GO", "start_fsdp2", "rank 1", "several_gpus", SHARDED),
 )
 """What `make selftest` runs: for each notebook a run without a fault, which must be GO, and for each fault the
 notebook, the gate and the verdict that catch it."""
@@ -147,7 +162,7 @@ AT_ONCE = 2
 LIMIT_S = 300
 """A trial takes seconds. One that takes this long was not caught."""
 
-RED = {"NO-GO": FAIL, "INCOMPLETE": NOT_RUN}
+RED = {"NO-GO": FAIL, "INCOMPLETE": NOT_RUN, "REVIEW": WARN}
 """The outcome of the gate that is the reason for a verdict."""
 
 COLUMNS = ("fault", "notebook", "expected", "got", "gate", "seconds", "caught", "because")
@@ -216,7 +231,7 @@ def attempt(trial: Trial, folder: Path) -> Finding:
     got, caught, because = judge(trial, own, status)
     return Finding(
         fault=trial.fault,
-        planted={**FAULTS, **FAULTS_AT}[trial.fault],
+        planted={**FAULTS, **FAULTS_AT, **RANK_FAULTS}[trial.fault],
         notebook=trial.notebook,
         expected=trial.verdict,
         got=got,

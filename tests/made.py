@@ -16,11 +16,17 @@ from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run
 
+GPUS = 2
+"""Those of a made-up machine."""
+
 
 def resolved(notebook, given=(), *, profile):
     """Return the effective values that a plan would make of given parameters."""
     request = QUESTIONS[notebook].request
-    return request.derive(request.resolve(request.read(dict(given)), profile=profile))
+    values = request.resolve(request.read(dict(given)), profile=profile)
+    if "gpus" in values and values["gpus"].value is None:
+        values["gpus"] = replace(values["gpus"], value=GPUS)
+    return request.derive(values)
 
 
 def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
@@ -43,7 +49,8 @@ def made(info, cases, steps, values, *, backends=PLAIN_BACKENDS):
         "parameters": [{**vars(value), "differs": value.differs} for value in values.values()],
         **info,
     }  # fmt: skip
-    return Run(Path("made-up"), described, cases_frame(rows), pd.DataFrame(steps).reindex(columns=STEP_COLUMNS))
+    frame = pd.DataFrame([{"rank": 0, **step} for step in steps]).reindex(columns=STEP_COLUMNS)
+    return Run(Path("made-up"), described, cases_frame(rows), frame)
 
 
 GRAPHS = {"graphs": 1, "frames": 1, "eager_frames": 0, "graph_breaks": {}, "recompilations": []}

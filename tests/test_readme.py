@@ -4,7 +4,7 @@ import ast
 import re
 
 import nsa_lib.workbook.run
-from nsa_lib.contract.faults import FAULTS
+from nsa_lib.contract.faults import FAULTS, RANK_FAULTS
 from nsa_lib.runs.environment import PROJECT
 
 README = (PROJECT / "README.md").read_text()
@@ -48,7 +48,7 @@ def test_every_target_that_it_names_exists_and_those_of_a_laptop_run_in_ci():
 
 
 def test_it_counts_the_seeded_faults():
-    assert f"plants {len(FAULTS) - 1} faults" in README
+    assert f"plants {len(FAULTS) - 1 + len(RANK_FAULTS)} faults" in README
 
 
 def test_the_examples_are_small_and_their_links_lead_to_files():

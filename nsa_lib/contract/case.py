@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
+from nsa_lib.contract.faults import RANK_FAULTS
 from nsa_lib.subject.config import (
     BACKEND_NAMES,
     FUSED,
@@ -26,7 +27,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 DEVICES = ("cpu", "cuda")
 
-WORKS = ("train", "backward", "timing", "checks")
+WORKS = ("train", "backward", "timing", "checks", "collectives")
+
+ALONE, DDP, FSDP2 = "none", "ddp", "fsdp2"
+STRATEGIES = (ALONE, DDP, FSDP2)
+"""How ranks share a training: not at all, as copies of the model, or each with a part of it."""
 
 WARMUP_STEPS = 10
 """Steps at the start of a case that no trend is read from: caches fill, kernels compile, optimizer state is made."""
@@ -52,12 +57,12 @@ class CaseConfig:
     """Name of the case in its run: `training`, `anomaly`, `profiler`, `dense`."""
     work: str = "train"
     """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn;
-    `checks`: those of a preflight."""
+    `checks`: those of a preflight; `collectives`: what ranks send each other, over sizes."""
     model: ModelConfig
     seq_len: int
     """Tokens in a sequence."""
     batch: int
-    """Sequences in a step."""
+    """Sequences in a step, those of all ranks together."""
     steps: int
     """All steps, those of the warm-up included."""
     warmup_steps: int = WARMUP_STEPS
@@ -97,12 +102,18 @@ class CaseConfig:
     backends: tuple[str, ...] = PLAIN_BACKENDS
     """Backends that a `timing` or `checks` case goes through."""
     fault: str = "none"
-    """Seeded fault, one of `contract.faults`."""
+    """Seeded fault, one of `contract.faults`; in a case of several ranks it strikes one of them."""
+    ranks: int = 1
+    """Processes that it runs in, one a GPU, each with its share of the batch."""
+    digest_parts: int = 0
+    """Parts of the parameters of which digests are recorded, for comparison with other cases and ranks; 0 for none."""
+    strategy: str = ALONE
+    """How the ranks share the training, one of STRATEGIES."""
 
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
         object.__setattr__(self, "backends", tuple(self.backends))
-        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib"):
+        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib", "ranks"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
         require_choice("work", self.work, WORKS)
@@ -120,6 +131,7 @@ class CaseConfig:
             raise ConfigError(f"backend={FUSED}, {refusal}")
         if self.compile and self.device == "cpu" and self.work != "checks":
             raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
+        self._check_ranks()
 
     def _sized_own(self) -> None:
         """Give what a user brings the sizes of this case, the longest sequence among them."""
@@ -130,6 +142,23 @@ class CaseConfig:
             for unoffered in ("branches", "rope_base"):
                 del sizes[unoffered]
             object.__setattr__(self, "model", replace(model, own=replace(own, sizes=sizes)))
+
+    def _check_ranks(self) -> None:
+        require_choice("strategy", self.strategy, STRATEGIES)
+        if self.ranks > 1 and not self.is_launched:
+            raise ConfigError(f"ranks={self.ranks}, strategy={self.strategy}: accepts {DDP} or {FSDP2}")
+        if self.batch % self.ranks:
+            raise ConfigError(f"batch={self.batch}, ranks={self.ranks}: batch must be a multiple of ranks")
+        if self.fault in RANK_FAULTS and self.ranks == 1:
+            raise ConfigError(f"fault={self.fault}: strikes one of several ranks; accepts a case of 2 or more")
+        alone = ("compile", "check_attention", "compare_selected", "attest", "show_fresh", "look")
+        if self.is_launched and (asked := [name for name in alone if getattr(self, name)]):
+            raise ConfigError(f"{asked[0]}=True, strategy={self.strategy}: accepts False where ranks share a model")
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether torchrun starts its processes."""
+        return self.strategy != ALONE or self.work == "collectives"
 
     @property
     def budget_mib(self) -> float | None:

@@ -26,7 +26,20 @@ FAULTS = {
     "torn_heartbeat": "the case is killed in the middle of a heartbeat's line",
     "disk_full": "a file of the case cannot grow beyond 8 KiB",
 }
-"""What each value of the parameter `fault` plants in every case of a run."""
+"""What each value of the parameter `fault` plants in every case of a run; where several ranks run, in one of them."""
+
+RANK_FAULTS = {
+    "hang_collective": "a rank waits in a collective that no other rank enters",
+    "mismatched_shapes": "a rank enters a collective with a tensor of another shape",
+    "slow_rank": "the layers of a rank take 1.5 times as long",
+    "flipped_bit": "one bit of a rank's gradient is flipped after the ranks have averaged it",
+    "other_data": "a rank trains on the sequences of another",
+    "other_seed": "a rank begins with other weights",
+}
+"""The faults that a process by itself cannot have."""
+
+FAULT_RANK = 1
+"""The rank that a fault strikes where there are several."""
 
 FAULT_STEP = 5
 """The step in which a fault strikes that does so once; every kind of case has that many."""

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STEP_COLUMNS = (
-    "case_id", "step", "phase", "ts", "loss", "grad_norm", "step_ms", "tokens_per_s", "alloc_mib", "reserved_mib",
-    "active_mib", "peak_alloc_mib", "peak_reserved_mib", "peak_alloc_forward_mib", "peak_alloc_backward_mib",
-    "peak_alloc_optimizer_mib", "peak_reserved_forward_mib", "peak_reserved_backward_mib",
+    "case_id", "rank", "step", "phase", "ts", "loss", "grad_norm", "step_ms", "tokens_per_s", "alloc_mib",
+    "reserved_mib", "active_mib", "peak_alloc_mib", "peak_reserved_mib", "peak_alloc_forward_mib",
+    "peak_alloc_backward_mib", "peak_alloc_optimizer_mib", "peak_reserved_forward_mib", "peak_reserved_backward_mib",
     "peak_reserved_optimizer_mib", "forward_ms", "backward_ms", "alloc_retries", "ooms", "device_allocs", "ops",
-    "subject", "branches", "backend", "seq_len",
+    "subject", "branches", "backend", "seq_len", "own_ms", "data", "part_norms", "collective", "size_mib",
+    "bus_gb_per_s",
 )  # fmt: skip
 
 
@@ -26,6 +27,11 @@ SCHEMA = 1
 
 PHASES = ("start", "build", "warmup", "step")
 """Phases of a case, in order. `start` is the time before the first beat."""
+
+
+def rank_folder(case_folder: Path, rank: int) -> Path:
+    """Return where a rank of a case of several leaves its heartbeats, result and log."""
+    return case_folder / f"rank{rank}"
 
 
 class Heartbeat:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,7 @@ def machine_facts() -> dict[str, object]:
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "python": platform.python_version(),
         "driver": _nvidia_driver(),
+        "nvlink_gb_per_s": _nvlink_gb_per_s(),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "packages": {name: _package_version(name) for name in PACKAGES},
     }
@@ -78,6 +80,13 @@ def _cpu_name() -> str:
 def _nvidia_driver() -> str | None:
     lines = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return lines[0].strip() if lines else None
+
+
+def _nvlink_gb_per_s() -> float | None:
+    """Return what all NVLinks of the first GPU carry in a direction, in GB/s; None without any."""
+    told = "\n".join(answer("nvidia-smi", "nvlink", "--status", "--id", "0") or ())
+    rates = [float(rate) for rate in re.findall(r"Link \d+: ([\d.]+) GB/s", told)]
+    return sum(rates) or None
 
 
 def answer(*command: str) -> list[str] | None:
@@ -110,11 +119,23 @@ def _package_version(name: str) -> str | None:
         return None
 
 
-def case_environment(alloc_conf: str) -> Mapping[str, str]:
-    """Return the environment of a case. Both names of the allocator setting are set: torch 2.5 to 2.13 differ."""
+RANKS_SETTINGS = {
+    "OMP_NUM_THREADS": "1",  # as torchrun would say with a warning
+    "TORCH_FR_BUFFER_SIZE": "2000",
+}
+"""What ranks are told besides, unless the user says otherwise: how many collectives the flight recorder keeps."""
+
+
+def case_environment(alloc_conf: str, *, launched: bool = False) -> Mapping[str, str]:
+    """Return the environment of a case. Both names of the allocator setting are set: torch 2.5 to 2.13 differ.
+
+    Args:
+        alloc_conf: the allocator setting.
+        launched: whether torchrun starts it.
+    """
     settings = {"PYTORCH_CUDA_ALLOC_CONF": alloc_conf, "PYTORCH_ALLOC_CONF": alloc_conf} if alloc_conf else {}
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")}
-    return inherited | settings
+    return (RANKS_SETTINGS if launched else {}) | inherited | settings
 
 
 def prediction_environment() -> Mapping[str, str]:

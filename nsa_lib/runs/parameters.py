@@ -27,7 +27,7 @@ _KINDS = {
 }
 
 
-Read = int | float | str | bool | tuple[int, ...] | dict[str, object] | None
+Read = int | float | str | bool | tuple[int, ...] | tuple[str, ...] | dict[str, object] | None
 """What a parameter's value may be once it is read."""
 
 
@@ -46,6 +46,8 @@ class Parameter:
     @property
     def accepts(self) -> str:
         """What it accepts, in words."""
+        if self.choices and self.kind is list:
+            return f"one or more of {', '.join(self.choices)}"
         if self.choices:
             return " or ".join(filter(None, [", ".join(self.choices[:-1]), self.choices[-1]]))
         words = _KINDS[self.kind]
@@ -84,12 +86,14 @@ def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> R
     parameter = declared[name]
     if parameter.default is None and value in (None, "None"):
         return None
-    read = _READERS[parameter.kind](value)
+    named = parameter.kind is list and parameter.choices
+    read = _read_names(value) if named else _READERS[parameter.kind](value)
     if read is None:
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}{_hint(parameter, value)}")
     smallest = min(read) if isinstance(read, tuple) else read
     too_small = parameter.above is not None and not smallest > parameter.above
-    if too_small or (parameter.choices and read not in parameter.choices):
+    chosen = set(read) if named else {read}
+    if too_small or (parameter.choices and not chosen <= set(parameter.choices)):
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}")
     if name == "tag" and not TAG.fullmatch(read):
         raise ConfigError(f"tag={value!r}: accepts up to 40 letters, digits, '.', '_' and '-', not starting with '.'")
@@ -154,6 +158,15 @@ def _read_mapping(value: object) -> dict[str, object] | None:
         return json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError):
         return None
+
+
+def _read_names(value: object) -> tuple[str, ...] | None:
+    """Return names that differ: of a list, or of a text that is one or separates them by commas."""
+    if isinstance(value, str):
+        value = [name.strip(" '\"") for name in value.strip(" []()").split(",")]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) and name for name in value):
+        return None
+    return tuple(value) if len(set(value)) == len(value) else None
 
 
 _READERS = {

@@ -104,9 +104,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     profile = _choose_profile(str(read["profile"]), facts)
     values = with_own(request.resolve(read, profile=profile))
     _require_machine(request, values, profile, facts)
-    if "backend" in values:
-        values["backend"] = _decided_backend(values, IMAGINED if request.imagined else facts)
-    values = request.derive(values)
+    values = request.derive(_decided_by_machine(values, facts, IMAGINED if request.imagined else facts))
     backends = runnable_backends(_parameters(values), facts) + ((OWN,) if brought(values) else ())
     out_dir = _require_out_dir(values)
     cases = request.cases(values, backends)
@@ -181,6 +179,18 @@ def _require_out_dir(values: Mapping[str, Value]) -> Path:
     return out_dir
 
 
+def _decided_by_machine(
+    values: Mapping[str, Value], facts: Mapping[str, object], kernels_on: Mapping[str, object]
+) -> dict[str, Value]:
+    """Return the values with those decided that depend on the machine: backend, and how many GPUs."""
+    decided = dict(values)
+    if "backend" in values:
+        decided["backend"] = _decided_backend(values, kernels_on)
+    if "gpus" in values:
+        decided["gpus"] = _decided_gpus(values, facts)
+    return decided
+
+
 def _decided_backend(values: Mapping[str, Value], facts: Mapping[str, object]) -> Value:
     """Return the backend, decided where `auto` was asked. Raises ConfigError if the one asked for cannot run."""
     backend, problem = values["backend"], why_not_fused(_parameters(values), facts)
@@ -189,6 +199,16 @@ def _decided_backend(values: Mapping[str, Value], facts: Mapping[str, object]) -
     if backend.value != AUTO:
         return backend
     return replace(backend, value="masked" if problem else FUSED, origin=AUTO, checklist=None)
+
+
+def _decided_gpus(values: Mapping[str, Value], facts: Mapping[str, object]) -> Value:
+    """Return how many GPUs a run takes: all, if the user does not say. Raises ConfigError for more than there are."""
+    gpus, on_gpu = values["gpus"], values["device"].value == "cuda"
+    if gpus.value is None:
+        return replace(gpus, value=facts["gpu_count"] if on_gpu else 1, origin=AUTO)
+    if on_gpu and gpus.value > facts["gpu_count"]:
+        raise ConfigError(f"gpus={gpus.value}: this machine shows {facts['gpu_count']}; accepts no more")
+    return gpus
 
 
 def _parameters(values: Mapping[str, Value]) -> Callable[[str], object]:

@@ -66,10 +66,13 @@ def end_tree(process: subprocess.Popen, *, spare: Collection[int], dump_stacks: 
     Args:
         process: the leader of a group of its own.
         spare: children of this process that do not descend from it.
-        dump_stacks: send SIGUSR1 first; `faulthandler` writes the stacks, also from C code that holds Python's lock.
+        dump_stacks: send SIGUSR1 to all of them first; `faulthandler` writes the stacks, also from C code that holds
+            Python's lock.
     """
     if dump_stacks and process.poll() is None:
-        process.send_signal(signal.SIGUSR1)
+        for pid in (process.pid, *descendants(process.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
         time.sleep(1)
     left = descendants(process.pid)
     for how, patience_s in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from nsa_lib.contract.files import replacing
-from nsa_lib.contract.heartbeat import HeartbeatReader
 from nsa_lib.contract.origin import ORIGIN, case_sha256
 from nsa_lib.runs.folder import SCHEMA
-from nsa_lib.runs.steps import read_steps
+from nsa_lib.runs.steps import read_steps, readers_of
 from nsa_lib.subject.config import ConfigError
 
 JSON_COLUMNS = (
     "asked", "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
     "prediction", "executed", "attestation", "fresh_tokens", "meter", "replay", "origin",
+    "ranks", "start", "digests",
 )  # fmt: skip
 """Columns of the cases that hold lists and mappings, as they are in memory and as JSON in a file; None if missing."""
 
@@ -54,7 +54,7 @@ class Recorded:
     cases: pd.DataFrame
     """A row a case: what it was asked, how it ended, and what only the worker knew."""
     steps: pd.DataFrame
-    """A row a step of each case: loss, times, memory in MiB."""
+    """A row a step of each case and rank: loss, times, memory in MiB."""
     measured: dict[Callable, object] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What functions of the run alone found in it; see `measured_once`."""
 
@@ -63,7 +63,7 @@ class Recorded:
         """Read a folder. Raises ConfigError or one of MALFORMED for files that are not what they should be."""
         info = read_info(folder)
         steps, torn = read_steps(folder, info["case_ids"])
-        return cls(folder, info, _cases(folder, steps["case_id"].value_counts(), torn), steps)
+        return cls(folder, info, _cases(folder, steps.loc[steps["rank"] == 0, "case_id"].value_counts(), torn), steps)
 
     def case(self, case_id: str) -> Mapping[str, object] | None:
         """Return a case, or None if the run has none of that name."""
@@ -82,9 +82,9 @@ class Recorded:
         case = self.case(case_id)
         return None if case is None else case[name]
 
-    def of(self, case_id: str) -> pd.DataFrame:
-        """Return a case's steps in order."""
-        own = (self.steps["case_id"] == case_id).to_numpy()
+    def of(self, case_id: str, rank: int = 0) -> pd.DataFrame:
+        """Return a case's steps in order; where several ranks ran, those of one."""
+        own = ((self.steps["case_id"] == case_id) & (self.steps["rank"] == rank)).to_numpy()
         places = np.flatnonzero(own)
         # As they were read they lie together: a slice of a long run costs nothing, a copy 50 MB.
         together = len(places) and own[places[0] : places[-1] + 1].all()
@@ -180,7 +180,7 @@ def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]
         result = _read_json(path) if path.exists() else {"status": INTERRUPTED, "reason": "no result was written"}
         row = {"case_id": case_id, "steps_done": steps_done.get(case_id, 0), **result, "torn_heartbeat": torn[case_id]}
         asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
-        first = next(HeartbeatReader(path.with_name("heartbeat.jsonl")).beats(), {})
+        first = next(next(iter(readers_of(path.parent).values())).beats(), {})
         row |= {"began": first.get("ts"), ORIGIN: first.get(ORIGIN)}
         if asked.exists():
             row |= {"asked": json.loads(asked.read_text()), "case_sha256": case_sha256(asked.read_text())}

@@ -21,16 +21,18 @@ from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import HeartbeatReader
 from nsa_lib.contract.source import package_sha256
 from nsa_lib.contract.step_kinds import step_kinds
-from nsa_lib.runs import environment
+from nsa_lib.runs import environment, ranks
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
 from nsa_lib.runs.processes import adopt_orphans, children, end_tree, processes_with
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.stop_button import StopButton
-from nsa_lib.runs.watch import Limits, Watch
+from nsa_lib.runs.watch import Limits, RanksWatch, Watch
 
 WORKER = (sys.executable, "-m", "nsa_lib.worker")
+
+TORCHRUN = (sys.executable, "-m", "nsa_lib.worker.ranks")
 
 POLL_S = 0.1
 
@@ -119,14 +121,15 @@ def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
 
 
 def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
-    """Start the process of a case, which imports torch and then waits for a line.
+    """Start the process of a case, which imports torch and then waits for a line: a worker, or torchrun.
 
     The runner starts it one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
     """
+    program = TORCHRUN if case.is_launched else WORKER
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
-            [*WORKER, str(folder.resolve() / "case.json"), package_sha256(), str(os.getpid())],
-            env=environment.case_environment(case.alloc_conf),
+            [*program, str(folder.resolve() / "case.json"), package_sha256(), str(os.getpid())],
+            env=environment.case_environment(case.alloc_conf, launched=case.is_launched),
             cwd=folder,  # a module in the user's working folder, torch.py say, must not take the place of the real one
             stdin=subprocess.PIPE,
             stdout=log,
@@ -142,18 +145,22 @@ def run_case(
     others = children(os.getpid()) - {process.pid}  # whatever this process is given from now on, the case has left
     kills = environment.oom_kills()
     _release(process)
-    watch = Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
+    watch = _watch(case, folder)
     ending = None
     try:
         ending = _supervise(process, watch, limits, case, progress, stop, folder / "stderr.log")
+        if case.is_launched and ending is not None:
+            ranks.ask_for_flights(case, folder, process.pid)
     finally:  # also if the supervision itself fails: an unwatched worker must not live on
         end_tree(process, spare=others, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
-    stderr_tail = _tail(folder / "stderr.log")
-    if ending is None and process.returncode == 0 and (folder / "result.json").exists():
+    stderr_tail = _stderr_tail(case, folder)
+    killed_for_memory = environment.oom_kills() != kills
+    if case.is_launched:
+        result = ranks.merged(case, folder, ending, process.returncode, killed_for_memory=killed_for_memory)
+    elif ending is None and process.returncode == 0 and (folder / "result.json").exists():
         result = json.loads((folder / "result.json").read_text())
     else:
-        killed_for_memory = environment.oom_kills() != kills
         result = _result(case, *(ending or _diagnose(process.returncode, stderr_tail, killed_for_memory)))
     result |= {
         "steps_done": len(watch.steps_s),
@@ -167,6 +174,20 @@ def run_case(
 
 def _last_line(path: Path) -> str:
     return (_tail(path).strip().splitlines() or [""])[-1]
+
+
+def _watch(case: CaseConfig, folder: Path) -> Watch | RanksWatch:
+    if case.is_launched:
+        return ranks.watching(case, folder)
+    return Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
+
+
+def _stderr_tail(case: CaseConfig, folder: Path) -> str:
+    """Return the end of what a case wrote to stderr; of several processes each in turn, under its name."""
+    if not case.is_launched:
+        return _tail(folder / "stderr.log")
+    logs = {name: path for name, path in ranks.logs(case, folder).items() if path.exists()}
+    return "\n".join(f"--- {name}\n{_tail(path)}" for name, path in logs.items())
 
 
 def _tail(path: Path) -> str:
@@ -185,7 +206,7 @@ def _release(process: subprocess.Popen) -> None:
 
 def _supervise(
     process: subprocess.Popen,
-    watch: Watch,
+    watch: Watch | RanksWatch,
     limits: Limits,
     case: CaseConfig,
     progress: Progress,

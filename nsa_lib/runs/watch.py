@@ -96,12 +96,17 @@ class Watch:
     def overdue(self, limits: Limits) -> tuple[str, str] | None:
         """Return the status and reason with which the case must be ended, or None."""
         now = time.monotonic()
-        silence, allowed = now - self.beat_at, limits.silence_s(self.phase, self._alike_s())
+        silence, allowed = self.silence_s, limits.silence_s(self.phase, self._alike_s())
         if silence > allowed:
             where = f"in phase {self.phase} after step {len(self.steps_s)}"
             return "stalled", f"no heartbeat for {silence:.0f} s {where} (limit {allowed:.0f} s)"
         overtime = limits.overtime(now - self.began)
         return ("timeout", overtime) if overtime else None
+
+    @property
+    def silence_s(self) -> float:
+        """How long ago the last beat came."""
+        return time.monotonic() - self.beat_at
 
     def _alike_s(self) -> list[float]:
         """Return the times of the steps that did the work of the next one; of all steps once none is left."""
@@ -109,3 +114,58 @@ class Watch:
         if done >= len(self.kinds):
             return self.steps_s
         return [s for s, kind in zip(self.steps_s, self.kinds, strict=False) if kind == self.kinds[done]]
+
+
+@dataclass(frozen=True)
+class RanksWatch:
+    """What has been seen of all ranks of a case; where one figure is wanted, that of the slowest."""
+
+    ranks: Sequence[Watch]
+
+    def look(self) -> None:
+        """Read the beats that came from every rank."""
+        for watch in self.ranks:
+            watch.look()
+
+    def overdue(self, limits: Limits) -> tuple[str, str] | None:
+        """Return the status and reason with which the case must be ended, or None; it names the ranks that are late."""
+        late = {rank: ending for rank, watch in enumerate(self.ranks) if (ending := watch.overdue(limits))}
+        if not late:
+            return None
+        status, reason = next(iter(late.values()))
+        return status, f"{reason}: {'rank' if len(late) == 1 else 'ranks'} {', '.join(map(str, late))}"
+
+    @property
+    def slowest(self) -> Watch:
+        """The rank that has done the fewest steps."""
+        return min(self.ranks, key=lambda watch: len(watch.steps_s))
+
+    @property
+    def began(self) -> float:
+        """When the case began."""
+        return self.ranks[0].began
+
+    @property
+    def phase(self) -> str:
+        """Phase of the slowest rank."""
+        return self.slowest.phase
+
+    @property
+    def steps_s(self) -> list[float]:
+        """Times of the steps of the slowest rank."""
+        return self.slowest.steps_s
+
+    @property
+    def memory_mib(self) -> list[float]:
+        """Peak allocated memory of each step of the slowest rank."""
+        return self.slowest.memory_mib
+
+    @property
+    def reserved_mib(self) -> float | None:
+        """Highest peak of reserved memory of the slowest rank."""
+        return self.slowest.reserved_mib
+
+    @property
+    def loss(self) -> float | None:
+        """Loss of the last step of the slowest rank, over its own sequences."""
+        return self.slowest.loss

@@ -152,7 +152,7 @@ def first_non_finite(model: nn.Module) -> str | None:
 
 
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
-    """Return the bytes of parameters, gradients and optimizer state together."""
+    """Return the bytes of parameters, gradients and optimizer state together; of sharded ones this rank's part."""
     held = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
     held += [
         x
@@ -160,4 +160,5 @@ def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> in
         for x in state.values()
         if isinstance(x, torch.Tensor)
     ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    own = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in held]
+    return sum(tensor.numel() * tensor.element_size() for tensor in own)

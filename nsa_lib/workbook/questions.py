@@ -30,6 +30,9 @@ from nsa_lib.workbook.preflight.figures import preflight_figures
 from nsa_lib.workbook.preflight.gates import preflight_advice, preflight_gates, preflight_headline
 from nsa_lib.workbook.readiness import parameters as readiness
 from nsa_lib.workbook.readiness.gates import readiness_advice, readiness_gates, readiness_headline
+from nsa_lib.workbook.several_gpus import cases as several
+from nsa_lib.workbook.several_gpus.figures import several_figures
+from nsa_lib.workbook.several_gpus.gates import several_advice, several_gates, several_headline
 from nsa_lib.workbook.smoke import cases as smoke
 from nsa_lib.workbook.smoke.figures import smoke_figures
 from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates, smoke_headline
@@ -81,6 +84,7 @@ _ROWS = (
         counts=True,
     ),
     Question(readiness.REQUEST, Judging(readiness_gates, readiness_advice, readiness_headline, no_figures)),
+    Question(several.REQUEST, Judging(several_gates, several_advice, several_headline, several_figures)),
     Question(capacity.REQUEST),
     Question(explore.REQUEST),
 )

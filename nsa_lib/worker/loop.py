@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,15 +19,18 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.contract.heartbeat import SCHEMA, Heartbeat
 from nsa_lib.contract.origin import ORIGIN
-from nsa_lib.subject import training
+from nsa_lib.subject import distributed, training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import install
-from nsa_lib.worker import accuracy, attention_map, attestation, data, faults, preflight, profiling, timing
+from nsa_lib.worker import accuracy, attention_map, attestation, data, digest, faults, preflight, profiling, timing
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fresh_tokens import fresh_tokens
 from nsa_lib.worker.memory import CpuMeter, CudaMeter
 from nsa_lib.worker.origin import origin
+from nsa_lib.worker.ranks.collectives import run_collectives
+from nsa_lib.worker.ranks.share import own_sequences
+from nsa_lib.worker.ranks.step_recorder import StepRecorder
 from nsa_lib.worker.timing import PhaseClock
 
 Facts = Mapping[str, object]
@@ -38,14 +42,14 @@ class NonFiniteError(FloatingPointError):
     """A loss or a gradient that is NaN or Inf."""
 
 
-def run_to_result(case_file: Path) -> None:
-    """Run the case in `case_file` and write result.json beside it: ok, oom, nan or unavailable.
+def run_to_result(case_file: Path, folder: Path | None = None) -> None:
+    """Run the case in `case_file` and write result.json into `folder`, or beside it: ok, oom, nan or unavailable.
 
     Any other failure propagates; the runner reads it off the exit status and stderr.
     """
     text = case_file.read_text()
-    case = CaseConfig.from_json(text)
-    heartbeat = Heartbeat(case_file.parent / "heartbeat.jsonl")
+    case, folder = CaseConfig.from_json(text), folder or case_file.parent
+    heartbeat = Heartbeat(folder / "heartbeat.jsonl")
     heartbeat.beat("build", **{ORIGIN: origin(case, text)})
     ending = {"status": "ok", "reason": ""}
     facts: dict[str, object] = {}
@@ -63,7 +67,7 @@ def run_to_result(case_file: Path) -> None:
         if status is None:
             raise
         ending = {"status": status, "reason": str(error).splitlines()[0]}
-    write_json(case_file.with_name("result.json"), {"schema": SCHEMA, "case_id": case.case_id, **ending, **facts})
+    write_json(folder / "result.json", {"schema": SCHEMA, "case_id": case.case_id, **ending, **facts})
 
 
 def _named_failure(error: Exception) -> str | None:
@@ -99,12 +103,18 @@ class Stepped:
 def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     """Take whole steps, as a training does: nothing waits for the device between their phases."""
     model = _built(case)
+    if case.digest_parts:
+        yield {"start": digest.parameters_digest(model.parameters(), case.digest_parts)}
+    step = partial(training.train_step, loss_chunk=case.loss_chunk)
+    if case.is_launched:
+        loss_of = distributed.STRATEGIES[case.strategy](model, case.loss_chunk)
+        step = partial(distributed.train_step, loss_of)
     optimizer = training.make_optimizer(model, case.lr)
 
     def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
-        return training.train_step(model, optimizer, tokens, mark=meter.mark, loss_chunk=case.loss_chunk), {}
+        return step(model, optimizer, tokens, mark=meter.mark), {}
 
-    return _check_and_step(Stepped(model, optimizer, take), case, heartbeat)
+    yield from _check_and_step(Stepped(model, optimizer, take), case, heartbeat)
 
 
 def backward(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
@@ -124,6 +134,7 @@ WORKS: dict[str, Callable[[CaseConfig, Heartbeat], Iterable[Facts]]] = {
     "backward": backward,
     "timing": timing.run_timing,
     "checks": preflight.run_checks,
+    "collectives": run_collectives,
 }
 """What a case does, by the names of `contract.case.WORKS`."""
 
@@ -171,6 +182,9 @@ def _judge_on(case: CaseConfig) -> str:
 
 def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
     """Yield the routes of the attention, the errors that the case asks for, and what is in force."""
+    if case.is_launched:  # a layer of a sharded model cannot run by itself
+        yield {"effective": effective_settings(model, case)}
+        return
     with own_tables():  # the training starts as if nothing had been checked
         yield {"routes": executed_routes(model, case) if case.model.has_reference else []}
         if case.check_attention:
@@ -190,21 +204,23 @@ def measured_steps(
     windows = device.operator_windows(steps=case.steps) if case.profile_operators else profiling.TrackedWindows(steps=0)
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
     meter = device.meter(case.alloc_conf, case.budget_mib)
-    witness = attestation.Witness(case, meter.allocator)
-    with own_tables(), anomalies, meter, windows:
+    witness, recorder = attestation.Witness(case, meter.allocator), StepRecorder(stepped.model, case)
+    with own_tables(), anomalies, meter, windows, recorder:
         meter.track(stepped.model)
         heartbeat.beat("warmup")
         for step in range(1, case.steps + 1):
-            tokens = next(batches).to(case.device)
+            tokens = own_sequences(next(batches)).to(case.device)
             with witness.watching(step, stepped.model, tokens, stepped.optimizer):
                 beat = _measured_step(stepped, tokens, meter, case)
+            windows.step(meter.operator_counts)  # before what is only recorded calls operators too
+            beat |= recorder.figures(tokens)
             heartbeat.beat("warmup" if step <= case.warmup_steps else "step", step, **beat)
             witness.returned(step, beat["loss"], beat["grad_norm"], stepped.model, stepped.optimizer)
             _require_finite(stepped.model, step, beat["loss"], beat["grad_norm"])
             if step in witness.steps:
                 yield {"executed": witness.executed}
+            yield from recorder.after(step)
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
-            windows.step(meter.operator_counts)
         yield {"meter": meter_check(meter, case.device)}
     if windows.early and windows.late:
         yield {"operators": {"early": windows.early, "late": windows.late}}

@@ -5,22 +5,20 @@ in units of 512 B as on CUDA, and reserved is what the CUDA caching allocator wo
 allocations: it is simulated, and the same in two runs.
 
 Not covered: memory that torch's allocator does not hand out (context, libraries, NumPy). On the CPU also: compiled
-code, scratch inside one operator, sparse tensors, and the new size of a storage that is resized after an operator
-returned it.
+code, scratch inside one operator, sparse tensors, and the new size of a storage that an operator resizes.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lib.contract.allocator import MIB, UNBOUNDED
-from nsa_lib.worker.allocator import ROUNDING, AllocatorSimulation, Block
+from nsa_lib.worker.allocator import AllocatorSimulation, Block
 from nsa_lib.worker.process import started_with
+from nsa_lib.worker.storages import StorageTracker
 
 
 class _StepPeaks:
@@ -110,66 +108,6 @@ class CudaMeter:
         return stats
 
 
-class StorageTracker(TorchDispatchMode):
-    """Follow the storages on one device that operators return, until they die.
-
-    A storage made before the mode was entered is followed from `track` on, or from when an operator first returns it.
-
-    Subclasses decide what to do when a storage appears (`born`) or disappears (`died`).
-    """
-
-    def __init__(self, device: str):
-        super().__init__()
-        self._device = device
-        self._live: dict[int, _LiveStorage] = {}
-
-    def track(self, *objects: object) -> None:
-        """Follow what existed before: tensors, modules, optimizers, and lists, tuples and mappings of those."""
-        for tensor in tensors_in(objects):
-            self._add(tensor)
-
-    def born(self, nbytes: int) -> object:
-        """Return what is kept for a new storage of `nbytes`, a multiple of ROUNDING."""
-        raise NotImplementedError
-
-    def died(self, kept: object) -> None:
-        """Note that a storage has disappeared; `kept` is what `born` returned for it."""
-        raise NotImplementedError
-
-    def kept_for(self, tensor: torch.Tensor) -> object | None:
-        """Return what `born` returned for a tensor's storage, or None if it is not followed."""
-        live = self._live.get(id(tensor.untyped_storage()))
-        return None if live is None else live.kept
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self._add(result)
-        elif isinstance(result, (tuple, list)):
-            for tensor in tensors_in(result):
-                self._add(tensor)
-        return result
-
-    def _add(self, tensor: torch.Tensor) -> None:
-        if tensor.layout is not torch.strided:
-            return
-        storage = tensor.untyped_storage()
-        # A live storage keeps its Python object, so the object's id names it until the weak reference fires.
-        # The device is the storage's own: a fake tensor claims the CPU, but its storage is on "meta".
-        if id(storage) in self._live or storage.device.type != self._device:
-            return
-        nbytes = -(-storage.nbytes() // ROUNDING) * ROUNDING
-        if nbytes == 0:
-            return
-        reference = _LiveStorage(storage, self._remove)
-        reference.key, reference.kept = id(storage), self.born(nbytes)
-        self._live[reference.key] = reference
-
-    def _remove(self, reference: _LiveStorage) -> None:
-        del self._live[reference.key]
-        self.died(reference.kept)
-
-
 class CpuMeter(StorageTracker):
     """Measure the live storages of the CPU, and count the operators."""
 
@@ -231,6 +169,8 @@ class CpuMeter(StorageTracker):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(func, types, args, kwargs)
+        if result is NotImplemented:
+            return result
         self.operator_counts[func.name()] += 1
         return result
 
@@ -240,29 +180,6 @@ class CpuMeter(StorageTracker):
 
     def _note(self, phase: str | None) -> None:
         self._peaks.note(self._peak_bytes / MIB, self._allocator.reserved_peak_mib, phase)
-
-
-class _LiveStorage(weakref.ref):
-    """A weak reference to a storage, with what `died` is told about it."""
-
-    __slots__ = ("kept", "key")
-
-
-def tensors_in(objects: Iterable[object]) -> Iterator[torch.Tensor]:
-    """Yield the tensors, with their gradients, in tensors, modules, optimizers, lists, tuples and mappings."""
-    for item in objects:
-        if isinstance(item, torch.Tensor):
-            yield item
-            if item.is_leaf and item.grad is not None:
-                yield item.grad
-        elif isinstance(item, torch.nn.Module):
-            yield from tensors_in([*item.parameters(), *item.buffers()])
-        elif isinstance(item, torch.optim.Optimizer):
-            yield from tensors_in(item.state.values())
-        elif isinstance(item, Mapping):
-            yield from tensors_in(item.values())
-        elif isinstance(item, (list, tuple)):
-            yield from tensors_in(item)
 
 
 def _setting_that_torch_read() -> dict[str, object]:

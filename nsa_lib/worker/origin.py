@@ -25,7 +25,7 @@ DRIVER = re.compile(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s")
 def origin(case: CaseConfig, text: str) -> dict[str, object]:
     """Return the origin of a case whose case.json holds `text`; a fact that cannot be found is None."""
     on_gpu = case.device == "cuda" and torch.cuda.is_available()
-    device = torch.cuda.get_device_properties(0) if on_gpu else None
+    device = torch.cuda.get_device_properties(torch.cuda.current_device()) if on_gpu else None
     return {
         "case_sha256": case_sha256(text),
         "package_sha256": package_sha256(),

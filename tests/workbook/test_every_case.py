@@ -10,11 +10,13 @@ from tests.workbook.preflight.made import FACTS
 
 PROFILES = ("checklist", "laptop")
 
+CREATED = "2025-03-01T10:15:00+00:00"
+
 GIVEN = (
     {},
     {"backend": "packed", "alloc_conf": ""},
     {"backend": "fused", "compile": True},
-    {"alloc_conf": "max_split_size_mb:64", "batch": 3, "layers": 1},
+    {"alloc_conf": "max_split_size_mb:64", "batch": 4, "layers": 1},
     {"anomaly": False, "profiler": False, "steps": 7},
     {"seq_lens": [96, 100, 3000], "steps": 1, "rounds": 1},
     {"seq_lens": [1], "seq_len": 1, "w": 1},
@@ -37,7 +39,7 @@ def plans(notebook):
                 continue
             backends = BACKEND_NAMES if on_gpu else PLAIN_BACKENDS
             cases = [case.case_id for case in request.cases(values, backends)]
-            info = {"notebook": notebook, "profile": profile, "environment": FACTS}
+            info = {"notebook": notebook, "profile": profile, "environment": FACTS, "created": CREATED}
             ended = [{"case_id": case_id, "status": "interrupted", "reason": "", "executed": None} for case_id in cases]
             yield cases, made(info, ended, [], values, backends=backends)
 
@@ -68,4 +70,4 @@ def test_so_it_is_however_it_dies(notebook, status):
 
 
 def test_all_notebooks_that_are_judged_and_run_cases_are_tried():
-    assert set(JUDGED) == {"preflight", "backward_scaling", "smoke", "backend_contrast"}
+    assert set(JUDGED) == {"preflight", "backward_scaling", "smoke", "backend_contrast", "several_gpus"}

@@ -11,21 +11,29 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.worker.faults import of_code, of_run
+from nsa_lib.contract.faults import FAULT_RANK
+from nsa_lib.worker.faults import of_code, of_ranks, of_run
 from nsa_lib.worker.faults.replacing import from_step
+from nsa_lib.worker.ranks.group import rank_and_count
 
 
 def planted(case: CaseConfig) -> AbstractContextManager[None]:
     """Return a context in which the case's fault is in force, or comes into force at the moment that the fault names.
 
-    Raises KeyError for an unknown fault or moment.
+    Of several ranks only FAULT_RANK has it. Raises KeyError for an unknown fault or moment.
     """
     name, _, moment = case.fault.partition("@")
+    rank, count = rank_and_count()
+    if count > 1 and rank != FAULT_RANK and name not in MADE_BY_ALL:
+        return nullcontext()
     plant = partial(PLANTS[name], case)
     if moment in ("", "build"):
         return plant()
     return from_step({"first": 1, "last": case.steps}[moment], plant)
 
+
+MADE_BY_ALL = ("hang_collective",)
+"""Faults that all ranks must prepare, though one alone has them."""
 
 PLANTS: dict[str, Callable[[CaseConfig], AbstractContextManager[None]]] = {
     "none": lambda case: nullcontext(),
@@ -50,5 +58,11 @@ PLANTS: dict[str, Callable[[CaseConfig], AbstractContextManager[None]]] = {
     "silent_heartbeat": of_run.silent_heartbeat,
     "torn_heartbeat": of_run.torn_heartbeat,
     "disk_full": of_run.disk_full,
+    "hang_collective": of_ranks.hang_collective,
+    "mismatched_shapes": of_ranks.mismatched_shapes,
+    "slow_rank": of_ranks.slow_rank,
+    "flipped_bit": of_ranks.flipped_bit,
+    "other_data": of_ranks.other_data,
+    "other_seed": of_ranks.other_seed,
 }
 """How each fault of `contract.faults` is planted."""

@@ -25,8 +25,8 @@ from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.allocator import ROUNDING
-from nsa_lib.worker.memory import StorageTracker, tensors_in
 from nsa_lib.worker.prediction.before import before_training
+from nsa_lib.worker.storages import StorageTracker, tensors_in
 
 STEPS = 2
 """The first step makes the optimizer's state, the second one finds it."""
@@ -72,6 +72,8 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
     """
     if case.work not in ("train", "backward"):
         raise PredictionError(f"work={case.work}: only train and backward are predicted")
+    if case.is_launched:
+        raise PredictionError(f"strategy={case.strategy}: what ranks share is not predicted")
     if case.compile:
         raise PredictionError("compile=True: compiled code allocates otherwise")
     major = compute_capability.split(".")[0]

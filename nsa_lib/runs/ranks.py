@@ -1,0 +1,134 @@
+"""A case on several ranks, as its runner sees it: their heartbeats, how each ended, and one result of it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.heartbeat import HeartbeatReader, rank_folder
+from nsa_lib.contract.step_kinds import step_kinds
+from nsa_lib.runs.flights import who_waits
+from nsa_lib.runs.folder import SCHEMA
+from nsa_lib.runs.processes import children
+from nsa_lib.runs.watch import RanksWatch, Watch
+
+FLIGHTS_PATIENCE_S = 10.0
+"""How long ranks that hang may take to say which collectives they entered."""
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What a rank says that failed because another one did."""
+
+
+def watching(case: CaseConfig, folder: Path) -> RanksWatch:
+    """Return what sees the heartbeats of all ranks of a case."""
+    kinds = step_kinds(case)
+    return RanksWatch([Watch(HeartbeatReader(path / "heartbeat.jsonl"), kinds) for path in folders(case, folder)])
+
+
+def folders(case: CaseConfig, folder: Path) -> list[Path]:
+    """Return where each rank leaves its files."""
+    return [rank_folder(folder, rank) for rank in range(case.ranks)]
+
+
+def ask_for_flights(case: CaseConfig, folder: Path, torchrun_pid: int) -> None:
+    """Have every rank write which collectives it has entered, and wait a little for it."""
+    asked = time.time()
+    for pid in children(torchrun_pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+    deadline = time.monotonic() + FLIGHTS_PATIENCE_S
+    paths = [path / "flight.json" for path in folders(case, folder)]
+    while time.monotonic() < deadline and not all(p.exists() and p.stat().st_mtime >= asked - 1 for p in paths):
+        time.sleep(0.1)
+
+
+def merged(
+    case: CaseConfig, folder: Path, ending: tuple[str, str] | None, exit_code: int | None, *, killed_for_memory: bool
+) -> dict[str, object]:
+    """Return one result of a case: the facts of rank 0, those of all ranks in `ranks`, status and reason.
+
+    Args:
+        case: the case.
+        folder: its folder.
+        ending: status and reason with which the supervision ended it, or None if it ended by itself.
+        exit_code: of torchrun.
+        killed_for_memory: whether the kernel killed a process for memory meanwhile.
+    """
+    results = [_read(path / "result.json") for path in folders(case, folder)]
+    status, reason = _status(folder, results, ending, exit_code)
+    if killed_for_memory and reason.endswith("SIGKILL"):
+        status, reason = "oom", f"{reason} for lack of memory"
+    waits = "" if status in ("ok", "interrupted") else who_waits(_flights(case, folder))
+    first = results[0] if results and results[0] else {}
+    said = "; ".join(filter(None, [reason, waits]))
+    named = {"schema": SCHEMA, "case_id": case.case_id, "status": status, "reason": said}
+    return {**first, **named, "ranks": [result or {} for result in results]}
+
+
+def _status(
+    folder: Path, results: list[dict], ending: tuple[str, str] | None, exit_code: int | None
+) -> tuple[str, str]:
+    """Return status and reason, which names the rank that is the cause: the others fail only because it did."""
+    if ending is not None:
+        return ending
+    named = [(rank, result) for rank, result in enumerate(results) if result and result["status"] != "ok"]
+    if named:
+        rank, result = min(named, key=lambda one: (rank_folder(folder, one[0]) / "result.json").stat().st_mtime)
+        return str(result["status"]), f"rank {rank}: {result['reason']}"
+    failures = _read(folder / "failures.json").get("failures", {})
+    if failures:
+        *_, status, reason = min(_end(folder, int(rank), failure) for rank, failure in failures.items())
+        return status, reason
+    if exit_code is None or exit_code < 0:
+        died = "could not be killed" if exit_code is None else f"killed by {signal.Signals(-exit_code).name}"
+        return "crashed", f"torchrun: {died}"
+    if exit_code:
+        return "failed", f"torchrun: {_last_line(folder / 'stderr.log') or f'exit status {exit_code}'}"
+    return ("ok", "") if all(results) else ("failed", f"rank {results.index({})}: ended without a result")
+
+
+def _end(folder: Path, rank: int, failure: Mapping) -> tuple[int, float, str, str]:
+    """Return how a rank ended: first how little it can be the cause and when, then status and reason.
+
+    A signal that torchrun did not send is a cause. So is an error, unless it says that another rank has gone.
+    """
+    code, at, log = int(failure["exit_code"]), float(failure["at"]), rank_folder(folder, rank) / "stderr.log"
+    if code < 0:
+        said = _thrown(log)
+        reason = f"rank {rank}: killed by {signal.Signals(-code).name}" + (f" ({said})" if said else "")
+        return 3 if code == -signal.SIGTERM else 0, at, "crashed", reason
+    said = _last_line(log) or f"exit status {code}"
+    return 2 if any(word in said for word in LOST) else 1, at, "failed", f"rank {rank}: {said}"
+
+
+def _thrown(log: Path) -> str:
+    """Return what C++ said of an exception that nobody caught, or ""."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.partition("what():")[2].strip() for line in lines if "what():" in line), "")
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+    return re.sub(r"^\[rank\d+\]: ", "", lines[-1]) if lines else ""
+
+
+def _flights(case: CaseConfig, folder: Path) -> dict[int, list[Mapping]]:
+    found = {rank: _read(path / "flight.json") for rank, path in enumerate(folders(case, folder))}
+    return {rank: flight["entries"] for rank, flight in found.items() if flight}
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def logs(case: CaseConfig, folder: Path) -> dict[str, Path]:
+    """Return what stderr was sent to, by the name of the process."""
+    ranks = {f"rank {rank}": path / "stderr.log" for rank, path in enumerate(folders(case, folder))}
+    return {"torchrun": folder / "stderr.log", **ranks}

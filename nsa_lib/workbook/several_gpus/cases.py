@@ -1,0 +1,98 @@
+"""What is asked of several GPUs: parameters, profiles and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from nsa_lib.contract.case import DDP, FSDP2, JUDGED_STEPS, CaseConfig
+from nsa_lib.contract.collectives import transfers
+from nsa_lib.contract.faults import FAULTS, RANK_FAULTS
+from nsa_lib.runs.parameters import SIZES, Parameter, Value
+from nsa_lib.runs.request import Request
+from nsa_lib.runs.training_case import training_case
+from nsa_lib.workbook.profiles import BACKEND, FAULT, MACHINE, PROFILE, RUN, profiles
+
+ONE, COLLECTIVES = "one", "collectives"
+
+OTHER_STEPS = 5
+"""Steps of a case that only shows its memory: from the second on each repeats it."""
+
+PROFILER_STEPS = 53
+"""Long enough for a step right after warm-up and one that is forty steps later."""
+
+GPUS = {
+    "gpus": Parameter(int, "ranks that share the training; all visible GPUs", above=0),
+    "strategies": Parameter(list, "how they share it, ddp, fsdp2 or both", choices=(DDP, FSDP2)),
+}
+
+
+def several_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:
+    """Return one GPU with the whole batch, each strategy with its ranks, both with the other checkpointing, the link.
+
+    A seeded fault is planted in the cases of several ranks: the one GPU is what they are compared with.
+    """
+    gpus, strategies = int(values["gpus"].value), values["strategies"].value
+    fault = str(values["fault"].value)
+    training = training_case({**values, "fault": replace(values["fault"], value="none")})
+    training = replace(training, digest_parts=gpus)
+    on_gpu = training.device == "cuda"
+    one = replace(training, case_id=ONE)
+    shared = [replace(training, case_id=name, strategy=name, ranks=gpus) for name in strategies]
+    cases = [one, *(replace(case, fault=fault, profile_operators=not on_gpu) for case in shared)]
+    for case in shared if on_gpu else ():
+        cases.append(
+            replace(case, case_id=profiled(case.case_id), steps=PROFILER_STEPS, digest_parts=0, profile_operators=True)
+        )
+    other = {"grad_checkpointing": not training.grad_checkpointing, "steps": OTHER_STEPS, "digest_parts": 0}
+    for case in (one, *shared):
+        cases.append(replace(case, case_id=other_checkpointing(case.case_id), **other))
+    link = {"work": "collectives", "ranks": gpus, "steps": len(transfers(training.device)), "digest_parts": 0}
+    cases.append(replace(training, case_id=COLLECTIVES, **link))
+    return tuple(cases)
+
+
+def profiled(case_id: str) -> str:
+    """Return the name of the case that counts the operators of another, on a GPU."""
+    return f"{case_id}_profiler"
+
+
+def other_checkpointing(case_id: str) -> str:
+    """Return the name of the case that shows the memory of another with the other checkpointing."""
+    return f"{case_id}_other"
+
+
+def several_notices(values: Mapping[str, Value]) -> list[str]:
+    """Say before the run that it is too short to be judged, or that one GPU shares nothing."""
+    said = []
+    if values["steps"].value < JUDGED_STEPS:
+        said.append(f"steps={values['steps'].value}: the memory of fewer than {JUDGED_STEPS} steps is not judged.")
+    if values["gpus"].value == 1:
+        said.append("gpus=1: one rank has nobody to wait for; what several would do is not seen.")
+    return said
+
+
+REQUEST = Request(
+    notebook="several_gpus",
+    parameters={
+        **PROFILE,
+        **GPUS,
+        "steps": Parameter(int, f"training steps; fewer than {JUDGED_STEPS} cannot be judged", above=0),
+        **SIZES,
+        **BACKEND,
+        **MACHINE,
+        "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory of each rank", above=0),
+        **RUN,
+        "fault": replace(FAULT["fault"], choices=(*FAULTS, *RANK_FAULTS)),
+    },
+    profiles=profiles(
+        checklist={"steps": 100, "batch": 8, "strategies": (DDP, FSDP2), "reserved_limit_mib": 70000.0},
+        laptop={
+            "steps": 60, "batch": 2, "layers": 2, "dim": 64, "heads": 2, "groups": 2, "seq_len": 128, "vocab": 128,
+            "gpus": 2, "strategies": (DDP, FSDP2),
+        },
+    ),
+    cases=several_cases,
+    notices=several_notices,
+    predicted=True,
+)  # fmt: skip

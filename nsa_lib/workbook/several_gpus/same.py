@@ -1,0 +1,144 @@
+"""The gates that compare: ranks with each other, where bits must agree, and with one GPU, within what rounding does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from nsa_lib.contract.case import DDP
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
+from nsa_lib.runs.recorded import Recorded
+from nsa_lib.workbook.several_gpus.cases import ONE
+from nsa_lib.workbook.several_gpus.measures import (
+    by_step,
+    distances,
+    fact_of_ranks,
+    loss_differences,
+    norm_ratios,
+    odd_ones,
+)
+
+LOSS_BUDGET_PERCENT = {"float64": 1e-8, "float32": 0.02, "bfloat16": 2.0, "float16": 0.5}
+"""By how much the mean loss of the ranks may differ from one GPU's, over its first loss. Sums are made in another
+order, and each step adds to the difference."""
+
+NORM_BUDGET = {"float64": 1.001, "float32": 1.02, "bfloat16": 1.5, "float16": 1.2}
+"""Factor by which the norm of a rank's gradients may differ from one GPU's."""
+
+DISTANCE_BUDGET_PERCENT = {"float64": 1e-6, "float32": 0.05, "bfloat16": 5.0, "float16": 1.0}
+"""How far apart the parameters of ranks and of one GPU may lie, over their norm."""
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Return ranks in words."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def start_gate(run: Recorded, strategy: str) -> GateResult:
+    """Judge that all ranks began with one GPU's weights."""
+    gate = GateResult(f"start_{strategy}", True, NOT_RUN, limit=0, unit="ranks")
+    starts, one = fact_of_ranks(run, strategy, "start"), run.fact(ONE, "start")
+    if not starts or not all(starts) or one is None:
+        return replace(gate, detail="a rank ended before its weights were seen")
+    wrong = odd_ones([start["hash"] for start in starts], one["hash"])
+    if wrong:
+        return replace(gate, outcome=FAIL, measured=len(wrong), detail=f"{named(wrong)} began with other weights")
+    return replace(gate, outcome=PASS, measured=0, detail=f"{len(starts)} ranks, the same bits as on one GPU")
+
+
+def data_gate(run: Recorded, strategy: str) -> GateResult:
+    """Judge that in every step each rank trained on its share of one GPU's sequences."""
+    gate = GateResult(f"data_{strategy}", True, NOT_RUN, limit=0, unit="ranks")
+    ranks, one = by_step(run, strategy, "data"), run.of(ONE).set_index("step")["data"]
+    if ranks is None or one.empty:
+        return replace(gate, detail="a rank recorded no step")
+    wrong: dict[int, int] = {}
+    for step in ranks.index.intersection(one.index):
+        share = len(one[step]) // ranks.shape[1]
+        for rank in ranks:
+            if ranks.loc[step, rank] != one[step][rank * share : (rank + 1) * share]:
+                wrong.setdefault(rank, step)
+    if wrong:
+        said = f"{named(list(wrong))}: other sequences than its share from step {min(wrong.values())} on"
+        return replace(gate, outcome=FAIL, measured=len(wrong), detail=said)
+    gate = replace(gate, outcome=PASS, measured=0, detail=f"{len(ranks)} steps of {ranks.shape[1]} ranks")
+    return unless_cut_short(gate, run.case(strategy))
+
+
+def loss_gate(run: Recorded, strategy: str) -> GateResult:
+    """Judge that the mean loss of the ranks is one GPU's in every step, within what its dtype rounds."""
+    budget = LOSS_BUDGET_PERCENT[str(run.parameter("dtype"))]
+    gate = GateResult(f"loss_{strategy}", True, NOT_RUN, limit=budget, unit="%")
+    found = loss_differences(run, strategy)
+    if found is None or found.empty:
+        return replace(gate, detail="a rank, or one GPU, recorded no step")
+    worst = found.abs().idxmax()
+    measured = 100 * abs(float(found[worst]))
+    gate = replace(gate, measured=float(f"{measured:.3g}"), margin=budget - measured)
+    gate = replace(gate, detail=f"largest in step {worst}; {len(found)} steps, over one GPU's first loss")
+    return unless_cut_short(replace(gate, outcome=PASS if measured <= budget else FAIL), run.case(strategy))
+
+
+def gradients_gate(run: Recorded, strategy: str) -> GateResult:
+    """Judge that every rank has one GPU's gradients, by their norm, and with DDP all ranks the same to the bit."""
+    budget = NORM_BUDGET[str(run.parameter("dtype"))]
+    gate = GateResult(f"gradients_{strategy}", True, NOT_RUN, limit=budget, unit="x")
+    ratios, norms = norm_ratios(run, strategy), by_step(run, strategy, "part_norms")
+    if ratios is None or ratios.empty:
+        return replace(gate, detail="a rank, or one GPU, recorded no step")
+    step = ratios.max(axis=1).idxmax()
+    rank = int(ratios.loc[step].idxmax())
+    measured = float(ratios.loc[step, rank])
+    gate = replace(gate, measured=float(f"{measured:.4g}"), margin=budget - measured)
+    if not measured <= budget:
+        first = ratios.index[(ratios > budget).any(axis=1)][0]
+        far = [int(rank) for rank in ratios if ratios.loc[first, rank] > budget]
+        said = f"{named(far)}: the norm of its gradients is another than one GPU's from step {first} on"
+        return replace(gate, outcome=FAIL, detail=said)
+    differ = [step for step in norms.index if strategy == DDP and len({str(own) for own in norms.loc[step]}) > 1]
+    if differ:
+        wrong = odd_ones([str(own) for own in norms.loc[differ[0]]])
+        said = f"{named(wrong)}: averaged gradients differ between ranks in step {differ[0]}"
+        return replace(gate, outcome=FAIL, detail=said)
+    same = ", the same bits on all ranks" if strategy == DDP else ", of each rank's part"
+    detail = f"norms{same}; furthest from one GPU's on rank {rank} in step {step}"
+    return unless_cut_short(replace(gate, outcome=PASS, detail=detail), run.case(strategy))
+
+
+def parameters_gate(run: Recorded, strategy: str) -> GateResult:
+    """Judge the parameters every 10 steps: the same bits on all ranks, and one GPU's within what its dtype rounds."""
+    budget = DISTANCE_BUDGET_PERCENT[str(run.parameter("dtype"))]
+    gate = GateResult(f"parameters_{strategy}", True, NOT_RUN, limit=budget, unit="%")
+    ranks, one = fact_of_ranks(run, strategy, "digests"), run.fact(ONE, "digests")
+    if not ranks or not all(ranks) or not one:
+        return replace(gate, detail="a rank, or one GPU, ended before its parameters were seen")
+    expected = {found["step"]: found for found in one}
+    worst = (0.0, 0, 0)
+    for taken in zip(*ranks, strict=False):
+        step = taken[0]["step"]
+        if odd_ones([found["hash"] for found in taken]):
+            wrong = _furthest(taken, expected.get(step))
+            said = f"{named(wrong)}: not the parameters of the other ranks after step {step}"
+            return replace(gate, outcome=FAIL, detail=said)
+        for part, apart in enumerate(distances(taken[0], expected[step]) if step in expected else ()):
+            worst = max(worst, (100 * apart, step, part))
+    measured, step, part = worst
+    gate = replace(gate, measured=float(f"{measured:.3g}"), margin=budget - measured)
+    compared = len(min(ranks, key=len))
+    detail = f"the same bits on {len(ranks)} ranks, {compared} times; furthest from one GPU's after step {step}"
+    gate = replace(gate, outcome=PASS if measured <= budget else FAIL, detail=f"{detail}, in the rows of rank {part}")
+    return unless_cut_short(gate, run.case(strategy))
+
+
+CLEARLY = 2.0
+"""Of two ranks that differ, one is wrong if it is this many times as far from one GPU as the other."""
+
+
+def _furthest(taken: Sequence[Mapping], expected: Mapping | None) -> list[int]:
+    """Return the ranks whose parameters are not those of most; of two the one that one GPU does not agree with."""
+    wrong = odd_ones([found["hash"] for found in taken])
+    if len(wrong) < len(taken) or expected is None:
+        return wrong
+    apart = [max(distances(found, expected)) for found in taken]
+    far = [rank for rank, distance in enumerate(apart) if distance > CLEARLY * min(apart)]
+    return far or wrong
