@@ -573,14 +573,15 @@ def test_a_run_of_other_code_or_of_another_machine_than_now_is_stale(whole, name
     assert verdict(list(gates.values()))[0] == "INCOMPLETE"
 
 
-def test_it_is_said_what_to_run_again_and_how(put, ask):
+def test_it_is_said_what_to_run_again_and_how(put, ask, tmp_path):
     for notebook in counted()[1:]:
         put(notebook)
     set_fact(put("smoke", "smoke-2", created=day(2)), "source_sha256", "b" * 64)
     run = ask()
     assert gates_of(run)["current"].detail == f"smoke: source_sha256 {'b' * 12}, now {'a' * 12}"
     table = str(to_run_table(run))
-    assert "papermill notebooks/preflight.ipynb out.ipynb --engine nsa -r profile laptop" in table
+    command = "papermill notebooks/preflight.ipynb out.ipynb --engine nsa -r profile laptop"
+    assert f"{command} -r out_dir {tmp_path}" in table
     assert "no run of preflight" in table
     assert run.info["sources"][1]["reproduce"] in table
     assert [line.split(" again: ")[0] for line in readiness_advice(run)] == ["Run preflight", "Run smoke"]

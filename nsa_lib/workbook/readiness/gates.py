@@ -74,11 +74,12 @@ def _change(name: str, values: tuple[object, object]) -> str:
 
 def to_run(run: Recorded) -> list[tuple[str, str, str]]:
     """Return what must be run before this can be GO: notebook, why, and the command; [] if nothing need be."""
-    found, stale, profile = sources(run), stale_runs(run), run.info["profile"] or "auto"
+    found, stale, out_dir = sources(run), stale_runs(run), run.parameter("out_dir")
+    asked = {"profile": run.info["profile"] or "auto", **({"out_dir": out_dir} if out_dir else {})}
     rows = []
     for notebook in run.info["judged"]:
         if notebook not in found:
-            rows.append((notebook, _why_missing(run, notebook), reproduce(notebook, {"profile": profile})))
+            rows.append((notebook, _why_missing(run, notebook), reproduce(notebook, asked)))
         elif notebook in stale:
             rows.append((notebook, stale[notebook], str(found[notebook]["reproduce"])))
     return rows
