@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke validate test lab lint bench bench-gpu selftest mutants
+.PHONY: help smoke validate test lab lint bench bench-gpu selftest mutants test-versions
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 smoke: .venv/installed  ## run the production smoke on this machine: verdict and HTML report
 	$(BIN)/python -m nsa_lib run smoke
@@ -19,6 +19,9 @@ test: .venv/tested  ## run the tests
 
 lab: .venv/installed  ## open JupyterLab on the project; no browser is started, the address with its token is printed
 	$(BIN)/jupyter lab --no-browser --ServerApp.root_dir=. --ContentsManager.pre_save_hook=nsa_lib.report.lab.strip_outputs $(if $(filter 0,$(shell id -u)),--allow-root)
+
+test-versions: .venv/tested  ## read a run with Python 3.10 to 3.13, as far as this machine has them
+	$(BIN)/python -m tests.versions
 
 lint: .venv/tested  ## check style, of the notebooks too
 	$(BIN)/ruff check .
