@@ -27,8 +27,9 @@ lint: .venv/tested  ## check style, of the notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-selftest: .venv/installed  ## plant every seeded fault and show that a verdict turns red
+selftest: .venv/installed  ## plant every seeded fault and every mutant of the code and show that a verdict turns red
 	$(BIN)/python -m nsa_lib selftest
+	$(BIN)/python -m tests.mutation
 
 mutants: .venv/installed  ## plant small wrong changes in copies of the source and show that each turns the smoke red
 	$(BIN)/python -m tests.mutation
@@ -36,6 +37,7 @@ mutants: .venv/installed  ## plant small wrong changes in copies of the source a
 bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_trend
+	$(BIN)/python -m tests.bench_false_alarms
 
 bench-gpu: .venv/tested  ## measure every attention against dense on this machine's GPU: table, chart, JSON
 	$(BIN)/python -m tests.bench_gpu

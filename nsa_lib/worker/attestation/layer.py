@@ -46,6 +46,20 @@ class LayerFound:
     """Of an input that is not that of the step; nothing is compared then."""
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A layer's record, and what it is held against."""
+
+    record: LayerRecord
+    sample: Sample
+    blocks: Tensor | None
+    """What it selected, [B, G, T, n_sel]; None without the selected branch."""
+    exact: Layer
+    modelled: Layer
+    """The layer in the arithmetic of the run."""
+    alive: Callable[[], None]
+
+
 def judge_layer(
     index: int,
     record: LayerRecord,
@@ -80,9 +94,10 @@ def judge_layer(
         Layer.of(record.x, record.parameters, record.config, arithmetic=arithmetic, device=device)
         for arithmetic in (EXACT, Arithmetic.of_run(record.x.dtype))
     )
-    _judge_rows(found, record, sample, blocks, exact, modelled, alive)
+    trial = _Trial(record, sample, blocks, exact, modelled, alive)
+    _judge_rows(found, trial)
     if index in sample.gradient_layers:
-        _judge_gradients(found, record, sample, blocks, exact, modelled, alive)
+        _judge_gradients(found, trial)
     _leave_out_what_tells_nothing(found)
     return found
 
@@ -94,18 +109,11 @@ def _leave_out_what_tells_nothing(found: LayerFound) -> None:
             found.not_compared[name] = "smaller than what rounding leaves"
 
 
-def _judge_rows(
-    found: LayerFound,
-    record: LayerRecord,
-    sample: Sample,
-    blocks: Tensor | None,
-    exact: Layer,
-    modelled: Layer,
-    alive: Callable[[], None],
-) -> None:
-    c, positions = record.config, torch.tensor(sample.positions)
-    chosen = None if blocks is None else blocks[:, :, positions]
-    right, rounded = (rows(layer, positions, chosen, alive=alive) for layer in (exact, modelled))
+def _judge_rows(found: LayerFound, trial: _Trial) -> None:
+    record, sample, c = trial.record, trial.sample, trial.record.config
+    positions = torch.tensor(sample.positions)
+    chosen = None if trial.blocks is None else trial.blocks[:, :, positions]
+    right, rounded = (rows(layer, positions, chosen, alive=trial.alive) for layer in (trial.exact, trial.modelled))
     judged = partial(compare, dtype=record.x.dtype, terms=c.dim + sample.length, positions=sample.positions)
     pairs = {name: (right.branches[name], rounded.branches[name]) for name in c.branches}
     pairs["branch_gates"] = right.branch_gates, rounded.branch_gates
@@ -119,20 +127,13 @@ def _judge_rows(
         found.choice = judge_choice(chosen, right.scores, rounded.scores, sample.positions, c, record.backend)
 
 
-def _judge_gradients(
-    found: LayerFound,
-    record: LayerRecord,
-    sample: Sample,
-    blocks: Tensor | None,
-    exact: Layer,
-    modelled: Layer,
-    alive: Callable[[], None],
-) -> None:
+def _judge_gradients(found: LayerFound, trial: _Trial) -> None:
+    record, sample = trial.record, trial.sample
     if record.d_output is None:
         found.not_compared["gradients"] = "no gradient reached the output"
         return
     (d_x, right), (d_x_rounded, rounded) = (
-        gradients(layer, blocks, record.d_output, alive=alive) for layer in (exact, modelled)
+        gradients(layer, trial.blocks, record.d_output, alive=trial.alive) for layer in (trial.exact, trial.modelled)
     )
     c, positions = record.config, torch.tensor(sample.positions, device=d_x.device)
     judged = partial(compare, dtype=record.x.dtype, terms=c.dim + sample.length * (1 + sample.batch))

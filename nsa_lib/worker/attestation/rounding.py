@@ -68,6 +68,7 @@ def compare(
     dtype: torch.dtype,
     terms: int,
     positions: Sequence[int] | None = None,
+    pooled: bool = False,
 ) -> Comparison:
     """Compare what a run found with what is right, a row at a time.
 
@@ -78,12 +79,14 @@ def compare(
         dtype: of the run.
         terms: of the longest sum on the way.
         positions: of the rows along the last dimension but one, where those are a sample.
+        pooled: one rounding makes most of a row's error, so that a draw of one row says little: every row is allowed
+            what the median row loses too.
     """
     exact, modelled = exact.double(), modelled.double()
     found = found.detach().to(exact.device).double()
     if found.shape != exact.shape:
         raise ValueError(f"compared {tuple(found.shape)} with {tuple(exact.shape)}")
-    size, allowed = _norm(exact), _allowed(exact, modelled, dtype, terms)
+    size, allowed = _norm(exact), _allowed(exact, modelled, dtype, terms, pooled)
     error = _norm(found - exact)
     ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(ratio.argmax())
@@ -102,12 +105,14 @@ def compare(
     )
 
 
-def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int) -> Tensor:
+def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int, pooled: bool) -> Tensor:
     """Return how far each row may lie from the exact one, [...]."""
     wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
     own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
-    least = _smallest(dtype, exact.shape[-1])
-    return MARGIN * torch.hypot(_norm(modelled - exact), own * _norm(exact) + least)
+    least, size, draw = _smallest(dtype, exact.shape[-1]), _norm(exact), _norm(modelled - exact)
+    if pooled:
+        draw = torch.maximum(draw, (draw / size).nanmedian().nan_to_num(posinf=0.0) * size)
+    return MARGIN * torch.hypot(draw, own * size + least)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -154,7 +154,9 @@ def _loss_gradients(
         d_hidden = record.d_hidden.flatten(0, 1)
         # A position that the model rounds to nothing, far below float16, is not held against the run.
         counted = int((d_hidden.ne(0).any(dim=-1) | rounded.d_hidden.eq(0).all(dim=-1).cpu()).sum())
-        parts["d_hidden"] = judged(d_hidden, right.d_hidden, rounded.d_hidden, terms=_classes(record))
+        # Where a token is learned, 1 - p of its label is all that is left: one logit's rounding decides.
+        pair = right.d_hidden, rounded.d_hidden
+        parts["d_hidden"] = judged(d_hidden, *pair, terms=_classes(record), pooled=True)
     if record.d_head is None and record.head is not None:
         not_compared["d_head"] = record.why_no_d_head
     elif record.d_head is not None:

@@ -1,0 +1,177 @@
+"""Count how often each gate is false on honest runs: `python -m tests.bench_false_alarms`, a part of `make bench`.
+
+Small laptop runs of all notebooks over seeds, sizes, dtypes and backends, judged by the notebooks' own gates. A gate
+that fails or warns is a false alarm. Two processes share the runs; every one is kept by a line as it ends, so that a
+count which was stopped goes on where it was, and one of other source begins anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+
+from nsa_lib.contract.files import write_text
+from nsa_lib.contract.source import package_sha256
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
+from nsa_lib.runs import environment
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.runner import make_run_folder
+from nsa_lib.subject.config import BACKEND_NAMES
+from nsa_lib.workbook.questions import plan
+from nsa_lib.workbook.run import Run
+from nsa_lib.worker.loop import run_to_result
+
+RUNS = 200
+"""Of each notebook."""
+
+AT_ONCE = 2
+
+LINES = PROJECT / "reports" / "false_alarms.jsonl"
+
+TABLE = PROJECT / "reports" / "false_alarms.md"
+
+GOAL = 1 / 200
+
+OF_WHAT = re.compile(rf"(_({'|'.join(BACKEND_NAMES)}|\d+))+$")
+"""What a gate's name ends with where one gate judges several backends or lengths."""
+
+OF_NOTEBOOK = {
+    "smoke": {"steps": 60},
+    "backend_contrast": {"steps": 17, "rounds": 1},
+    "backward_scaling": {"steps": 3},
+    "preflight": {},
+}
+
+
+def given(notebook: str, number: int) -> dict[str, object]:
+    """Return the parameters of an honest run: another seed, other sizes, another dtype and backend each."""
+    draw = random.Random(f"{notebook} {number}")
+    l_sel, seq_len = draw.choice((32, 64)), draw.randrange(128, 449)
+    sizes = {
+        "seed": draw.randrange(10**6), "layers": draw.choice((1, 2, 3)), "dim": draw.choice((32, 48, 64, 128)),
+        "heads": 4, "groups": draw.choice((1, 2, 4)), "d_k": draw.choice((16, 32)), "d_v": draw.choice((16, 32)),
+        "d": draw.choice((8, 16)), "l_sel": l_sel, "n_sel": draw.choice((3, 4, 5)), "w": draw.choice((32, 50, 128)),
+        "seq_len": seq_len, "batch": draw.choice((1, 1, 2, 3)), "vocab": draw.choice((64, 256, 512)),
+        "dtype": draw.choice(("float32", "float32", "bfloat16", "float64")), "lr": draw.choice((3e-4, 1e-3)),
+    }  # fmt: skip
+    if notebook in ("smoke", "backward_scaling"):
+        sizes["backend"] = draw.choice(("masked", "gather", "packed"))
+    if notebook in ("backend_contrast", "backward_scaling"):
+        sizes["seq_lens"] = [64, 128]
+    return {"profile": "laptop", **sizes, **OF_NOTEBOOK[notebook]}
+
+
+def in_turn() -> Iterator[tuple[str, int]]:
+    """Yield the runs, a quarter of them of each notebook in turn."""
+    for number in range(RUNS):
+        for notebook in OF_NOTEBOOK:
+            yield notebook, number
+
+
+def outcomes(notebook: str, parameters: dict[str, object]) -> list[dict[str, object]]:
+    """Make a run in this process and return its gates that judged something: name, outcome, required, detail."""
+    with tempfile.TemporaryDirectory() as out_dir:
+        planned = plan(notebook, {**parameters, "out_dir": out_dir, "In": []})
+        folder = make_run_folder(planned)
+        for case in planned.cases:
+            own = folder / "cases" / case.case_id / "case.json"
+            own.parent.mkdir(parents=True)
+            own.write_text(case.to_json())
+            set_allocator(case.alloc_conf)
+            run_to_result(own)
+        gates = Run.read(folder).gates
+    return [
+        {"name": g.name, "outcome": g.outcome, "required": g.required, "detail": g.detail}
+        for g in gates
+        if g.outcome != NOT_RUN
+    ]
+
+
+def set_allocator(alloc_conf: str) -> None:
+    """Have torch say that it obeys a setting, as it does in a process that was started with it."""
+    torch._C._accelerator_setAllocatorSettings(alloc_conf)
+
+
+def work(worker: int) -> None:
+    """Make every AT_ONCE-th run that is not kept yet."""
+    environment.torch_facts = cache(environment.torch_facts)
+    source, done = package_sha256(), {(row["notebook"], row["number"]) for row in rows()}
+    for place, (notebook, number) in enumerate(in_turn()):
+        if place % AT_ONCE != worker or (notebook, number) in done:
+            continue
+        parameters, began = given(notebook, number), time.perf_counter()
+        row = {"source": source, "notebook": notebook, "number": number, "given": parameters}
+        row |= {"gates": outcomes(notebook, parameters), "seconds": round(time.perf_counter() - began, 1)}
+        with LINES.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def rows() -> list[dict]:
+    """Return the kept runs of this source."""
+    lines = LINES.read_text().splitlines() if LINES.exists() else []
+    return [row for row in map(json.loads, lines) if row["source"] == package_sha256()]
+
+
+def count() -> dict[str, dict[str, int]]:
+    """Return for each kind of gate the runs in which it judged, and those in which it was false."""
+    runs, alarms = Counter(), Counter()
+    for row in rows():
+        judged = {gate_kind(gate["name"]) for gate in row["gates"]}
+        false = {gate_kind(g["name"]) for g in row["gates"] if g["required"] and g["outcome"] in (FAIL, WARN)}
+        runs.update(judged)
+        alarms.update(false)
+    return {kind: {"runs": runs[kind], "alarms": alarms[kind]} for kind in sorted(runs)}
+
+
+def gate_kind(name: str) -> str:
+    """Return the name of a gate without the backend or length that it judges."""
+    return OF_WHAT.sub("", name)
+
+
+def table(kinds: dict[str, dict[str, int]]) -> str:
+    """Return the counts in Markdown, with date and machine."""
+    machine = environment.machine_facts()["cpu"]
+    rows = [f"| {kind} | {found['alarms']} | {found['runs']} |" for kind, found in kinds.items()]
+    return (
+        f"# False alarms of every gate on honest runs\n\n`python -m tests.bench_false_alarms`, "
+        f"{time.strftime('%Y-%m-%d')}, {machine}, torch {torch.__version__}, source {package_sha256()[:12]}.\n\n"
+        "| gate | false alarms | honest runs |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def main() -> int:
+    """Make the runs that are missing, print the counts, keep them, and return 1 if a gate is above the goal."""
+    LINES.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.bench_false_alarms"]
+    workers = [subprocess.Popen([*command, str(number)], cwd=PROJECT) for number in range(AT_ONCE)]
+    try:
+        failed = sum(process.wait() != 0 for process in workers) > 0
+    finally:
+        for process in workers:
+            process.kill()
+    kinds = count()
+    for kind, found in kinds.items():
+        print(f"{kind:24} {found['alarms']:4} of {found['runs']:4}")
+    write_text(TABLE, table(kinds))
+    above = [kind for kind, found in kinds.items() if found["alarms"] > GOAL * found["runs"]]
+    print(f"above 1 in {1 / GOAL:.0f}: {', '.join(above) or 'none'}")
+    return 1 if failed or above else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        os.nice(10)
+        work(int(sys.argv[1]))
+    else:
+        sys.exit(main())
