@@ -79,8 +79,7 @@ def compare(
         dtype: of the run.
         terms: of the longest sum on the way.
         positions: of the rows along the last dimension but one, where those are a sample.
-        pooled: one rounding makes most of a row's error, so that a draw of one row says little: every row is allowed
-            what the median row loses too.
+        pooled: one rounding makes most of a row's error; each row is allowed what the median row loses too.
     """
     exact, modelled = exact.double(), modelled.double()
     found = found.detach().to(exact.device).double()
@@ -90,9 +89,7 @@ def compare(
     error = _norm(found - exact)
     ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(ratio.argmax())
-    at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
-    if positions is not None:
-        at[-1] = positions[at[-1]]
+    at = _place(worst, ratio.shape, positions)
     worst_error, worst_allowed, worst_size = (float(x.flatten()[worst]) for x in (error, allowed, size))
     relative = worst_size or 1.0
     return Comparison(
@@ -101,8 +98,14 @@ def compare(
         ratio=_finite(float(ratio.flatten()[worst])),
         error=_finite(worst_error / relative),
         allowed=worst_allowed / relative,
-        at=tuple(at),
+        at=at,
     )
+
+
+def _place(index: int, shape: torch.Size, positions: Sequence[int] | None) -> tuple[int, ...]:
+    """Return where a row of that index is, the last figure as a position of the sequence if those are given."""
+    *before, row = (int(i) for i in torch.unravel_index(torch.tensor(index), shape))
+    return (*before, row if positions is None else positions[row])
 
 
 def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int, pooled: bool) -> Tensor:
