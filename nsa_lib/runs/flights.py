@@ -48,7 +48,7 @@ def _mismatch(flights: Mapping[int, list[Mapping]]) -> str:
 
 def _behind(flights: Mapping[int, list[Mapping]]) -> str:
     """Return which rank is not in the collective in which the others are."""
-    last = {rank: entries[-1] for rank, entries in flights.items()}
+    last = {rank: _waits_in(entries) for rank, entries in flights.items()}
     places = {rank: _place(entry) for rank, entry in last.items()}
     counts = Counter(places.values())
     common = max(counts, key=lambda place: (counts[place], place[0] == DEFAULT_GROUP, place[1]))
@@ -63,6 +63,17 @@ def _behind(flights: Mapping[int, list[Mapping]]) -> str:
         for rank in odd
     )
     return f"rank {waiting} is in {where}; {others}"
+
+
+def _waits_in(entries: list[Mapping]) -> Mapping:
+    """Return the collective that a rank waits in, or the last that it entered.
+
+    On a GPU a rank goes on entering collectives while the device waits in an earlier one: the first that is not
+    completed. Gloo does not tell which are; there a rank enters none before the one before it has ended.
+    """
+    tells = any(entry["state"] == "completed" for entry in entries)
+    waiting = [entry for entry in entries if tells and entry["state"] != "completed"]
+    return waiting[0] if waiting else entries[-1]
 
 
 def _place(entry: Mapping) -> tuple[str, int]:

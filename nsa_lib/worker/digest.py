@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nsa_lib.subject.distributed import whole
 
-CHUNK = 2**16
-"""Elements that are hashed at a time: what a hash needs besides is a small multiple of it."""
+CHUNKS = {"cpu": 2**16, "cuda": 2**20}
+"""Elements that are read at a time, by device: what a digest needs besides is 50 bytes for each of them."""
 
 PROJECTIONS = 4
 """Random directions that a tensor is projected on; from their differences its distance from another is estimated."""
@@ -38,8 +38,9 @@ def _combined(sums: Iterable[int]) -> str:
 def _bits_sum(tensor: Tensor) -> int:
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits, total = tensor.contiguous().view(kinds[tensor.element_size()]).flatten(), 0
-    for start in range(0, len(bits), CHUNK):
-        part = bits[start : start + CHUNK].long()
+    chunk = CHUNKS[bits.device.type]
+    for start in range(0, len(bits), chunk):
+        part = bits[start : start + chunk].long()
         places = torch.arange(start, start + len(part), device=part.device)
         total += int((part * _odd(places)).sum())
     return total
@@ -77,8 +78,9 @@ def _projected(rows: Tensor, seed: int) -> list[float]:
     """Return the sum of squares of a tensor, and its products with PROJECTIONS tensors of random signs."""
     found = [0.0] * (1 + PROJECTIONS)
     flat = rows.flatten()
-    for start in range(0, len(flat), CHUNK):
-        values = flat[start : start + CHUNK].double()
+    chunk = CHUNKS[flat.device.type]
+    for start in range(0, len(flat), chunk):
+        values = flat[start : start + chunk].double()
         places = torch.arange(start, start + len(values), device=values.device)
         found[0] += float(values.square().sum())
         mixed = _odd(places + seed * 2**32)

@@ -3,10 +3,10 @@
 from nsa_lib.runs.flights import who_waits
 
 
-def entry(number, name="nccl:all_reduce", sizes=(64,), group="0"):
+def entry(number, name="nccl:all_reduce", sizes=(64,), group="0", state="scheduled"):
     return {
         "process_group": [group, "pg"], "collective_seq_id": number, "profiling_name": name,
-        "input_sizes": [list(sizes)], "input_dtypes": ["Float"], "state": "scheduled",
+        "input_sizes": [list(sizes)], "input_dtypes": ["Float"], "state": state,
     }  # fmt: skip
 
 
@@ -46,3 +46,12 @@ def test_of_two_ranks_the_one_that_sends_what_was_never_sent_before_is_named():
 def test_of_three_the_odd_one_is_named_though_its_shape_is_an_old_one():
     flights = {rank: [entry(1, sizes=(3,)), entry(2, sizes=(3,) if rank == 2 else (64,))] for rank in range(3)}
     assert who_waits(flights).startswith("rank 2 entered")
+
+
+def test_on_a_gpu_a_rank_waits_in_the_first_collective_that_is_not_completed():
+    done = [entry(1, state="completed"), entry(2, state="completed")]
+    alone = [*done, entry(1, sizes=(1,), group="1", state="started"), entry(3)]
+    said = who_waits({0: [*done, entry(3, state="started")], 1: alone})
+    assert said.startswith("rank 0 is in nccl:all_reduce of [[64]], collective 3 of group 0; rank 1 has not entered it")
+    assert "nccl:all_reduce of [[1]], collective 1 of group 1" in said
+    assert "rank 1 has not entered it" in who_waits({0: [*done, entry(3)], 1: done})

@@ -27,7 +27,7 @@ def test_the_hash_depends_on_order_but_not_on_strides_or_chunks(monkeypatch):
     assert digest.hash_of([a]) != digest.hash_of([a.flip(0)])
     assert digest.hash_of([a.t().contiguous().t()]) == digest.hash_of([a])
     whole = digest.hash_of([a, b]), digest.parameters_digest([a, b], 3)
-    monkeypatch.setattr(digest, "CHUNK", 7)
+    monkeypatch.setitem(digest.CHUNKS, "cpu", 7)
     assert digest.hash_of([a, b]) == whole[0]
     found = digest.parameters_digest([a, b], 3)
     assert found["hash"] == whole[1]["hash"]
