@@ -20,6 +20,8 @@ MAY_DIFFER = ("runs", *(name for name in FREE if name not in ("profile", "backen
 FACTS = ("torch", "torch_cuda", "triton", "driver", "gpu", "gpu_uuid", "cpu", "host", "source_sha256")
 """What must be the same of machine and code. The evidence of a run says that they are what its workers found."""
 
+ALL_BACKENDS = ("backend", None)
+
 DATA = "data_sha256"
 """A fact that a run has which trains on data of its own."""
 
@@ -27,12 +29,12 @@ DATA = "data_sha256"
 def configuration(info: Mapping[str, object]) -> dict[str, object]:
     """Return what must not differ between runs of one configuration, from a run.json.
 
-    A parameter that the run does not have is left out: a contrast goes through all backends and has no `backend`.
+    A parameter that the run does not have is left out, and so is a `backend` of None: that is a contrast of them all.
     """
     values = {row["name"]: row["value"] for row in info["parameters"]} | {"profile": info["profile"]}
     facts = info["environment"]
     return {
-        **{name: value for name, value in values.items() if name not in MAY_DIFFER},
+        **{name: value for name, value in values.items() if name not in MAY_DIFFER and (name, value) != ALL_BACKENDS},
         **{name: facts.get(name) for name in FACTS},
         **{name: facts[name] for name in (DATA,) if name in facts},
     }

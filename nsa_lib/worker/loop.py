@@ -84,7 +84,6 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     Raises:
         NonFiniteError: naming the first offender, when a loss or gradient norm is NaN or Inf.
     """
-    heartbeat.beat("build")
     DEVICES[case.device].prepare(case.budget_mib)
     install(case.model)
     yield from WORKS[case.work](case, heartbeat)

@@ -97,14 +97,17 @@ def test_the_checklist_profile_is_the_checklist():
         ({"grad_checkpointing": False}, "grad_checkpointing=False (checklist: True)"),
         ({"dtype": "float32"}, "dtype=float32 (checklist: bfloat16)"),
         ({"steps": 60}, "steps=60 (checklist: 100)"),
-        ({"reserved_limit_mib": 80000}, "reserved_limit_mib=80000"),
+        ({"reserved_limit_mib": 80000}, "reserved_limit_mib=80000 (checklist: 70000)"),
+        ({"seed": 7}, "seed=7 (checklist: 0)"),
+        ({"lr": 1e-3}, "lr=0.001 (checklist: 0.0003)"),
+        ({"compile": True}, "compile=True (checklist: False)"),
     ],
 )
-def test_a_change_of_model_shape_dtype_checkpointing_limit_or_fewer_steps_is_custom(given, word):
+def test_any_other_value_than_the_profile_s_and_fewer_steps_are_custom(given, word):
     assert SMOKE.differences(effective("checklist", **given), profile="checklist") == [word]
 
 
-@pytest.mark.parametrize("given", [{"steps": 500}, {"backend": "packed"}, {"seed": 7}, {"lr": 1e-3}, {"compile": True}])
+@pytest.mark.parametrize("given", [{"steps": 500}, {"backend": "packed"}, {"tag": "x"}, {"total_timeout_s": 60}])
 def test_more_steps_or_another_route_is_not_custom(given):
     assert SMOKE.differences(effective("checklist", **given), profile="checklist") == []
 

@@ -579,7 +579,7 @@ def test_it_is_said_what_to_run_again_and_how(put, ask, tmp_path):
     set_fact(put("smoke", "smoke-2", created=day(2)), "source_sha256", "b" * 64)
     run = ask()
     assert gates_of(run)["current"].detail == f"smoke: source_sha256 {'b' * 12}, now {'a' * 12}"
-    table = str(to_run_table(run))
+    table = to_run_table(run)._repr_html_()
     command = "papermill notebooks/preflight.ipynb out.ipynb --engine nsa -r profile laptop"
     assert f"{command} -r out_dir {tmp_path}" in table
     assert "no run of preflight" in table
