@@ -168,7 +168,7 @@ def _judge_block(
     width = len(weights["mlp.0.weight"])
     for part in ("attended", "output", "d_attention", "d_x"):
         if part in kept:  # the embedding's gradient stands for the first block's d_x where that is no leaf
-            compared = compare(kept[part], right[part], rounded[part], dtype=kept["x"].dtype, terms=width)
+            compared = compare(kept[part], right[part], rounded[part], dtype=kept["x"].dtype, terms=width, pooled=True)
             found.parts[f"{name} {part}"] = compared
     for weight in weights:
         gradient = record.gradients.get(prefix + weight)
@@ -232,9 +232,12 @@ def _block(
 
 
 def layer_norm(x: Tensor, weight: Tensor, keep: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return s * weight and s = (x - mean) / sqrt(variance + eps), over the last dimension (Ba et al., 2016)."""
-    centred = x - x.mean(dim=-1, keepdim=True)
-    scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).sqrt()
+    """Return s * weight and s = (x - mean) / sqrt(variance + eps), over the last dimension (Ba et al., 2016).
+
+    Mean and deviation may be kept in the run's dtype for backward, as torch does on a CPU.
+    """
+    centred = x - keep(x.mean(dim=-1, keepdim=True))
+    scaled = centred * keep((centred.square().mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).rsqrt())
     return keep(scaled * weight), scaled.detach()
 
 
@@ -276,7 +279,7 @@ def _judge_ends(found: BlocksFound, record: BlocksRecord, device: str | torch.de
         ("final norm", "final norm d_x", "final norm d_weight"), (kept["output"], kept["d_x"], gradient[None]), *made,
         strict=True,
     ):  # fmt: skip
-        found.parts[name] = compare(mine, right, rounded, dtype=dtype, terms=terms)
+        found.parts[name] = compare(mine, right, rounded, dtype=dtype, terms=terms, pooled=True)
     first = record.kept.get(0, {})
     if "x" in first:
         embedded = record.parameters["embedding.weight"][record.tokens]
