@@ -23,12 +23,11 @@ from nsa_lib.subject.attention.sdpa import attend
 
 
 def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config, observe=None):
-    c = config
+    c, made = config, {"branch_gates": gates}
 
     def selected():
         blocks = fused.chosen_blocks(q, k_cmp, config=c)
-        if observe is not None:
-            observe("blocks", blocks)
+        made["blocks"] = blocks
         return fused.selected_attention(q, k_slc, v_slc, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
 
     branches = {
@@ -37,10 +36,9 @@ def nsa(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, *, config, observe=N
         "win": lambda: sliding_attention(q, k_win, v_win, w=c.w),
     }
     outputs = [branches[name]() for name in c.branches]
-    for name, output in zip(c.branches, outputs, strict=True):
-        if observe is not None:
-            observe(name, output)
-    return sum(gate[..., None] * output for gate, output in zip(gates.unbind(-1), outputs, strict=True))
+    mixed = sum(gate[..., None] * output for gate, output in zip(gates.unbind(-1), outputs, strict=True))
+    made |= dict(zip(c.branches, outputs, strict=True))
+    return mixed if observe is None else observe("mixed", mixed, **made)
 
 
 @torch.no_grad()

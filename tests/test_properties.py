@@ -89,7 +89,7 @@ def test_a_value_is_read_in_its_type_or_refused_in_one_line_that_names_it(declar
     if read is None:
         assert parameter.default is None
         return
-    assert type(read) is (tuple if parameter.kind is list else parameter.kind)
+    assert read in parameter.also or type(read) is (tuple if parameter.kind is list else parameter.kind)
     assert not parameter.choices or read in parameter.choices
     if parameter.kind is float:
         assert math.isfinite(read)

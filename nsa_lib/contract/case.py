@@ -33,6 +33,12 @@ ALONE, DDP, FSDP2 = "none", "ddp", "fsdp2"
 STRATEGIES = (ALONE, DDP, FSDP2)
 """How ranks share a training: not at all, as copies of the model, or each with a part of it."""
 
+GRAPH = "graph"
+"""Value of `compile`: layers under torch.compile, and the whole step as one CUDA graph."""
+
+CAPTURED_STEP = 2
+"""The first step that is a replay of the graph; the one before it runs plainly."""
+
 WARMUP_STEPS = 10
 """Steps at the start of a case that no trend is read from: caches fill, kernels compile, optimizer state is made."""
 
@@ -75,8 +81,8 @@ class CaseConfig:
     device: str
     data: str = "synthetic"
     """`synthetic`, or the path of a text file that is read as bytes."""
-    compile: bool = False
-    """Each layer under torch.compile."""
+    compile: bool | str = False
+    """Each layer under torch.compile; `graph`: and the whole step as one CUDA graph."""
     alloc_conf: str = ""
     """Allocator setting, as in PYTORCH_CUDA_ALLOC_CONF."""
     device_budget_gib: float | None = None
@@ -129,8 +135,7 @@ class CaseConfig:
             raise ConfigError(f"backends={self.backends}: accepts one or more of {', '.join(known)}")
         if self.needs_fused and (refusal := fused_refusal(self.model.nsa, self.dtype, self.device)):
             raise ConfigError(f"backend={FUSED}, {refusal}")
-        if self.compile and self.device == "cpu" and self.work != "checks":
-            raise ConfigError("compile=True, device=cpu: the memory tracker cannot see into compiled code; needs cuda")
+        self._check_compile()
         self._check_ranks()
 
     def _sized_own(self) -> None:
@@ -142,6 +147,15 @@ class CaseConfig:
             for unoffered in ("branches", "rope_base"):
                 del sizes[unoffered]
             object.__setattr__(self, "model", replace(model, own=replace(own, sizes=sizes)))
+
+    def _check_compile(self) -> None:
+        if self.compile not in (False, True, GRAPH):
+            raise ConfigError(f"compile={self.compile!r}: accepts False, True or {GRAPH}")
+        if self.compile and self.device == "cpu" and self.work != "checks":
+            why = "the memory tracker cannot see into compiled code; needs cuda"
+            raise ConfigError(f"compile={self.compile}, device=cpu: {why}")
+        if self.is_graph and self.work != "train":
+            raise ConfigError(f"compile={GRAPH}, work={self.work}: only a whole step is captured; accepts work=train")
 
     def _check_ranks(self) -> None:
         require_choice("strategy", self.strategy, STRATEGIES)
@@ -164,6 +178,11 @@ class CaseConfig:
     def budget_mib(self) -> float | None:
         """The emulated device's memory in MiB, or None."""
         return None if self.device_budget_gib is None else 1024 * self.device_budget_gib
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether its steps are replays of a CUDA graph."""
+        return self.compile == GRAPH
 
     @property
     def needs_fused(self) -> bool:

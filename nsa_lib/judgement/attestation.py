@@ -142,9 +142,11 @@ def recomputation_gate(run: Recorded, case_id: str, *, prerequisite: bool) -> Ga
         return replace(gate, required=False, detail=why)
     if not case["asked"]["grad_checkpointing"]:
         return unless_cut_short(replace(gate, outcome=FAIL, measured="off"), case)
-    if not case["executed"] or case["asked"]["compile"]:
+    if not case["executed"]:
         return replace(gate, detail="no step whose passes could be counted")
     passes = sorted({count for step in case["executed"] for count in step["passes"]})
+    if passes in ([], [0]):
+        return replace(gate, detail="compiled layers that do not show themselves: their passes cannot be counted")
     on = passes == [2]
     detail = f"a layer's forward ran {' or '.join(map(str, passes))} times a step; twice is asked"
     gate = replace(gate, outcome=PASS if on else FAIL, measured="on" if on else "not in force", detail=detail)

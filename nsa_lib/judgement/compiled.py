@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nsa_lib.contract.case import WINDOW_STEPS
+from nsa_lib.contract.case import GRAPH, WINDOW_STEPS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 
@@ -14,17 +14,21 @@ COMPILED_CALL = "Torch-Compiled Region"
 
 
 def compiled_gate(run: Recorded, case_id: str, profiled_id: str) -> GateResult:
-    """Judge the graphs of a case with compile=True: some were made, no frame is eager, none breaks, none is made again.
+    """Judge the graphs of a compiled case: some were made, no frame is eager, none breaks, none is made again.
 
-    Compilations of the first recorded step are expected. That no layer was left out is read off the case `profiled_id`,
-    in which calls of compiled code were counted.
+    Compilations of the first recorded step are expected. That no layer was left out is seen in recorded steps, where
+    layers that run as Python say so, and read off the case `profiled_id`, in which calls of compiled code were counted.
+    Of replays of a CUDA graph there are none: there the layers count that ran when it was captured.
     """
     gate, case = GateResult("compiled", True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
     steps = [] if case is None else [step["compiled"] for step in case["executed"] or () if step.get("compiled")]
     if not steps:
         return replace(gate, detail="no compiled step was recorded")
     wrong = [*_wrong(steps[0], steps[-1])]
-    calls, layers = _compiled_calls(run.case(profiled_id)), case["asked"]["model"]["layers"]
+    if eager := sorted({layer + 1 for step in case["executed"] for layer in step.get("eager_layers", ())}):
+        wrong.append(f"layers {', '.join(map(str, eager))} ran eagerly")
+    layers, is_graph = case["asked"]["model"]["layers"], case["asked"]["compile"] == GRAPH
+    calls = sum(case["executed"][-1]["passes"]) if is_graph else _compiled_calls(run.case(profiled_id))
     if calls is not None and calls < layers:
         wrong.append(f"{calls:g} calls of compiled code a step, in {layers} layers")
     if wrong:

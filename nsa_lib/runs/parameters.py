@@ -42,6 +42,8 @@ class Parameter:
     choices: tuple[str, ...] = ()
     above: float | None = None
     """Numbers must exceed this."""
+    also: tuple[str, ...] = ()
+    """Texts that are accepted beside its type."""
 
     @property
     def accepts(self) -> str:
@@ -50,7 +52,7 @@ class Parameter:
             return f"one or more of {', '.join(self.choices)}"
         if self.choices:
             return " or ".join(filter(None, [", ".join(self.choices[:-1]), self.choices[-1]]))
-        words = _KINDS[self.kind]
+        words = " or ".join((_KINDS[self.kind], *self.also))
         return words if self.above is None else f"{words} above {self.above:g}"
 
 
@@ -86,6 +88,8 @@ def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> R
     parameter = declared[name]
     if parameter.default is None and value in (None, "None"):
         return None
+    if value in parameter.also:
+        return value
     named = parameter.kind is list and parameter.choices
     read = _read_names(value) if named else _READERS[parameter.kind](value)
     if read is None:

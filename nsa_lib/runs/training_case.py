@@ -25,7 +25,7 @@ def training_case(values: Mapping[str, Value]) -> CaseConfig:
         case_id="training",
         model=model,
         data=data if data == "synthetic" else str(Path(data).expanduser().resolve()),
-        compile="compile" in values and bool(values["compile"].value),
+        compile="compile" in values and values["compile"].value,
         **pick("seq_len", "batch", "steps", "dtype", "grad_checkpointing", "lr", "seed", "device", "alloc_conf"),
         **pick("device_budget_gib", "fault"),
     )

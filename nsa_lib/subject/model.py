@@ -5,6 +5,9 @@ Letters: B batch, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -65,8 +68,12 @@ class TinyLM(nn.Module):
         return self.norm(x)
 
     def compile_blocks(self) -> None:
-        """Run each block under torch.compile from now on, with its recomputation as a part of the compiled backward."""
-        self.run_block = torch.compile(self.run_block)
+        """Run each block under torch.compile from now on.
+
+        The compiled code is computed again as a whole. A compiler that is left to do it (torch 2.11 tried) keeps what a
+        custom autograd function made, and so most of the memory that checkpointing is to save.
+        """
+        self.run_block = partial(self.run_block, call=torch.compile(call_block))
         self.is_compiled = True
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -74,20 +81,35 @@ class TinyLM(nn.Module):
         return self.head(self.hidden(tokens))
 
 
-def run_block(block: Block, x: torch.Tensor, grad_checkpointing: bool) -> torch.Tensor:
-    """Return block(x); with checkpointing it keeps only x, and is computed again in backward."""
+def call_block(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """Return block(x)."""
+    return block(x)
+
+
+def run_block(
+    block: Block,
+    x: torch.Tensor,
+    grad_checkpointing: bool,
+    call: Callable[[Block, torch.Tensor], torch.Tensor] = call_block,
+) -> torch.Tensor:
+    """Return block(x), by `call`; with checkpointing it keeps only x, and is computed again in backward."""
     if not grad_checkpointing:
-        return block(x)
+        return call(block, x)
     # Reentrant checkpointing puts no hook on each saved tensor; the hooks took a sixth of an eager step that waits for
     # launches. A block does not need what it lacks: keyword inputs, gradients of other inputs. Nothing in it is random.
-    return checkpoint(block, x, use_reentrant=True, preserve_rng_state=False)
+    return checkpoint(call, block, x, use_reentrant=True, preserve_rng_state=False)
 
 
-def run_random_block(block: Block, x: torch.Tensor, grad_checkpointing: bool) -> torch.Tensor:
+def run_random_block(
+    block: Block,
+    x: torch.Tensor,
+    grad_checkpointing: bool,
+    call: Callable[[Block, torch.Tensor], torch.Tensor] = call_block,
+) -> torch.Tensor:
     """Run a block of a user's attention as `run_block` does; what is random in it is the same when computed again."""
     if not grad_checkpointing:
-        return block(x)
-    return checkpoint(block, x, use_reentrant=True, preserve_rng_state=True)
+        return call(block, x)
+    return checkpoint(call, block, x, use_reentrant=True, preserve_rng_state=True)
 
 
 def make_model(config: ModelConfig, *, grad_checkpointing: bool = False) -> TinyLM | OwnModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
-from nsa_lib.contract.case import DEVICES
+from nsa_lib.contract.case import DEVICES, GRAPH
 from nsa_lib.contract.faults import FAULTS, FAULTS_AT
 from nsa_lib.runs.parameters import Parameter, Read
 
@@ -23,6 +23,12 @@ MACHINE = {
 
 BACKEND = {
     "backend": Parameter(str, "masked, gather, packed, fused (needs CUDA), auto, or yours, as in attention", "masked")
+}
+
+COMPILE = {
+    "compile": Parameter(
+        bool, "layers under torch.compile; graph: and the step one CUDA graph; needs cuda", False, also=(GRAPH,)
+    )
 }
 
 RUN = {

@@ -14,19 +14,25 @@ import torch
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.figures import largest
-from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.training import StepResult
 
 STEPS = 3
 EDITS = 6
 
 
 def fresh_tokens(
-    model: TinyLM, optimizer: torch.optim.Optimizer, case: CaseConfig, *, alive: Callable[[], None]
+    model: TinyLM, step: Callable[[torch.Tensor], StepResult], case: CaseConfig, *, alive: Callable[[], None]
 ) -> dict[str, object]:
     """Train a few steps on fresh tokens, edit tokens at some positions, and return what was found.
 
     It changes the model: call it after everything else.
+
+    Args:
+        model: trained.
+        step: the training's own, from tokens [B, T + 1] to its result.
+        case: that the model was trained in.
+        alive: called now and then, for whoever watches.
 
     Returns:
         `losses`: nats, of each step, before its update; `guess`: ln(vocab); `tokens`: of a step; `changes`: for each
@@ -38,7 +44,7 @@ def fresh_tokens(
     losses = []
     for _ in range(STEPS):
         tokens = torch.randint(vocab, shape, generator=generator).to(case.device)
-        losses.append(training.train_step(model, optimizer, tokens, loss_chunk=case.loss_chunk).loss.item())
+        losses.append(step(tokens).loss.item())
         alive()
     return {
         "losses": losses,

@@ -26,6 +26,7 @@ from nsa_lib.subject.own.attention import install
 from nsa_lib.worker import accuracy, attention_map, attestation, data, digest, faults, preflight, profiling, timing
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fresh_tokens import fresh_tokens
+from nsa_lib.worker.graphed import GraphedStep
 from nsa_lib.worker.memory import CpuMeter, CudaMeter
 from nsa_lib.worker.origin import origin
 from nsa_lib.worker.ranks.collectives import run_collectives
@@ -113,6 +114,10 @@ def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
         return step(model, optimizer, tokens, mark=meter.mark), {}
 
+    if case.is_graph:
+        for group in optimizer.param_groups:
+            group["capturable"] = True
+        take = GraphedStep(lambda tokens, mark: step(model, optimizer, tokens, mark=mark)).take
     yield from _check_and_step(Stepped(model, optimizer, take), case, heartbeat)
 
 
@@ -153,24 +158,34 @@ def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) ->
     if (total_mib := device.total_mib(case.budget_mib)) is not None:
         yield {"device_total_mib": total_mib}
     if case.compile:
+        attestation.show_always(model)
         model.compile_blocks()
     tokens, witness = yield from measured_steps(stepped, case, heartbeat)
     if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
         yield {"attention_map": attention_map.attention_map(model, tokens[:, :-1])}
+    yield from _more_steps(stepped, case, witness, alive=lambda: heartbeat.beat("step"))
+
+
+def _more_steps(
+    stepped: Stepped,
+    case: CaseConfig,
+    witness: attestation.Witness,
+    *,
+    alive: Callable[[], None],
+) -> Iterator[Facts]:
+    """Take steps that nobody measures: on fresh tokens, and some of those that were measured again."""
+    meter = DEVICES[case.device].meter(case.alloc_conf, case.budget_mib)
+
+    def take(tokens: torch.Tensor) -> training.StepResult:
+        return stepped.take(tokens, meter)[0]
+
     if case.show_fresh:
         with own_tables():
-            found = fresh_tokens(model, stepped.optimizer, case, alive=lambda: heartbeat.beat("step"))
+            found = fresh_tokens(stepped.model, take, case, alive=alive)
         yield {"fresh_tokens": found}
     if case.attest:  # last of all: it puts the model back to an earlier step
-        meter = device.meter(case.alloc_conf, case.budget_mib)
         with own_tables():
-            found = witness.replay(
-                model,
-                stepped.optimizer,
-                lambda tokens: stepped.take(tokens, meter)[0],
-                _judge_on(case),
-                alive=lambda: heartbeat.beat("step"),
-            )
+            found = witness.replay(stepped.model, stepped.optimizer, take, _judge_on(case), alive=alive)
         yield {"replay": found}
 
 

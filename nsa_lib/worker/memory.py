@@ -73,6 +73,11 @@ class CudaMeter:
         self._note(phase)
         torch.cuda.reset_peak_memory_stats()
 
+    def replayed(self, above_mib: float) -> None:
+        """Note that a CUDA graph ran, which uses so much beside what is held, and whose allocations nobody counts."""
+        held_mib = torch.cuda.memory_allocated() / MIB
+        self._peaks.note(held_mib + above_mib, torch.cuda.memory_reserved() / MIB)
+
     def read(self) -> dict[str, float | int | None]:
         """Return the figures of the step; retries, OOMs and device allocations count from the process's start."""
         stats = self._note(None)

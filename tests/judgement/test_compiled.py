@@ -54,6 +54,25 @@ def test_one_layer_that_was_left_out_fails():
     assert "11 calls of compiled code a step, in 12 layers" in gate.detail
 
 
+def test_a_layer_that_ran_as_python_fails():
+    run = compiled()
+    first, *others = run.case("training")["executed"]
+    gate = judged(with_case(run, "training", executed=[{**first, "eager_layers": [0, 4]}, *others]))
+    assert gate.outcome == FAIL
+    assert "layers 1, 5 ran eagerly" in gate.detail
+
+
+def test_replays_of_a_graph_are_judged_by_the_layers_that_it_captured():
+    run = compiled(calls=OPERATORS)
+    asked = {**run.case("training")["asked"], "compile": "graph"}
+    run = with_case(run, "training", asked=asked)
+    assert judged(run).outcome == PASS
+    *others, last = run.case("training")["executed"]
+    gate = judged(with_case(run, "training", executed=[*others, {**last, "passes": [0] * LAYERS}]))
+    assert gate.outcome == FAIL
+    assert "0 calls of compiled code a step, in 12 layers" in gate.detail
+
+
 def test_what_was_not_counted_is_no_pass():
     assert judged(with_case(compiled(), "profiler", operators=None)).outcome == NOT_RUN
     assert judged(with_case(compiled(), "training", executed=None)).outcome == NOT_RUN

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def shown(case=LONG, spoil=None, steps=0):
     tokens = torch.randint(case.model.vocab, (case.batch, case.seq_len + 1))
     for _ in range(steps):
         training.train_step(model, optimizer, tokens)
-    return fresh_tokens(model, optimizer, case, alive=lambda: None)
+    return fresh_tokens(model, partial(training.train_step, model, optimizer), case, alive=lambda: None)
 
 
 def test_an_honest_model_knows_nothing_of_fresh_tokens_and_its_rows_stay():

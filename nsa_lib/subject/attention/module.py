@@ -48,10 +48,10 @@ class NSAttention(nn.Module):
     Raises ValueError for an unknown backend.
     """
 
-    observe: Callable[[str, torch.Tensor], None] | None = None
-    """Called with the name and value of what forward makes on its way: the branch outputs `cmp`, `slc` and `win`
-    [B, H, T, d_v], the `branch_gates` [B, H, T, branches], and the `blocks` selected, [B, G, T, n_sel]; where kernels
-    keep them so, `block_bits` instead, [B, G, T], a bit a block. None costs nothing; compiled code must find None."""
+    observe: Callable[..., torch.Tensor] | None = None
+    """Called with "mixed" and the gated sum, [B, H, T, d_v], which it hands back; and, by name, with what it was made
+    of: the branch outputs `cmp`, `slc` and `win` [B, H, T, d_v], the `branch_gates` [B, H, T, branches], and the
+    `blocks` selected, [B, G, T, n_sel]; where kernels keep them so, `block_bits` instead, [B, G, T], a bit a block."""
 
     def __init__(self, config: NSAConfig, backend: str = "masked"):
         super().__init__()
@@ -79,7 +79,6 @@ class NSAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention's output, projected, [B, T, dim] -> [B, T, dim]."""
         parts = self.project(x)
-        self._show("branch_gates", parts["branch_gates"])
         mixed = self.all_at_once(parts) if self.backend == FUSED else self.branch_by_branch(parts)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -91,15 +90,10 @@ class NSAttention(nn.Module):
         others = [parts.get(name) for name in ("key_slc", "value_slc", "key_win", "value_win")]
         return fused.nsa(parts["query"], k_cmp, v_cmp, *others, parts["branch_gates"], config=c, observe=self.observe)
 
-    def _show(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        if self.observe is not None:
-            self.observe(name, value)
-        return value
-
     def branch_by_branch(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the gated sum of the branches, [B, H, T, d_v], one branch after the other."""
         c = self.config
-        outputs, p_cmp = {}, None
+        outputs, made, p_cmp = {}, {"branch_gates": parts["branch_gates"]}, None
         if {"cmp", "slc"} & set(c.branches):
             p_cmp = self._p_cmp(parts)
         if "cmp" in c.branches:
@@ -107,16 +101,15 @@ class NSAttention(nn.Module):
         if "slc" in c.branches:
             backend = BACKENDS[self.backend]
             q, k, v = parts["query"], parts["key_slc"], parts["value_slc"]
-            blocks = self._show("blocks", self._ranked(p_cmp))
+            blocks = made["blocks"] = self._ranked(p_cmp)
             outputs["slc"] = backend(q, k, v, blocks, l_sel=c.l_sel, scale=c.d_k**-0.5)
         if "win" in c.branches:
             outputs["win"] = sliding_attention(parts["query"], parts["key_win"], parts["value_win"], w=c.w)
-        for branch in c.branches:
-            self._show(branch, outputs[branch])
         gates = parts["branch_gates"].unbind(dim=-1)
-        return reduce(
+        mixed = reduce(
             torch.add, (gate[..., None] * outputs[branch] for gate, branch in zip(gates, c.branches, strict=True))
         )
+        return mixed if self.observe is None else self.observe("mixed", mixed, **made, **outputs)
 
     @property
     def can_select(self) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 
 from nsa_lib.subject.attention.backends import BACKENDS
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+from nsa_lib.subject.attention.route import named
 from nsa_lib.subject.config import BRANCHES, OWN, ModelConfig, Own
 from nsa_lib.subject.own.loading import OwnError, load, made_module
 
@@ -31,7 +32,7 @@ class OwnAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention's output."""
         with torch.profiler.record_function(ROUTE_PREFIX + OWN):
-            found = self.inner(x)
+            found = self.inner(named(x, ROUTE_PREFIX + OWN))
         return checked(self.own, first_of(self.own, found), like=x)
 
     @property
@@ -108,7 +109,7 @@ def own_kernel(own: Own) -> Callable[..., torch.Tensor]:
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_indices: torch.Tensor, *, l_sel: int, scale: float
     ) -> torch.Tensor:
         with torch.profiler.record_function(ROUTE_PREFIX + OWN):
-            found = kernel(q, k, v, block_indices, l_sel=l_sel, scale=scale)
+            found = kernel(named(q, ROUTE_PREFIX + OWN), k, v, block_indices, l_sel=l_sel, scale=scale)
         return checked(own, first_of(own, found), like=q, shape=(*q.shape[:3], v.shape[-1]))
 
     return run

@@ -12,21 +12,22 @@ from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
-from nsa_lib.workbook.profiles import FAULT, MACHINE, PROFILE, RUN, profiles
+from nsa_lib.workbook.profiles import COMPILE, FAULT, MACHINE, PROFILE, RUN, profiles
 
 
 def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tuple[CaseConfig, ...]:
     """Return the cases of a contrast.
 
     `model_<backend>` and `model_dense` train the whole model, a process each, so that memory is each one's own; its
-    operators are counted if the steps hold two windows. `timing` runs all contestants in turn in one process.
+    operators are counted if the steps hold two windows. `timing` runs all contestants in turn in one process,
+    eagerly whatever `compile` says: that is for the models.
     """
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
     judged = replace(base, attest=True, check_attention=True, compare_selected=True)
     models = [replace(judged, case_id=f"model_{name}", model=base.model.contestant(name)) for name in backends]
     dense = replace(base, case_id=f"model_{DENSE}", model=base.model.contestant(DENSE))
-    timing = replace(training, work="timing", seq_lens=values["seq_lens"].value, backends=backends)
+    timing = replace(training, work="timing", compile=False, seq_lens=values["seq_lens"].value, backends=backends)
     return (*models, dense, _with_rounds(timing, int(values["rounds"].value)))
 
 
@@ -49,6 +50,7 @@ REQUEST = Request(
         **OWN_BACKEND,
         **OWN_PARAMETERS,
         **MACHINE,
+        **COMPILE,
         **RUN,
         **FAULT,
     },

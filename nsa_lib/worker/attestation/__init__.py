@@ -7,9 +7,22 @@ heads, dtype and weights.
 """
 
 from nsa_lib.worker.attestation.judge import StepFound, judge
-from nsa_lib.worker.attestation.recording import StepRecord, recording
+from nsa_lib.worker.attestation.recording import holding, recording
+from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.sample import Sample, sample
+from nsa_lib.worker.attestation.shown import show_always
 from nsa_lib.worker.attestation.train_step import AdamW
 from nsa_lib.worker.attestation.witness import Witness
 
-__all__ = ["AdamW", "Sample", "StepFound", "StepRecord", "Witness", "judge", "recording", "sample"]
+__all__ = [
+    "AdamW",
+    "Sample",
+    "StepFound",
+    "StepRecord",
+    "Witness",
+    "holding",
+    "judge",
+    "recording",
+    "sample",
+    "show_always",
+]

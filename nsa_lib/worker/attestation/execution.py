@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from torch.autograd.profiler import record_function
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.attestation.shown import listening, shown_by
 
 
 @dataclass
@@ -31,8 +32,16 @@ class Execution:
     """Whether autograd's anomaly detection was in force in forward."""
     allocator: dict[str, object] = field(default_factory=dict)
     """The `setting` that the memory allocator obeyed, and its options; what torch does not tell is left out."""
+    eager_layers: list[int] = field(default_factory=list)
+    """Layers, from 0, that ran as Python although they are to be compiled."""
     compiled: dict[str, object] | None = None
     """What torch.compile made up to the end of the step (`graphs`); None where layers are not compiled."""
+
+    def take_from(self, captured: Execution) -> None:
+        """Take over what a captured step executed: of its replays no Python runs, and they can do nothing else."""
+        self.routes, self.passes, self.eager_layers = captured.routes, captured.passes, captured.eager_layers
+        self.detects_anomalies = captured.detects_anomalies
+        self.dtypes |= {what: found for what, found in captured.dtypes.items() if what == "activations"}
 
     def to_json(self) -> dict[str, object]:
         """Return it as what `json` can write."""
@@ -43,7 +52,7 @@ class Execution:
 def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterator[Execution]:
     """Record what a step inside executes. Hooks count passes; a range that is entered tells its name and layer.
 
-    Layers under torch.compile cannot be seen: a hook would be compiled in. Theirs stay without routes and passes.
+    Layers under torch.compile are seen if they show themselves (`shown`), as operators of their graphs.
     """
     layers = model.attention_layers
     found = Execution(routes=[[] for _ in layers], passes=[0] * len(layers))
@@ -57,13 +66,37 @@ def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterato
         return enter(self)
 
     with ExitStack() as hooks:
-        if not model.is_compiled:
-            hooks.enter_context(patch.object(record_function, "__enter__", entered))
+        hooks.enter_context(patch.object(record_function, "__enter__", entered))
+        if model.is_compiled:
+            hooks.enter_context(listening(_Passing(running, found, layers)))
+        else:
             for index, layer in enumerate(layers):
                 hooks.enter_context(_counted(layer, index, running, found))
         hooks.callback(model.norm.register_forward_hook(_noting_output(found, model)).remove)
         yield found
     _note_tensors(model, optimizer, found)
+
+
+class _Passing:
+    """Counts the passes of layers that show themselves, and says which one is running: the one that showed last.
+
+    A compiler may keep a part of a layer from one pass to the other: as many passes count as each part has run.
+    """
+
+    def __init__(self, running: list[int], found: Execution, layers: Sequence[nn.Module]):
+        self._running, self._found = running, found
+        self._shown = [dict.fromkeys(shown_by(layer), 0) for layer in layers]
+
+    def show(self, layer: int, name: str, value: torch.Tensor, beside: Mapping[str, torch.Tensor]) -> None:
+        self._running[:] = [layer]
+        self._shown[layer][name] += 1
+        self._found.passes[layer] = min(self._shown[layer].values())
+
+    def show_gradient(self, layer: int, name: str, gradient: torch.Tensor) -> None:
+        """Do nothing: a gradient is no pass."""
+
+    def ran_eagerly(self, layer: int) -> None:
+        self._found.eager_layers = sorted({*self._found.eager_layers, layer})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from nsa_lib.worker.attestation.layer import LayerFound, judge_layer
-from nsa_lib.worker.attestation.recording import StepRecord
+from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.train_step import (
     AdamW,
     GradientsFound,

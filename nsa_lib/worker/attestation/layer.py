@@ -19,7 +19,7 @@ from nsa_lib.subject.attention.reference_gradients import gradients
 from nsa_lib.subject.attention.reference_rows import Layer, rows
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.worker.attestation.choice import ChoiceFound, judge_choice, unpacked
-from nsa_lib.worker.attestation.recording import LayerRecord
+from nsa_lib.worker.attestation.records import LayerRecord
 from nsa_lib.worker.attestation.rounding import Comparison, compare
 from nsa_lib.worker.attestation.sample import Sample
 
@@ -34,14 +34,15 @@ class LayerFound:
     layer: int
     """From 0."""
     parts: dict[str, Comparison] = field(default_factory=dict)
-    """`cmp`, `slc`, `win`, `branch_gates`, `output`, `d_x`, and `d_<parameter>`."""
+    """`cmp`, `slc`, `win`, `branch_gates`, `output`, `d_x`, `d_<parameter>`; of compiled code also `recomputed`."""
     choice: ChoiceFound | None = None
     not_compared: dict[str, str] = field(default_factory=dict)
     """Parts that could not be compared, with the reason."""
     passes: int = 0
     """Times that forward ran in the step: 2 with checkpointing."""
     recomputed_differently: int = 0
-    """Judged rows of the output that had other bits in the last pass."""
+    """Judged rows of the output that had other bits in the last pass. Compiled code may round it otherwise: there the
+    reference judges it."""
     input_shape: tuple[int, ...] | None = None
     """Of an input that is not that of the step; nothing is compared then."""
 
@@ -84,7 +85,7 @@ def judge_layer(
     if record.x.shape[:2] != (sample.batch, sample.length):
         found.input_shape = tuple(record.x.shape)
         return found
-    if record.recomputed is not None:
+    if record.recomputed is not None and not record.is_compiled:
         found.recomputed_differently = int((record.recomputed != record.output).any(dim=-1).sum())
     blocks, ran = None, "slc" in record.config.branches
     if ran and (blocks := unpacked(record.shown, record.config)) is None:
@@ -123,6 +124,8 @@ def _judge_rows(found: LayerFound, trial: _Trial) -> None:
         else:
             found.not_compared[name] = "the layer did not show it"
     found.parts["output"] = judged(record.output, right.output, rounded.output)
+    if record.recomputed is not None and record.is_compiled:
+        found.parts["recomputed"] = judged(record.recomputed, right.output, rounded.output)
     if chosen is not None:
         found.choice = judge_choice(chosen, right.scores, rounded.scores, sample.positions, c, record.backend)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
-from nsa_lib.worker.attestation.recording import Entries, StepRecord
+from nsa_lib.worker.attestation.records import Entries, StepRecord
 from nsa_lib.worker.attestation.rounding import MARGIN, Comparison, compare
 
 UPDATE_ROUNDINGS = 16

@@ -17,21 +17,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.case import CAPTURED_STEP, CaseConfig
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
 from nsa_lib.worker.attestation.blocks import BlocksRecord, blocks_json, judge_blocks, recording_blocks
 from nsa_lib.worker.attestation.execution import Execution, executing
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
-from nsa_lib.worker.attestation.recording import StepRecord, recording
+from nsa_lib.worker.attestation.recording import Held, holding, recording
+from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.replay import Span, span_of
 from nsa_lib.worker.attestation.sample import Sample, sample
 from nsa_lib.worker.attestation.train_step import AdamW
 
 
 class Witness:
-    """What is recorded of a case's steps; layers in the first and last, the train step in another one as well."""
+    """What is recorded of a case's steps; layers in the first and last, the train step in another one as well.
+
+    Where steps are replays of a CUDA graph, the first of these is recorded too, and all are judged in the same rows.
+    It must live as long as that graph, which reads these rows.
+    """
 
     def __init__(self, case: CaseConfig, allocator: Callable[[], Mapping[str, object]]):
         """Begin with a case; `allocator` tells the memory setting in force, as a meter does."""
@@ -41,7 +46,9 @@ class Witness:
         self._span = Span(span_of(case.steps, case.seed) if case.attest else range(0))
         self._executions: dict[int, Execution] = {}
         self._losses: dict[int, float] = {}
-        self.steps = tuple(sorted({1, _inner_step(case), case.steps}))
+        self._held: Held | None = None
+        steps = {1, _inner_step(case), case.steps} | ({CAPTURED_STEP} if case.is_graph else set())
+        self.steps = tuple(sorted(step for step in steps if step <= case.steps))
         """The steps that are recorded."""
 
     @contextmanager
@@ -56,26 +63,39 @@ class Witness:
         with ExitStack() as watching:
             execution = watching.enter_context(executing(model, optimizer))
             if self._case.attest:
+                if self._captures(step):
+                    self._held = watching.enter_context(holding(model, self._sample(step)))
                 self._record(watching, step, model, tokens, self._sample(step), optimizer)
             yield
         execution.allocator = dict(self._allocator())
         execution.compiled = compiled_graphs() if model.is_compiled else None
+        if self._replays(step) and not self._captures(step):
+            execution.take_from(self._executions[CAPTURED_STEP])
         self._executions[step] = execution
 
     def _record(
         self, watching: ExitStack, step: int, model: TinyLM, tokens: Tensor, rows: Sample,
         optimizer: torch.optim.Optimizer | None,
     ) -> None:  # fmt: skip
-        self._records[step] = watching.enter_context(recording(model, tokens, rows, optimizer))
+        held = self._held if self._replays(step) else None
+        self._records[step] = watching.enter_context(recording(model, tokens, rows, optimizer, held))
         self._blocks[step] = watching.enter_context(recording_blocks(model, tokens, rows, optimizer))
+
+    def _replays(self, step: int) -> bool:
+        return self._case.is_graph and step >= CAPTURED_STEP
+
+    def _captures(self, step: int) -> bool:
+        return self._case.is_graph and step == CAPTURED_STEP
 
     def _sample(self, step: int) -> Sample:
         rows = self._all_layers(step)
-        return rows if step in (1, self._case.steps) else replace(rows, layers=(), gradient_layers=())
+        judged = step in (1, self._case.steps) or self._captures(step)
+        return rows if judged else replace(rows, layers=(), gradient_layers=())
 
     def _all_layers(self, step: int) -> Sample:
         c = self._case
-        rows = sample(c.model, batch=c.batch, length=c.seq_len, seed=c.seed + step)
+        seed = c.seed + (CAPTURED_STEP if self._replays(step) else step)  # a graph has its rows built in
+        rows = sample(c.model, batch=c.batch, length=c.seq_len, seed=seed)
         return rows if c.model.has_reference else replace(rows, layers=(), gradient_layers=())
 
     @property

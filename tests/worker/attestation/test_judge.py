@@ -10,6 +10,7 @@ from nsa_lib.subject import training
 from nsa_lib.subject.attention import BACKENDS, fused
 from nsa_lib.subject.attention import module as attention_module
 from nsa_lib.subject.attention.module import NSAttention
+from nsa_lib.worker.attestation.recorder import Recorder
 from tests.worker.attestation.attested import LENGTH, config, judged, wrong
 
 BEYOND = 400
@@ -243,8 +244,12 @@ def test_a_recomputation_that_differs_is_found(monkeypatch):
 
 
 def test_a_layer_that_shows_no_blocks_is_not_compared(monkeypatch):
-    honest = NSAttention._show
-    monkeypatch.setattr(NSAttention, "_show", lambda self, n, v: v if n == "blocks" else honest(self, n, v))
+    honest = Recorder.show
+
+    def silent(self, index, name, value, beside):
+        honest(self, index, name, value, {part: made for part, made in beside.items() if part != "blocks"})
+
+    monkeypatch.setattr(Recorder, "show", silent)
     found = judged(config())
     assert set(found.not_compared) == names("layer")
     assert found.layers[0].parts == {}

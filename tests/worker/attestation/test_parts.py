@@ -11,7 +11,7 @@ from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.worker import attestation
 from nsa_lib.worker.attestation.choice import judge_choice, unpacked
-from nsa_lib.worker.attestation.recording import Entries
+from nsa_lib.worker.attestation.records import Entries
 from nsa_lib.worker.attestation.rounding import compare
 from nsa_lib.worker.attestation.sample import MOST_POSITIONS, positions, sample
 from nsa_lib.worker.attestation.train_step import AdamW, judge_gradients, judge_update
@@ -92,6 +92,7 @@ def test_recording_leaves_nothing_behind():
     attention = model.blocks[0].attention
     assert attention.observe is None
     assert not attention._forward_hooks
+    assert not attention._forward_pre_hooks
     assert not model.norm._forward_hooks
     assert not optimizer._optimizer_step_pre_hooks
 
@@ -128,7 +129,7 @@ def test_a_layer_runs_as_often_as_checkpointing_asks(grad_checkpointing):
     assert [layer.passes for layer in record.layers.values()] == [1 + grad_checkpointing] * 2
 
 
-def test_a_compiled_layer_is_not_compared():
+def test_a_compiled_layer_that_shows_nothing_is_not_compared():
     model, optimizer = trainee(config())
     model.is_compiled = True  # as `compile_blocks` leaves it
     tokens = torch.randint(64, (1, LENGTH + 1))
@@ -139,6 +140,23 @@ def test_a_compiled_layer_is_not_compared():
     assert found.layers == []
     assert "compiled" in found.not_compared["layers"]
     assert not found.wrong()["train_step"]
+
+
+def test_what_a_graph_holds_is_judged_as_what_is_recorded():
+    model, optimizer = trainee(config())
+    tokens = torch.randint(64, (1, LENGTH + 1))
+    one = sample(config(), batch=1, length=LENGTH, seed=0)
+    with attestation.holding(model, one) as held, attestation.recording(model, tokens, one, optimizer, held) as record:
+        loss = training.train_step(model, optimizer, tokens, loss_chunk=CHUNK).loss.item()
+    found = attestation.judge(record, loss, loss_chunk=CHUNK, rule=AdamW(lr=LR))
+    assert not any(found.wrong().values())
+    assert not found.not_compared
+    assert [layer.passes for layer in record.layers.values()] == [2, 2]
+    held.layers[1].shown["win"] *= 1.5
+    with attestation.recording(model, tokens, one, optimizer, held) as record:
+        training.train_step(model, optimizer, tokens, loss_chunk=CHUNK)
+    found = attestation.judge(record, loss, loss_chunk=CHUNK, rule=AdamW(lr=LR))
+    assert "layer 2 win" in found.wrong()["attention"]
 
 
 def compared(found, exact, off=1e-3, dtype=torch.bfloat16):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+from nsa_lib.subject.attention.route import named
 
 CHUNK_BYTES = 64 * 2**20
 """Most bytes of the keys that a chunk gathers; the values take as much, and in backward one of the two gradients."""
@@ -27,7 +28,7 @@ def gather(
 ) -> torch.Tensor:
     """Attend to the selected blocks by gathering them (see `backends` for arguments and shapes)."""
     with record_function(f"{ROUTE_PREFIX}gather"):
-        q_grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)
+        q_grouped = named(q, f"{ROUTE_PREFIX}gather").unflatten(1, (k.shape[1], -1)).transpose(2, 3)
         out = _Gather.apply(q_grouped, k, v, block_indices, l_sel, scale)
         return out.transpose(2, 3).flatten(1, 2)
 

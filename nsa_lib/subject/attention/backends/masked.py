@@ -9,6 +9,7 @@ import torch
 from torch.profiler import record_function
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+from nsa_lib.subject.attention.route import named
 from nsa_lib.subject.attention.sdpa import attend
 from nsa_lib.subject.attention.tables import table
 
@@ -21,9 +22,10 @@ def masked(
         (batch, heads, length, _), groups = q.shape, k.shape[1]
         bias = selection_bias(block_indices, l_sel, q.dtype)
         # Groups join the batch, so that the heads of a group share one mask.
-        q = q.reshape(batch * groups, heads // groups, length, -1)
+        q = named(q, f"{ROUTE_PREFIX}masked").reshape(batch * groups, heads // groups, length, -1)
         k, v = (x.reshape(batch * groups, 1, length, -1).expand(-1, heads // groups, -1, -1) for x in (k, v))
-        out = attend(q, k, v, bias=bias.flatten(0, 1)[:, None], scale=scale)
+        # On CUDA some of its kernels lay the heads of a token side by side, which is no view where a group has several.
+        out = attend(q, k, v, bias=bias.flatten(0, 1)[:, None], scale=scale).contiguous()
         return out.view(batch, heads, length, -1)
 
 

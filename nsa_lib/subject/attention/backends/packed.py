@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+from nsa_lib.subject.attention.route import named
 
 TILE_ROWS = 64
 """Rows of a tile's product, over the heads of a group: enough to fill a matrix unit."""
@@ -32,7 +33,7 @@ def packed(
     """Attend to the selected blocks by packing queries per block (see `backends` for arguments and shapes)."""
     with record_function(f"{ROUTE_PREFIX}packed"):
         (batch, heads, length, _), groups = q.shape, k.shape[1]
-        lanes = q.reshape(batch * groups, heads // groups, length, -1).transpose(1, 2)
+        lanes = named(q, f"{ROUTE_PREFIX}packed").reshape(batch * groups, heads // groups, length, -1).transpose(1, 2)
         out = _Packed.apply(lanes, k.flatten(0, 1), v.flatten(0, 1), block_indices.flatten(0, 1), l_sel, scale)
         return out.transpose(1, 2).reshape(batch, heads, length, -1)
 

@@ -13,6 +13,7 @@ from nsa_lib.subject.attention.fused import band, choice, compressed, rows, shor
 from nsa_lib.subject.attention.fused.mix import mix
 from nsa_lib.subject.attention.fused.selected import ROUTE, require_blocks, way
 from nsa_lib.subject.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require, two
+from nsa_lib.subject.attention.route import named
 from nsa_lib.subject.config import BRANCHES, NSAConfig
 
 
@@ -27,7 +28,7 @@ def nsa(
     gates: torch.Tensor,
     *,
     config: NSAConfig,
-    observe: Callable[[str, torch.Tensor], None] | None = None,
+    observe: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the gated sum of the branches of `config` (Eq. 5).
 
@@ -38,15 +39,18 @@ def nsa(
         k_slc, v_slc, k_win, v_win: rotated keys and values, [B, G, T, width]; None for a branch that is off.
         gates: 0 or above, [B, H, T, branches], in the order of the config.
         config: sizes and branches.
-        observe: called with each branch's output, [B, H, T, d_v], by the branch's name, and with the `blocks` chosen,
-            int32 [B, G, T, n_sel], or their `block_bits`, int32 [B, G, T], whichever the kernels keep.
+        observe: called with "mixed" and the result, which it hands back; by name also with the `branch_gates`, each
+            branch's output, [B, H, T, d_v], and the `blocks` chosen, int32 [B, G, T, n_sel], or their `block_bits`,
+            int32 [B, G, T], whichever the kernels keep.
 
     Returns:
         [B, H, T, d_v].
 
     Raises ValueError for a dtype, head width, block size or number of blocks that the kernels cannot take.
     """
-    with record_function(ROUTE) if "slc" in config.branches else nullcontext():
+    selects = "slc" in config.branches
+    with record_function(ROUTE) if selects else nullcontext():
+        q = named(q, ROUTE) if selects else q
         return _NSA.apply(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gates, config, observe)
 
 
@@ -94,10 +98,10 @@ class _NSA(torch.autograd.Function):
         else:
             chosen, inverse = _one_by_one(q, keys_values, gates, outputs, lse, out, places, c)
         if observe is not None:
-            for branch, output in zip(c.branches, outputs, strict=True):
-                observe(branch, output)
+            made = dict(zip(c.branches, outputs.unbind(), strict=True))
             if "slc" in c.branches:
-                observe(*(("block_bits", inverse[0]) if chosen is None else ("blocks", chosen)))
+                made |= {"block_bits": inverse[0]} if chosen is None else {"blocks": chosen}
+            out = observe("mixed", out, branch_gates=gates, **made)
         ctx.save_for_backward(q, *keys_values, gates, outputs, lse, chosen, *inverse)
         ctx.config, ctx.places = c, places
         return out

@@ -10,6 +10,7 @@ from torch.profiler import record_function
 
 from nsa_lib.subject.attention.fused import grouped, listed, rows, short
 from nsa_lib.subject.attention.fused.shape import aligned, by_token, empty_outputs, require, two
+from nsa_lib.subject.attention.route import named
 from nsa_lib.subject.config import FUSED_BLOCKS, FUSED_MOST_SELECTED
 
 ROUTE = "nsa::selected::fused"
@@ -26,7 +27,7 @@ def selected_attention(
     require(q, k, v)
     require_blocks(l_sel, block_indices.shape[-1])
     with record_function(ROUTE):
-        return _Selected.apply(q, k, v, block_indices, l_sel, scale)
+        return _Selected.apply(named(q, ROUTE), k, v, block_indices, l_sel, scale)
 
 
 def require_blocks(l_sel: int, n_sel: int) -> None:

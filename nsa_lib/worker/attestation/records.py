@@ -1,0 +1,73 @@
+"""What is recorded of a training step: of each layer, of some entries of each parameter, and of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from nsa_lib.subject.config import NSAConfig
+from nsa_lib.worker.attestation.sample import Sample
+
+
+@dataclass
+class LayerRecord:
+    """What one attention layer did in a step."""
+
+    config: NSAConfig
+    backend: str
+    parameters: dict[str, Tensor]
+    """Before the update."""
+    passes: int = 0
+    """Times that forward ran."""
+    x: Tensor | None = None
+    """Input, [B, T, dim]."""
+    shown: dict[str, Tensor] = field(default_factory=dict)
+    """What the layer showed on its way, rows alone: `cmp`, `slc`, `win`, `branch_gates`; all rows of `blocks`."""
+    output: Tensor | None = None
+    """Rows of the output, [B, R, dim]."""
+    recomputed: Tensor | None = None
+    """The same rows of the last pass, if there were several."""
+    is_compiled: bool = False
+    """Then the first pass, which keeps nothing, is other code than the last, and may be rounded otherwise."""
+    d_output: Tensor | None = None
+    """Gradient of the output, [B, T, dim]."""
+    d_x: Tensor | None = None
+    """Rows of the gradient of x, [B, R, dim]."""
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    """Of the parameters."""
+
+
+@dataclass
+class Entries:
+    """Some entries of a parameter: values and optimizer state before and after the update, and the gradient."""
+
+    starts: tuple[int, ...]
+    """First entry of each run."""
+    before: dict[str, Tensor]
+    gradient: Tensor | None = None
+    after: dict[str, Tensor] = field(default_factory=dict)
+    largest_gradient: float | None = None
+    """Largest |gradient| of the whole parameter; NaN if one is, None without a gradient."""
+    trained: bool = True
+    """Whether it wants a gradient."""
+
+
+@dataclass
+class StepRecord:
+    """What a training step did."""
+
+    sample: Sample
+    labels: Tensor
+    """[B, T]."""
+    head: Tensor | None
+    """Before the update, [vocab, dim]; None where the hidden states are logits."""
+    layers: dict[int, LayerRecord]
+    entries: dict[str, Entries]
+    why_no_layers: str | None = None
+    """Why none is recorded."""
+    hidden: Tensor | None = None
+    """What the head reads, [B, T, dim]."""
+    d_hidden: Tensor | None = None
+    d_head: Tensor | None = None
+    why_no_d_head: str = "no gradient reached the head"
