@@ -31,7 +31,7 @@ FAULTS = {
 RANK_FAULTS = {
     "hang_collective": "a rank waits in a collective that no other rank enters",
     "mismatched_shapes": "a rank enters a collective with a tensor of another shape",
-    "slow_rank": "the layers of a rank take 1.5 times as long",
+    "slow_rank": "the attention of a rank takes 1.5 times as long",
     "flipped_bit": "one bit of a rank's gradient is flipped after the ranks have averaged it",
     "other_data": "a rank trains on the sequences of another",
     "other_seed": "a rank begins with other weights",

@@ -107,8 +107,7 @@ def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
         yield {"start": digest.parameters_digest(model.parameters(), case.digest_parts)}
     step = partial(training.train_step, loss_chunk=case.loss_chunk)
     if case.is_launched:
-        loss_of = distributed.STRATEGIES[case.strategy](model, case.loss_chunk)
-        step = partial(distributed.train_step, loss_of)
+        step = partial(distributed.train_step, distributed.STRATEGIES[case.strategy](model, case.loss_chunk))
     optimizer = training.make_optimizer(model, case.lr)
 
     def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:

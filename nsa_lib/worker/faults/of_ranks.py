@@ -11,8 +11,9 @@ from torch import distributed
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.faults import FAULT_RANK, FAULT_STEP
 from nsa_lib.subject import training
+from nsa_lib.subject.attention.module import NSAttention
 from nsa_lib.subject.distributed import own_part
-from nsa_lib.subject.model import Block, TinyLM
+from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import loop
 from nsa_lib.worker.faults.replacing import replaced
 
@@ -47,18 +48,18 @@ def _before_forward(strike: Callable[[], object]) -> AbstractContextManager[None
 
 
 def slow_rank(case: CaseConfig) -> AbstractContextManager[None]:
-    """Run every second layer twice, so that the layers do half as much again; the second result is thrown away."""
-    original, calls = Block.forward, 0
+    """Compute every second attention twice, which makes half as much again; the second result is thrown away."""
+    original, calls = NSAttention.forward, 0
 
-    def forward(block: Block, x: torch.Tensor) -> torch.Tensor:
+    def forward(layer: NSAttention, x: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls % 2:
             with torch.no_grad():
-                original(block, x)
-        return original(block, x)
+                original(layer, x)
+        return original(layer, x)
 
-    return replaced(forward, "forward", Block)
+    return replaced(forward, "forward", NSAttention)
 
 
 def flipped_bit(case: CaseConfig) -> AbstractContextManager[None]:
