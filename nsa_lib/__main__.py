@@ -31,6 +31,7 @@ from nsa_lib.validation import validate
 from nsa_lib.workbook.comparison import comparison_page, figures_table
 from nsa_lib.workbook.decide import foretell
 from nsa_lib.workbook.history import HISTORY, write_index
+from nsa_lib.workbook.on_trial import foretold_on_trial
 from nsa_lib.workbook.questions import QUESTIONS, plan
 from nsa_lib.workbook.replay import write_report
 from nsa_lib.workbook.run import compare, judged_run
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return COMMANDS[asked.command](asked)
     except (ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(error, *getattr(error, "user_traceback", "").splitlines(), sep="\n", file=sys.stderr)
         return 2
 
 
@@ -80,6 +81,7 @@ def _check(asked: argparse.Namespace) -> int:
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
     print(f"cases: {', '.join(case.case_id for case in found.cases)}")
+    print(*foretold_on_trial(found), sep="\n")
     for notice in found.notices:
         print(notice)
     return 0

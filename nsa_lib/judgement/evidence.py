@@ -45,6 +45,9 @@ def _of_cases(run: Recorded) -> Iterator[str]:
             continue
         if origin["case_sha256"] != case["case_sha256"]:
             yield f"{case_id}: its case.json is not the one that its worker read"
+        ran, tried = case["on_trial"], run.info.get("on_trial") or {}
+        if ran is not None and ran["file_sha256"] != tried.get("file_sha256"):
+            yield f"{case_id}: it ran another {ran['label']} than was tried before the run"
         for name in MACHINE:
             told, here = facts.get(name), origin.get(name)
             if here is not None and told != here:
@@ -69,13 +72,14 @@ def _of_plan(run: Recorded, request: Request) -> Iterator[str]:
 def _differences(name: str, planned: Mapping[str, object], asked: Mapping[str, object]) -> Iterator[str]:
     """Yield the fields of a case that are not as its run's parameters make them.
 
-    An older library's cases lack fields. A text file is named by its place, which is another on another machine.
+    An older library's cases lack fields. A text file is named by its place, and a package looked
+    for in places, which are others on another machine.
     """
     for field in (field for field in planned if field in asked):
         one, other = planned[field], asked[field]
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(f"{name} {field}", one, other)
-        elif field == "data" and "synthetic" not in (one, other):
+        elif field == "places" or (field == "data" and "synthetic" not in (one, other)):
             continue
         elif one != other:
             yield f"{name}: {field}={other}, by the parameters in run.json {one}"

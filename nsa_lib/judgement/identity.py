@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nsa_lib.runs.found import newest_first
 from nsa_lib.runs.recorded import MALFORMED, Recorded
-from nsa_lib.runs.request import FREE
+from nsa_lib.runs.request import FREE, SUBJECT
 
 OWN = (
     "steps", "rounds", "seq_len", "seq_lens", "layers", "grad_checkpointing", "anomaly", "profiler",
@@ -14,7 +14,7 @@ OWN = (
 )  # fmt: skip
 """Parameters that a profile decides for each notebook by itself: a run with another value than that is custom."""
 
-MAY_DIFFER = ("runs", *(name for name in FREE if name not in ("profile", "backend")), *OWN)
+MAY_DIFFER = ("runs", *(name for name in FREE if name not in ("profile", *SUBJECT)), *OWN)
 """Parameters that need not be the same in runs of one configuration. Every other one must."""
 
 FACTS = ("torch", "torch_cuda", "triton", "driver", "gpu", "gpu_uuid", "cpu", "host", "source_sha256")
@@ -32,9 +32,11 @@ def configuration(info: Mapping[str, object]) -> dict[str, object]:
     A parameter that the run does not have is left out, and so is a `backend` of None: that is a contrast of them all.
     """
     values = {row["name"]: row["value"] for row in info["parameters"]} | {"profile": info["profile"]}
-    facts = info["environment"]
+    facts, on_trial = info["environment"], info.get("on_trial") or {}
     return {
         **{name: value for name, value in values.items() if name not in MAY_DIFFER and (name, value) != ALL_BACKENDS},
+        "on_trial_sha256": on_trial.get("sha256"),
+        "on_trial_version": on_trial.get("version"),
         **{name: facts.get(name) for name in FACTS},
         **{name: facts[name] for name in (DATA,) if name in facts},
     }

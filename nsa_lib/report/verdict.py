@@ -52,6 +52,8 @@ class Verdict:
     notebook: str = ""
     profile: str = ""
     custom: tuple[str, ...] = ()
+    on_trial: str = ""
+    """What a user brought, and how it was judged."""
 
     @classmethod
     def from_record(cls, record: Mapping) -> Verdict:
@@ -71,7 +73,8 @@ class Verdict:
             if not isinstance(record.get(name), list) or not all(isinstance(item, str) for item in record[name]):
                 raise ValueError(f"{name} is not a list of texts")
         texts = {name: record[name] for name in ("headline", "run_id", "notebook", "profile")}
-        return cls(record["verdict"], reasons=tuple(record["reasons"]), custom=tuple(record["custom"]), **texts)
+        lists = {name: tuple(record[name]) for name in ("reasons", "custom")}
+        return cls(record["verdict"], **lists, on_trial=str(record.get("on_trial") or ""), **texts)
 
     @property
     def icon(self) -> str:
@@ -86,7 +89,8 @@ class Verdict:
     @property
     def notes(self) -> list[str]:
         """What a reader must know besides the reasons: the profile, what was changed, what a laptop cannot say."""
-        notes = [f"Profile: {self.profile}."] if self.profile else []
+        notes = [f"On trial: {self.on_trial}."] if self.on_trial else []
+        notes += [f"Profile: {self.profile}."] if self.profile else []
         if self.custom:
             notes.append(f"Custom run, differs from the profile in: {', '.join(self.custom)}.")
         if self.profile == "laptop" and self.word == "GO":
@@ -102,8 +106,8 @@ def conclude(run, *, command: str, accept_review: bool = False) -> None:
 
     Raises VerdictError for anything but GO; for REVIEW only if `accept_review` is off.
     """
-    names = ("run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons")
-    record = {"schema": SCHEMA, **{name: run.summary[name] for name in names}}
+    names = ("run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "on_trial")
+    record = {"schema": SCHEMA, **{name: run.summary[name] for name in names if name in run.summary}}
     verdict = Verdict.from_record(record)
     shown = {MIME: record, "text/html": _notebook_html(verdict), "text/plain": _text(verdict)}
     display(shown, raw=True, metadata=session_mark())

@@ -17,9 +17,12 @@ from nsa_lib.runs.parameters import (
 
 Values = Mapping[str, Value]
 
-FREE = ("profile", "backend", "tag", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s")
-"""Parameters that do not make a run another one than its profile's. The checklist leaves the backend open: its contrast
-recommends one. The others change nothing that is computed."""
+SUBJECT = ("backend", "attention", "attention_args", "model", "model_args")
+"""Parameters that say what is on trial."""
+
+FREE = ("profile", *SUBJECT, "tag", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s")
+"""Parameters that do not make a run another one than its profile's. The checklist leaves open what is on
+trial: a contrast recommends a backend, and a user may bring hers. The others change nothing that is computed."""
 
 MORE = ("steps", "rounds")
 """Parameters of which a run may have more."""

@@ -56,6 +56,7 @@ def history_line(run: Run) -> dict[str, object]:
         "machine": _machine(run.info),
         "torch": facts.get("torch"),
         "source_sha256": facts.get("source_sha256"),
+        "on_trial": summary["on_trial"],
         "report": run.info.get("report"),
     }
 
@@ -151,7 +152,7 @@ def _runs_table(lines: Sequence[Mapping], out_dir: Path) -> Table:
             verdict_cell(str(line["verdict"])),
             linked(line["notebook"], line.get("report"), out_dir),
             Cell(line["profile"] + (" (custom)" if line["custom"] else "")),
-            Cell(line["headline"]),
+            Cell(f"{line['on_trial']}: {line['headline']}" if line.get("on_trial") else line["headline"]),
             Cell(format_value(line["peak_reserved_mib"], "MiB"), numeric=True),
             Cell(format_value(line["tokens_per_s"]), numeric=True),
             Cell(format_value(line.get("machine"))),

@@ -77,6 +77,7 @@ class Run(Recorded):
             "verdict": word,
             "headline": self._headline(word),
             "reasons": reasons,
+            "on_trial": on_trial_in_words(self.info),
             "gates": [asdict(gate) for gate in self.gates],
             "advice": self._advice(),
             "parameters": self.info["parameters"],
@@ -117,6 +118,12 @@ class Run(Recorded):
         if question is None or question.judging is None:
             raise ConfigError(f"{self.folder}: a run of {self.info['notebook']}, which this library does not judge")
         return question.judging
+
+
+def on_trial_in_words(info: Mapping[str, object]) -> str:
+    """Return what a user brought for a run and how it was judged; "" where all was ours."""
+    found = info.get("on_trial")
+    return f"{found['label']}, {found['judged']}" if found else ""
 
 
 def open_run(which: str | Path = NEWEST, *, out_dir: str | Path | None = None) -> Run:

@@ -23,6 +23,7 @@ from nsa_lib.subject import distributed, training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import install
+from nsa_lib.subject.own.loading import provenance
 from nsa_lib.worker import accuracy, attention_map, attestation, data, digest, faults, preflight, profiling, timing
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fresh_tokens import fresh_tokens
@@ -87,6 +88,8 @@ def run_case(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     """
     DEVICES[case.device].prepare(case.budget_mib)
     install(case.model)
+    if case.model.own is not None:
+        yield {"on_trial": provenance(case.model.own)}
     yield from WORKS[case.work](case, heartbeat)
 
 

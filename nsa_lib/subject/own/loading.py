@@ -146,7 +146,8 @@ _GIVEN = "_given_to_nsa_lib"
 def provenance(own: Own) -> dict[str, object]:
     """Return where a user's code comes from: its files with a sha256 over them, and the installed version.
 
-    Of a file these are the file and what it imported from its own folder; of a package all files that it has.
+    Of a file these are the file and what it has imported so far from its own folder; of a package all files that it
+    has. `file_sha256` is of the named file alone.
     """
     target = _loaded(own)
     module = sys.modules[getattr(target, "__module__", None) or type(target).__module__]
@@ -161,9 +162,10 @@ def provenance(own: Own) -> dict[str, object]:
         "role": own.role,
         "spec": own.spec,
         "label": own.label,
-        "path": str(files[0]) if files else None,
+        "path": str(files[0]),
         "files": len(files),
         "sha256": digest.hexdigest(),
+        "file_sha256": hashlib.sha256(files[0].read_bytes()).hexdigest(),
         "version": version_of,
     }
 

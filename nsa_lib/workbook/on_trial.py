@@ -1,0 +1,51 @@
+"""What is said before a run of what a user brings: what will be judged of it, by what, and what cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from nsa_lib.runs.plan import Plan
+
+BY = {
+    "future": "edited tokens and gradients of single rows, at a short and at the full length",
+    "others": "edited sequences of a batch, padding, a sequence alone",
+    "self_error": "itself in float64, or float32, within a measured error budget",
+    "finite_difference": "differences of its own forward, in the widest dtype that runs",
+    "same_bits": "a second run",
+    "checkpointing": "itself without recomputation: gradients, generator, buffers, counters",
+    "gradients": "three training steps: a finite gradient that is not zero for every parameter",
+    "inputs": "its input and what lives before and after calls",
+    "large": "logits above 100",
+    "empty": "one token, a few, lengths that are no multiple of anything",
+    "reference": "the reference that it brings",
+    "copy_near": "a training on sequences that hold one token to be named, a few tokens away",
+    "copy_far": "the same with the token half the sequence away",
+    "compiled": "itself run eagerly, and the graphs that were made",
+}
+"""What each check judges by."""
+
+
+def foretold_on_trial(plan: Plan) -> Iterator[str]:
+    """Yield a line for each check of a preflight of what a user brings; nothing for ours, or another notebook."""
+    found = plan.on_trial
+    if found is None or plan.notebook != "preflight":
+        return
+    version = f", version {found['version']}" if found["version"] else ""
+    yield f"on trial: {found['spec']} ({found['files']} files, sha256 {found['sha256'][:12]}{version})"
+    names = [name for name in BY if name != "compiled" or plan["compile"]]
+    for name in names:
+        yield f"  {name:18} {_standing(name, found):9} {BY[name]}"
+    if "compiled" not in names:
+        yield "  compiled           not asked with compile=True it is held against itself run eagerly"
+    if found["role"] == "backend":
+        yield "  the float64 reference judges it too: selected, attention, past, route"
+
+
+def _standing(name: str, found: Mapping[str, object]) -> str:
+    """Return whether a check decides, is only shown, or cannot be made."""
+    shown = {"copy_far": True, "same_bits": "deterministic" not in found["has"]}
+    if name == "reference" and "reference" not in found["has"]:
+        return "has none"
+    if name == "checkpointing" and found["role"] == "model" and "gradient_checkpointing_enable" not in found["has"]:
+        return "has none"
+    return "shown" if shown.get(name) else "required"
