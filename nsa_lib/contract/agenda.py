@@ -34,12 +34,18 @@ class Contestant:
     """Tokens in a sequence."""
 
 
-def contestants(seq_len: int, seq_lens: Sequence[int] = (), *, backends: Sequence[str]) -> tuple[Contestant, ...]:
-    """Return the contestants: parts, layers and whole models at `seq_len`, then whole layers at the other lengths."""
-    parts = [Contestant("layer", "slc", name, seq_len) for name in backends]
+def contestants(
+    seq_len: int, seq_lens: Sequence[int] = (), *, backends: Sequence[str], brings: str | None = None
+) -> tuple[Contestant, ...]:
+    """Return the contestants: parts, layers and whole models at `seq_len`, then whole layers at the other lengths.
+
+    A user's attention is no backend of the selected branch, and her model has no layer that stands alone.
+    """
+    parts = [Contestant("layer", "slc", name, seq_len) for name in backends if name != OWN or brings == "backend"]
     parts += [Contestant("layer", branch, NO_BACKEND, seq_len) for branch in ("cmp", "win")]
-    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length, backends)]
-    return (*parts, *_whole("layer", seq_len, backends), *_whole("model", seq_len, backends), *sweep)
+    layers = [name for name in backends if name != OWN or brings != "model"]
+    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length, layers)]
+    return (*parts, *_whole("layer", seq_len, layers), *_whole("model", seq_len, backends), *sweep)
 
 
 def _whole(subject: str, seq_len: int, backends: Sequence[str]) -> list[Contestant]:

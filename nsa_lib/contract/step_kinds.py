@@ -22,7 +22,7 @@ def step_kinds(case: CaseConfig) -> list[Hashable]:
         return list(transfers(case.device))
     if case.work != "timing":
         return [case.work] * case.steps
-    field = contestants(case.seq_len, case.seq_lens, backends=case.backends)
+    field = contestants(case.seq_len, case.seq_lens, backends=case.backends, brings=case.model.brings)
     rounds = case.steps // len(field)
     heats = [list(heat) for _, heat in groupby(field, key=lambda contestant: contestant.seq_len)]
     return [contestant for heat in heats for _ in range(rounds) for contestant in heat]

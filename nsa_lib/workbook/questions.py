@@ -23,6 +23,7 @@ from nsa_lib.workbook.backend_contrast.gates import contrast_advice, contrast_ga
 from nsa_lib.workbook.backward_scaling import cases as scaling
 from nsa_lib.workbook.backward_scaling.figures import scaling_figures
 from nsa_lib.workbook.backward_scaling.gates import scaling_advice, scaling_gates, scaling_headline
+from nsa_lib.workbook.bring_your_own import parameters as bring_your_own
 from nsa_lib.workbook.capacity import cases as capacity
 from nsa_lib.workbook.explore import parameters as explore
 from nsa_lib.workbook.preflight import cases as preflight
@@ -87,6 +88,7 @@ _ROWS = (
     Question(several.REQUEST, Judging(several_gates, several_advice, several_headline, several_figures)),
     Question(capacity.REQUEST),
     Question(explore.REQUEST),
+    Question(bring_your_own.REQUEST),
 )
 
 QUESTIONS: dict[str, Question] = {row.request.notebook: row for row in _ROWS}

@@ -23,7 +23,6 @@ from nsa_lib.subject import distributed, training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import install
-from nsa_lib.subject.own.loading import provenance
 from nsa_lib.worker import accuracy, attention_map, attestation, data, digest, faults, preflight, profiling, timing
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fresh_tokens import fresh_tokens
@@ -83,13 +82,10 @@ def _named_failure(error: Exception) -> str | None:
 def run_case(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     """Run the work of a case, a heartbeat each step, and yield its facts as they become known.
 
-    Raises:
-        NonFiniteError: naming the first offender, when a loss or gradient norm is NaN or Inf.
+    Raises NonFiniteError, naming the first offender, when a loss or gradient norm is NaN or Inf.
     """
     DEVICES[case.device].prepare(case.budget_mib)
-    install(case.model)
-    if case.model.own is not None:
-        yield {"on_trial": provenance(case.model.own)}
+    yield install(case.model)
     yield from WORKS[case.work](case, heartbeat)
 
 

@@ -51,7 +51,7 @@ def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> Sequence[Mapping[str, 
     All contestants of one length take turns; `steps` of the case are all their turns together. The heartbeats hold all
     that was found: there are no facts.
     """
-    field = contestants(case.seq_len, case.seq_lens, backends=case.backends)
+    field = contestants(case.seq_len, case.seq_lens, backends=case.backends, brings=case.model.brings)
     rounds, modules = case.steps // len(field), _Modules(case)
     step = 0
     for length, turn in groupby(field, key=lambda contestant: contestant.seq_len):

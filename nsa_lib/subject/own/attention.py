@@ -14,7 +14,7 @@ from nsa_lib.subject.attention.backends import BACKENDS
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
 from nsa_lib.subject.attention.route import named
 from nsa_lib.subject.config import BRANCHES, OWN, ModelConfig, Own
-from nsa_lib.subject.own.loading import OwnError, load, made_module
+from nsa_lib.subject.own.loading import OwnError, load, made_module, provenance
 
 
 class OwnAttention(nn.Module):
@@ -115,7 +115,11 @@ def own_kernel(own: Own) -> Callable[..., torch.Tensor]:
     return run
 
 
-def install(model: ModelConfig) -> None:
-    """Enter the user's kernel of a case among the backends, if it has one: a process runs one case."""
+def install(model: ModelConfig) -> dict[str, object]:
+    """Enter the user's kernel of a case among the backends, if it has one: a process runs one case.
+
+    Returns the provenance of what is hers as the fact `on_trial`, or no fact.
+    """
     if model.brings == "backend":
         BACKENDS[OWN] = own_kernel(model.own)
+    return {"on_trial": provenance(model.own)} if model.own else {}

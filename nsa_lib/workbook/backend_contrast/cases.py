@@ -24,15 +24,22 @@ def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tupl
     """
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
-    judged = replace(base, attest=True, check_attention=True, compare_selected=True)
-    models = [replace(judged, case_id=f"model_{name}", model=base.model.contestant(name)) for name in backends]
+    models = [_whole_model(base, name) for name in backends]
     dense = replace(base, case_id=f"model_{DENSE}", model=base.model.contestant(DENSE))
     timing = replace(training, work="timing", compile=False, seq_lens=values["seq_lens"].value, backends=backends)
     return (*models, dense, _with_rounds(timing, int(values["rounds"].value)))
 
 
+def _whole_model(base: CaseConfig, name: str) -> CaseConfig:
+    model = base.model.contestant(name)
+    known = model.has_reference  # what is the user's, the preflight judges
+    return replace(
+        base, case_id=f"model_{name}", model=model, attest=True, check_attention=known, compare_selected=known
+    )
+
+
 def _with_rounds(timing: CaseConfig, rounds: int) -> CaseConfig:
-    count = len(contestants(timing.seq_len, timing.seq_lens, backends=timing.backends))
+    count = len(contestants(timing.seq_len, timing.seq_lens, backends=timing.backends, brings=timing.model.brings))
     steps, warmup_steps = count * (WARMUP_ROUNDS + rounds), count * WARMUP_ROUNDS
     return replace(timing, case_id="timing", steps=steps, warmup_steps=warmup_steps)
 

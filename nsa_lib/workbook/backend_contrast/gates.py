@@ -11,7 +11,7 @@ import pandas as pd
 from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.figures import largest
 from nsa_lib.judgement.allocator import allocator_gate
-from nsa_lib.judgement.attestation import AREAS, attested_gate, replay_gate
+from nsa_lib.judgement.attestation import AREAS, attested_gate, brings, replay_gate, why_no_reference
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -26,7 +26,7 @@ from nsa_lib.judgement.gate import (
 )
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.runs.recorded import Recorded
-from nsa_lib.subject.config import FUSED
+from nsa_lib.subject.config import FUSED, OWN
 from nsa_lib.workbook.backend_contrast.measures import TIMED, contrast_rows, early_counts, first_faster, timing_rows
 
 PEAK_SPREAD_PERCENT = 10.0
@@ -62,6 +62,8 @@ def error_gate(run: Recorded, backend: str) -> GateResult:
     """Judge a backend's output and gradients: the whole layer, and its selected branch against the reference."""
     limit, case = ATTENTION_ERROR_LIMIT[run.parameter("dtype")], run.case(f"model_{backend}")
     gate = GateResult(f"error_{backend}", True, NOT_RUN, limit=limit)
+    if case is not None and (why := why_no_reference(case["asked"])):
+        return replace(gate, required=False, detail=why)
     layer, selected = (run.fact(f"model_{backend}", field) for field in ("attention_error", "selected_error"))
     if layer is None or selected is None:
         return replace(gate, detail="the case ended before its attention was compared")
@@ -104,9 +106,9 @@ def peak_spread_gate(run: Recorded) -> GateResult:
     if set(peaks) != set(run.backends):
         missing = [name for name in run.backends if name not in peaks]
         return replace(gate, detail=f"no peak of a whole run of {', '.join(missing)}")
-    plain = {name: mib for name, mib in peaks.items() if name != FUSED}
+    plain = {name: mib for name, mib in peaks.items() if name not in (FUSED, OWN)}
     least = min(plain.values())
-    spread = _spread_percent({name: max(mib, least) for name, mib in peaks.items()})
+    spread = _spread_percent({name: max(mib, least) for name, mib in peaks.items() if name != OWN})
     detail = ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in peaks.items())
     outcome, margin = PASS if spread <= PEAK_SPREAD_PERCENT else FAIL, round(PEAK_SPREAD_PERCENT - spread, 2)
     return replace(gate, outcome=outcome, measured=round(spread, 2), margin=margin, detail=detail)
@@ -132,7 +134,7 @@ def timing_gate(run: Recorded) -> GateResult:
     if case is None or case["asked"] is None:
         return replace(gate, detail="no case was recorded")
     asked = case["asked"]
-    expected = contestants(asked["seq_len"], asked["seq_lens"], backends=asked["backends"])
+    expected = contestants(asked["seq_len"], asked["seq_lens"], backends=asked["backends"], brings=brings(asked))
     rounds = asked["steps"] // len(expected) - WARMUP_ROUNDS
     gate = replace(gate, limit=len(expected))
     timed = timing_rows(run)

@@ -28,7 +28,7 @@ class Parts(Protocol):
 
 def before_training(model: TinyLM, case: CaseConfig, recorder: Parts) -> None:
     """Run what precedes the training of a case: its layers' routes, and the checks that it asks for."""
-    if case.model.attention != "nsa":
+    if not case.model.has_reference:
         return
     attention = model.blocks[0].attention
     with own_tables():

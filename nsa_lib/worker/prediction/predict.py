@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import CaseConfig
@@ -64,8 +67,21 @@ def predict_to_file(case_file: Path, compute_capability: str) -> None:
         ConfigError,
         RuntimeError,
     ) as error:  # fake tensors lack an operator, or it asks for values
-        found = {"schema": SCHEMA, "reason": (str(error).splitlines() or [type(error).__name__])[0]}
+        found = {"schema": SCHEMA, "reason": _why_not(error)}
     write_json(case_file.with_name("prediction.json"), found)
+
+
+def _why_not(error: Exception) -> str:
+    """Return in one line why there is no prediction; of an operator that only knows values, how to teach it shapes."""
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    operator = OPERATOR.search(str(error))
+    if operator is None or not isinstance(error, NotImplementedError | UnsupportedOperatorException):
+        return said
+    return f"{operator[0]} knows no shapes without values; torch.library.register_fake gives it a fake implementation"
+
+
+OPERATOR = re.compile(r"\b\w+(::|\.)\w+(\.\w+)?\b")
+"""The name of a dispatched operator."""
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,8 @@ from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
-from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.model import TinyLM, make_model
+from nsa_lib.subject.own.attention import install
 from nsa_lib.worker.allocator import ROUNDING
 from nsa_lib.worker.prediction.before import before_training
 from nsa_lib.worker.storages import StorageTracker, tensors_in
@@ -79,9 +80,10 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
     major = compute_capability.split(".")[0]
     workspace_mib = CUBLAS_WORKSPACE_MIB.get(major, CUBLAS_WORKSPACE_OLDER_MIB) if case.device == "cuda" else 0.0
     attention = _FusedAttentionMode() if case.device == "cuda" else nullcontext()
+    install(case.model)
     with own_tables(), _fake_tensors(), attention:
         with _default_dtype(getattr(torch, case.dtype)):  # a fake parameter cannot be cast afterwards
-            model = TinyLM(case.model, grad_checkpointing=case.grad_checkpointing)
+            model = make_model(case.model, grad_checkpointing=case.grad_checkpointing)
         optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
         tokens = torch.empty(case.batch, case.seq_len + 1, dtype=torch.int64)  # counts from its first use on
         recorder = _Recorder(int(workspace_mib * MIB), on_cuda=case.device == "cuda")

@@ -45,4 +45,6 @@ def found_by(check: Callable[[Trial], Finding], trial: Trial) -> Finding:
     try:
         return check(trial)
     except (Exception, SystemExit) as error:  # noqa: BLE001  a user's code may raise anything; it fails this check
-        return Finding("raises", "returns", "", reason(error), False, user_traceback=users_traceback(error))
+        own = users_traceback(error)
+        where = [line.strip() for line in own.splitlines() if line.lstrip().startswith("File ")][-1:]
+        return Finding("raises", "returns", "", "; ".join([reason(error), *where]), False, user_traceback=own)
