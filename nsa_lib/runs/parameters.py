@@ -96,8 +96,8 @@ def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> R
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}{_hint(parameter, value)}")
     smallest = min(read) if isinstance(read, tuple) else read
     too_small = parameter.above is not None and not smallest > parameter.above
-    chosen = set(read) if named else {read}
-    if too_small or (parameter.choices and not chosen <= set(parameter.choices)):
+    chosen = read if named else (read,)
+    if too_small or (parameter.choices and not set(chosen) <= set(parameter.choices)):
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}")
     if name == "tag" and not TAG.fullmatch(read):
         raise ConfigError(f"tag={value!r}: accepts up to 40 letters, digits, '.', '_' and '-', not starting with '.'")

@@ -90,11 +90,11 @@ OF_THE_ATTENTION = (
     selection("ties to the higher block, scores rounded", "ranked = scores.detach()", "scores = (8 * scores).round() / 8\n    ranked = scores.detach()"),
     selection("all groups choose as the first", "ranked = scores.detach()", "scores = scores[:, :1].expand_as(scores)\n    ranked = scores.detach()"),
     Mutant("scores of one head of each batch only", f"{ATTENTION}/selection.py", "block_scores", "return per_group @", "per_group = per_group[:1].expand_as(per_group)\n    return per_group @", ROWS, BATCH_OF_TWO),
-    masked("selected branch scaled by 1.1", "scale=scale)\n", "scale=1.1 * scale)\n"),
+    masked("selected branch scaled by 1.1", "scale=scale)", "scale=1.1 * scale)"),
     masked("selected branch zero in the last row", "return out.view(batch, heads, length, -1)",
            "out = out.view(batch, heads, length, -1)\n        return torch.cat([out[:, :, :-1], 0 * out[:, :, -1:]], dim=2)"),
     masked("heads of a group swapped", "return out.view(batch, heads, length, -1)", "return out.view(batch, heads, length, -1).flip(1)"),
-    masked("wrong in bfloat16 alone", "scale=scale)\n", "scale=(1.2 if q.dtype == torch.bfloat16 else 1.0) * scale)\n", dtype="bfloat16"),
+    masked("wrong in bfloat16 alone", "scale=scale)", "scale=(1.2 if q.dtype == torch.bfloat16 else 1.0) * scale)", dtype="bfloat16"),
     masked("zeros for the second batch entry", "return out.view(batch, heads, length, -1)",
            "out = out.view(batch, heads, length, -1)\n        return torch.cat([out[:1], 0 * out[1:]])", **BATCH_OF_TWO),
     Mutant("masked reads one token of the future", f"{ATTENTION}/backends/masked.py", "selection_bias", "token > token[:, None]", "token > token[:, None] + 1", ROWS),
@@ -121,9 +121,9 @@ OF_THE_MODEL = (
 )  # fmt: skip
 
 OF_THE_TRAINING = (
-    training("half the tokens in the loss", "backward_step", "model.hidden(tokens[:, :-1]), model.head.weight, tokens[:, 1:], loss_chunk", "model.hidden(tokens[:, :-1])[:, ::2], model.head.weight, tokens[:, 1::2], loss_chunk", "train_step"),
+    training("half the tokens in the loss", "next_token_loss", "model.hidden(tokens[:, :-1]), tokens[:, 1:]", "model.hidden(tokens[:, :-1])[:, ::2], tokens[:, 1::2]", "train_step"),
     training("loss of the first chunk alone", "_ChunkedCrossEntropy.forward", "(lse - logits.gather(1, targets)).sum()", "(lse - logits.gather(1, targets))[: chunk // 2].sum()", "train_step"),
-    training("labels not shifted", "backward_step", "tokens[:, 1:], loss_chunk", "tokens[:, :-1], loss_chunk", "train_step", "fresh_tokens"),
+    training("labels not shifted", "next_token_loss", "tokens[:, 1:]", "tokens[:, :-1]", "train_step", "fresh_tokens"),
     training("gradient of the loss halved", "_ChunkedCrossEntropy.backward", "scale = d_loss / ctx.count", "scale = 0.5 * d_loss / ctx.count", "train_step"),
     training("the head gets no gradient of the last chunk", "_ChunkedCrossEntropy.forward", "d_head.addmm_(d_logits.mT, rows)", "d_head.addmm_(d_logits.mT, rows * (start + chunk < len(labels) or start == 0))", "train_step", seq_len=1024),
     training("one layer never updated", "make_optimizer", "model.parameters(), lr=lr", '[p for n, p in model.named_parameters() if not n.startswith("blocks.1.attention")], lr=lr', "update", "train_step"),
@@ -190,7 +190,7 @@ OF_THE_INSTRUMENT = (
     Mutant("every heartbeat twice", "nsa_lib/contract/heartbeat.py", "Heartbeat.beat", "written = os.write(self._descriptor, text)", "os.write(self._descriptor, text)\n        written = os.write(self._descriptor, text)", ("steps",)),
     Mutant("the last heartbeats repeat a step", "nsa_lib/contract/heartbeat.py", "Heartbeat.beat", '"step": step,', '"step": step and min(step, 50),', ("steps",)),
     Mutant("the simulation ignores the allocator setting", f"{WORKER}/devices.py", "Cpu.meter", "CpuMeter(alloc_conf,", 'CpuMeter("",', ("allocator",)),
-    Mutant("a case gets no allocator setting", "nsa_lib/runs/environment.py", "case_environment", "return inherited | settings", "return inherited", ("allocator",)),
+    Mutant("a case gets no allocator setting", "nsa_lib/runs/environment.py", "case_environment", "| inherited | settings", "| inherited", ("allocator",)),
 )  # fmt: skip
 
 MUTANTS = (

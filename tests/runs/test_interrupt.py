@@ -197,7 +197,7 @@ def test_the_stop_button_ends_the_worker_and_the_notebook_goes_on(lab, tmp_path)
     run = open_run("newest", out_dir=tmp_path)
     assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
     assert shown[MIME][0]["run_id"] == run.folder.name
-    assert len(shown[PLOTLY]) == 5
+    assert len(shown[PLOTLY]) == 6
     assert sum(bool(figure["data"]) for figure in shown[PLOTLY]) >= 4, "a prediction may not be ready"
     assert processes(str(run.folder / "cases" / "training" / "case.json")) == []
 

@@ -33,6 +33,8 @@ def plans(notebook):
     for profile in PROFILES:
         for given in GIVEN:
             own = {name: value for name, value in given.items() if name in request.parameters}
+            if notebook == "preflight":
+                own.pop("compile", None)  # it compiles only what a user brings
             values = resolved(notebook, own, profile=profile)
             on_gpu = values["device"].value == "cuda"
             if own.get("backend") == "fused" and not on_gpu:

@@ -89,7 +89,7 @@ def test_there_is_a_check_of_every_backend():
 
 
 def test_a_case_records_its_checks_in_order_with_a_beat_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "check_names", lambda backends: {"subject": ("route_masked", "gradients")})
+    monkeypatch.setattr(preflight, "check_names", lambda backends, **_: {"subject": ("route_masked", "gradients")})
     facts = {}
     for known in run_checks(CASE, Heartbeat(tmp_path / "heartbeat.jsonl")):
         facts.update(known)
@@ -99,7 +99,7 @@ def test_a_case_records_its_checks_in_order_with_a_beat_each(tmp_path, monkeypat
 
 
 def test_checks_made_before_a_crash_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "check_names", lambda backends: {"subject": ("route_masked", "gradients")})
+    monkeypatch.setattr(preflight, "check_names", lambda backends, **_: {"subject": ("route_masked", "gradients")})
     monkeypatch.setattr(TinyLM, "hidden", lambda model, tokens: 1 / 0)
     known = []
     with pytest.raises(ZeroDivisionError):
