@@ -136,6 +136,14 @@ def test_averaged_gradients_that_differ_in_one_bit_fail_with_ddp():
     assert judged(run, "gradients_ddp").outcome == FAIL
 
 
+@pytest.mark.parametrize(("first", "factor", "outcome"), [(5, 1.1, FAIL), (40, 1.1, PASS), (40, 1.3, FAIL)])
+def test_norms_are_held_closely_until_two_trainings_part(first, factor, outcome):
+    def off(step, norms):
+        return [norm * factor for norm in norms] if step >= first else norms
+
+    assert judged(with_steps(healthy(), "fsdp2", 1, part_norms=off), "gradients_fsdp2").outcome == outcome
+
+
 def test_of_two_ranks_with_other_parameters_the_one_that_one_gpu_does_not_agree_with_is_named():
     far = [{"norm": 20.0, "projections": [1.1, 2.0, 3.0, 4.0]}] * 2
     for rank in (0, 1):
