@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 from nsa_lib.report.verdict import MIME, read_verdict
+from nsa_lib.runs.processes import descendants
 from nsa_lib.workbook.run import open_run
 from tests.runs.test_runner import gone, processes
 from tests.test_notebooks import FOLDER, TINY
@@ -26,27 +28,43 @@ ENDLESS = 100_000
 STEPS = 5
 """Steps that the training records before something happens to it."""
 
+PATIENCE_S = 600
+"""Far above a slow day: each wait is for an event, and ends with it."""
+
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
-def worker_of(out_dir, patience_s=60):
-    """Wait until a run's training has done some steps; return its worker and the kernel that watches it."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
+def worker_of(out_dir, starter=None):
+    """Wait until a run's training has done some steps; return its worker and the kernel that watches it.
+
+    It never will once `starter`, the process that started the run, has ended.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and (starter is None or starter.poll() is None):
         for path in out_dir.glob("runs/*/cases/training/heartbeat.jsonl"):
             beats = path.read_bytes().count(b"\n")  # two of them stand for build and warm-up
             for worker in processes(str(path.with_name("case.json"))) if beats >= STEPS + 2 else ():
                 command = Path(f"/proc/{worker}/cmdline").read_text().rstrip("\0").split("\0")
                 return worker, int(command[-1])
         time.sleep(0.05)
-    raise AssertionError(f"no training in {out_dir} after {patience_s} s")
+    raise AssertionError(f"no training in {out_dir}")
 
 
-def when_at_work(out_dir, act):
+def when_at_work(out_dir, act, starter=None):
     """Act on the worker and the kernel of a run as soon as it is in the middle of its training."""
-    thread = threading.Thread(target=lambda: act(*worker_of(out_dir)))
+    thread = threading.Thread(target=lambda: act(*worker_of(out_dir, starter)))
     thread.start()
     return thread
+
+
+def end(started):
+    """End runs, {folder: the process that started it}, with all that is left of them: a test that fails leaves none."""
+    for folder, process in started.items():
+        left = {process.pid, *processes(str(folder / "out.ipynb"))}
+        for pid in left.union(*map(descendants, left)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 WAYS = {"papermill": signal.SIGKILL, "ctrl-c": signal.SIGINT, "kernel": None}
@@ -60,12 +78,14 @@ def killed(tmp_path_factory):
 
     def kill(way, papermill, worker, kernel):
         os.kill(kernel, signal.SIGKILL) if WAYS[way] is None else papermill.send_signal(WAYS[way])
-        left[way] = folders[way], papermill.wait(timeout=20), gone(worker), gone(kernel)
+        left[way] = folders[way], papermill.wait(timeout=PATIENCE_S), gone(worker), gone(kernel)
 
     folders = {way: tmp_path_factory.mktemp(way) for way in WAYS}
-    acting = [when_at_work(folder, partial(kill, way, start_papermill(folder))) for way, folder in folders.items()]
+    started = {folder: start_papermill(folder) for folder in folders.values()}
+    acting = [when_at_work(f, partial(kill, way, started[f]), started[f]) for way, f in folders.items()]
     for thread in acting:
         thread.join()
+    end(started)
     return left
 
 
@@ -108,19 +128,20 @@ def supervised(tmp_path_factory):
 
     def kill(number, parent, worker, kernel):
         parent.send_signal(number)
-        left[number] = folders[number], parent.wait(timeout=120), gone(worker), gone(kernel)
+        left[number] = folders[number], parent.wait(timeout=PATIENCE_S), gone(worker), gone(kernel)
 
     folders = {number: tmp_path_factory.mktemp(number.name) for number in (signal.SIGTERM, signal.SIGKILL)}
-    acting = []
+    acting, started = [], {}
     for number, folder in folders.items():
         command = [sys.executable, "-c", SUPERVISED, FOLDER / "smoke.ipynb", folder / "out.ipynb", "--engine", "nsa"]
         for name, value in {**TINY, "steps": ENDLESS, "out_dir": folder}.items():
             command += ["-p", name, str(value)]
         with (folder / "log").open("wb") as log:
-            parent = subprocess.Popen(command, stdout=log, stderr=log)
-        acting.append(when_at_work(folder, partial(kill, number, parent)))
+            parent = started[folder] = subprocess.Popen(command, stdout=log, stderr=log)
+        acting.append(when_at_work(folder, partial(kill, number, parent), parent))
     for thread in acting:
         thread.join()
+    end(started)
     return left
 
 
@@ -149,7 +170,7 @@ class Lab:
     """A kernel and the notebook's cells, run as JupyterLab does."""
 
     def __init__(self, name="smoke"):
-        self.manager, self.client = start_new_kernel(cwd=str(FOLDER))
+        self.manager, self.client = start_new_kernel(startup_timeout=PATIENCE_S, cwd=str(FOLDER))
         notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
         self.kept = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
         self.cells = self.kept
@@ -169,7 +190,7 @@ class Lab:
                 shown.setdefault(mime, []).append(data)
 
         for source in self.cells.values():
-            reply = self.client.execute_interactive(source, timeout=60, output_hook=keep)["content"]
+            reply = self.client.execute_interactive(source, timeout=PATIENCE_S, output_hook=keep)["content"]
             if reply["status"] == "error":
                 break
         return shown, reply

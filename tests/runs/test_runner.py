@@ -298,7 +298,7 @@ def test_a_worker_dies_with_the_process_that_started_it(tmp_path):
     assert gone(worker)
 
 
-def gone(pid: int, patience_s: float = 5) -> bool:
+def gone(pid: int, patience_s: float = 60) -> bool:
     """Return whether a process ends within the patience; a zombie has ended."""
     deadline = time.monotonic() + patience_s
     while True:

@@ -172,7 +172,7 @@ def test_the_notebook_in_a_kernel_run_interrupted_run_again_and_after_a_restart(
         assert lab.run_all()[1]["status"] == "ok"
         assert [run.cases["status"][0] for run in reruns(tmp_path)] == ["interrupted", "ok"]
         lab.manager.restart_kernel()
-        lab.client.wait_for_ready(timeout=60)
+        lab.client.wait_for_ready(timeout=600)
         shown, reply = lab.run_all()
         assert reply["status"] == "ok", reply
         assert [run.info["custom"][0] for run in reruns(tmp_path)][1:] == [

@@ -97,14 +97,14 @@ def test_torchrun_and_its_ranks_die_with_the_process_that_started_them(tmp_path)
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT) as parent:
         beat = tmp_path / "rank1" / "heartbeat.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (beat.exists() and beats(beat.parent)) and time.monotonic() < deadline:
             time.sleep(0.1)
         (torchrun,) = children(parent.pid)
         ranks = children(torchrun)
         assert len(ranks) == 2
         os.kill(parent.pid, signal.SIGKILL)
-    assert all(gone(pid, patience_s=20) for pid in (torchrun, *ranks))
+    assert all(gone(pid) for pid in (torchrun, *ranks))
 
 
 @pytest.mark.parametrize(
