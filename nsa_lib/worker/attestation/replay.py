@@ -75,8 +75,10 @@ class Span:
 
     def again(
         self, model: TinyLM, optimizer: torch.optim.Optimizer | None, take: Callable[[int, Tensor], StepResult]
-    ) -> dict[str, str]:
-        """Take the steps again and return what came out otherwise, by name, in a sentence. The model is changed.
+    ) -> tuple[bool, dict[str, str]]:
+        """Take the steps again. Return whether all bits are the same, and what is wrong, by name, in a sentence.
+
+        The model is changed.
 
         Args:
             model: the one that took them.

@@ -8,7 +8,7 @@ the same with the gradient. It changes nothing, so it may stand in a checkpointe
 recomputation.
 
 Cost a layer and step: three copies of a tensor of the layer's width in each pass, two in backward, and on the host a
-call of Python for each (README says what was measured).
+call of Python for each: 12 compiled layers of S = 2,048 took 5 of 52 ms a step on an H200, in a CUDA graph 0.2 ms.
 """
 
 from __future__ import annotations
