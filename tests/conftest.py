@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from nsa_lib.subject.config import OWN
 from tests.stand_in import plain_fused  # noqa: F401
 
 if not torch.cuda.is_available():
@@ -15,6 +16,15 @@ if not torch.cuda.is_available():
 def _one_thread():
     # The tensors of the tests are tiny: on a busy machine, threads that wait for each other take ten times as long.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_backend_but_ours_is_left():
+    # A process has one subject: a user's kernel stays among the backends of the process that made a layer of it.
+    yield
+    from nsa_lib.subject.attention import BACKENDS  # not before TRITON_INTERPRET is set
+
+    BACKENDS.pop(OWN, None)
 
 
 @pytest.fixture(autouse=True)

@@ -97,13 +97,15 @@ def _status(
 def _end(folder: Path, rank: int, failure: Mapping) -> tuple[int, float, str, str]:
     """Return how a rank ended: first how little it can be the cause and when, then status and reason.
 
-    A signal that torchrun did not send is a cause. So is an error, unless it says that another rank has gone.
+    A signal that torchrun did not send is a cause. So is an error, unless it says that another rank has gone; of two
+    that abort, the one that says why.
     """
     code, at, log = int(failure["exit_code"]), float(failure["at"]), rank_folder(folder, rank) / "stderr.log"
     if code < 0:
         said = _thrown(log)
         reason = f"rank {rank}: killed by {signal.Signals(-code).name}" + (f" ({said})" if said else "")
-        return 3 if code == -signal.SIGTERM else 0, at, "crashed", reason
+        follows = code == -signal.SIGABRT and (not said or any(word in said for word in LOST))
+        return 3 if code == -signal.SIGTERM else 2 if follows else 0, at, "crashed", reason
     said = _last_line(log) or f"exit status {code}"
     return 2 if any(word in said for word in LOST) else 1, at, "failed", f"rank {rank}: {said}"
 

@@ -28,7 +28,7 @@ BY = {
 def foretold_on_trial(plan: Plan) -> Iterator[str]:
     """Yield a line for each check of a preflight of what a user brings; nothing for ours, or another notebook."""
     found = plan.on_trial
-    if found is None or plan.notebook != "preflight":
+    if found is None or all(case.work != "checks" for case in plan.cases):
         return
     version = f", version {found['version']}" if found["version"] else ""
     yield f"on trial: {found['spec']} ({found['files']} files, sha256 {found['sha256'][:12]}{version})"

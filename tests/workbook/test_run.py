@@ -20,8 +20,8 @@ from tests.made import save, with_case, with_schema
 from tests.workbook.smoke.made import ended, healthy, kept, with_steps, without_case
 
 SUMMARY_KEYS = [
-    "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "gates", "advice",
-    "parameters", "environment", "cases",
+    "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "on_trial", "gates",
+    "advice", "parameters", "environment", "cases",
 ]  # fmt: skip
 
 GATE_KEYS = ["name", "required", "outcome", "measured", "limit", "margin", "unit", "detail"]
