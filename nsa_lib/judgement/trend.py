@@ -80,11 +80,13 @@ def judge_trend(steps: Sequence[int], values_mib: Sequence[float | None], *, flo
     FAIL: a steady rise of more than 10 % in any 50 steps after the warm-up, or in any longer window. WARN: a steady
     rise of 2-10 %, a kept step up of more than 10 %, a kept rise of more than 2 % in the last 50 steps, a net rise over
     the run of more than 10 % whatever its path. NOT_RUN: fewer than 50 steps after the warm-up, or a value missing
-    (None, not finite, not above 0, its step not there), unless the steps around it are a FAIL. A rise of up to
-    `floor_mib` counts as none.
+    (None, not finite, not above 0, its step not there), unless the steps around it are a FAIL; or `steps` that do not
+    ascend. A rise of up to `floor_mib` counts as none.
 
-    Raises ValueError if `steps` do not ascend or do not match the values.
+    Raises ValueError if there is not a value for each step.
     """
+    if (np.diff(np.asarray(steps, dtype=int)) <= 0).any():
+        return _not_run("the steps do not ascend: one was recorded twice, or they are not in order")
     levels = _levels(steps, values_mib)
     if len(levels) < TREND_WINDOW:
         return _not_run(f"{len(levels)} steps after the warm-up, needs {TREND_WINDOW}")
@@ -124,8 +126,8 @@ def _severity(found: Trend) -> tuple[bool, float, float]:
 def _levels(steps: Sequence[int], values_mib: Sequence[float | None]) -> np.ndarray:
     """Return the value of each step after the warm-up; NaN where there is none."""
     at, values = np.asarray(steps, dtype=int), np.asarray(values_mib, dtype=float)
-    if len(at) != len(values) or (np.diff(at) <= 0).any():
-        raise ValueError("steps must ascend, one for each value")
+    if len(at) != len(values):
+        raise ValueError(f"{len(values)} values for {len(at)} steps")
     levels = np.full(max(0, at[-1] - WARMUP_STEPS) if len(at) else 0, np.nan)
     good = (at > WARMUP_STEPS) & np.isfinite(values) & (values > 0)
     levels[at[good] - WARMUP_STEPS - 1] = values[good]

@@ -248,10 +248,15 @@ def test_twice_the_steps_take_about_twice_the_time():
     assert twice < 3.5 * once
 
 
-def test_steps_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match="steps must ascend"):
-        judge_trend([1, 2, 2], [1.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match="one for each value"):
+def test_steps_that_do_not_ascend_are_not_judged():
+    steps = list(range(1, 101))
+    for wrong in ([*steps[:-1], 99], steps[::-1], [step for step in steps for _ in range(2)]):
+        trend = judge_trend(wrong, [100.0] * len(wrong))
+        assert (trend.outcome, trend.detail.split(":")[0]) == ("NOT_RUN", "the steps do not ascend")
+
+
+def test_a_value_is_needed_for_each_step():
+    with pytest.raises(ValueError, match="1 values for 2 steps"):
         judge_trend([1, 2], [1.0])
 
 
