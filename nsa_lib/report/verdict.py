@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
 from IPython.display import display
-from nbformat import NotebookNode
 
 from nsa_lib.report.session import session_mark, sessions
+
+if TYPE_CHECKING:  # a kernel reads no notebook, and the import takes a second
+    from nbformat import NotebookNode
 
 MIME = "application/vnd.nsa.verdict+json"
 
