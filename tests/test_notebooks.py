@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,13 @@ FOLDER = PROJECT / "notebooks"
 
 PATHS = [FOLDER / f"{name}.ipynb" for name in QUESTIONS]
 
-COMMON = ("profile", "backend", "steps", "layers", "seq_len", "seq_lens", "batch", "dtype", "device", "out_dir", "tag")
-"""The parameters that are changed most often, which come first."""
+COMMON = (
+    "profile", "gpus", "strategies", "device_gib", "backend", "steps", "layers", "seq_len", "seq_lens", "batch",
+    "batches", "dtype", "device", "out_dir", "tag",
+)  # fmt: skip
+"""The parameters that are changed most often, which come first where there are many."""
+
+MANY = 12
 
 REST = "# The rest. What says None is decided by the profile."
 
@@ -60,7 +66,7 @@ def test_a_notebook_has_one_parameters_cell_that_declares_what_the_library_reads
         name: (p.kind.__name__, p.default, p.help) for name, p in QUESTIONS[path.stem].request.parameters.items()
     }
     assert found == declared
-    common = [name for name in COMMON if name in declared] if QUESTIONS[path.stem].counts else []
+    common = [name for name in COMMON if name in declared] if len(declared) > MANY else []
     assert list(found) == [*common, *(name for name in declared if name not in common)]
     assert not common or cell.source.splitlines()[len(common)] == REST
 
@@ -83,6 +89,34 @@ def test_a_notebook_tells_a_story_and_holds_no_logic(notebook):
         assert not any(isinstance(node, logic) for node in nodes)
         shown = [node.args[0] for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "show"]
         assert all(node in shown for node in nodes if isinstance(node, ast.Lambda))
+
+
+def prose(cell):
+    """Return the sentences of a text cell, without its heading and the question of the notebook."""
+    text = " ".join(line for line in cell.source.splitlines() if not line.startswith(("#", "**")))
+    return [sentence for sentence in re.split(r"(?<=[.?!])\s+", text) if sentence.strip()]
+
+
+def test_a_text_cell_is_a_sentence_or_two(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert 1 <= len(prose(cell)) <= 2 + (cell is notebook.cells[0]), cell.source
+            assert max(map(len, prose(cell))) <= 300, cell.source
+
+
+@pytest.mark.parametrize("cell_id", ["plan-why", "environment-why", "verdict-why", "tail-why"])
+def test_what_notebooks_say_alike_they_say_in_the_same_words(cell_id):
+    judged = [name for name, question in QUESTIONS.items() if question.request.cases and question.judging]
+    cells = [cell for name in judged for cell in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells]
+    assert len({cell.source for cell in cells if cell.id == cell_id}) == 1
+    assert len([cell for cell in cells if cell.id == cell_id]) == len(judged) == 5
+
+
+def test_cells_call_functions_with_visible_arguments_and_show_the_frame_of_steps(path, notebook):
+    sources = [cell.source for cell in code_cells(notebook)]
+    assert not [source for source in sources if ".figures[" in source], "which hides what a chart is drawn from"
+    if path.stem not in ("readiness", "bring_your_own"):  # they have no steps of their own
+        assert any(source.rstrip(")").endswith(".tail(") for source in sources)
 
 
 def run(*arguments, cwd, notebook="smoke.ipynb", **parameters):

@@ -12,6 +12,7 @@ from nsa_lib.report.tables import (
     environment_table,
     facts_table,
     gates_table,
+    machine_table,
     parameters_table,
     prediction_table,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "environment_table",
     "facts_table",
     "gates_table",
+    "machine_table",
     "parameters_table",
     "prediction_table",
     "read_verdict",

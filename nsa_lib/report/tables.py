@@ -25,6 +25,7 @@ from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.session import session_mark
 from nsa_lib.report.verdict import STYLES
+from nsa_lib.runs.recorded import Recorded
 
 OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲", "warn"), "PASS": ("✔", "success")}
 """Icon and JupyterLab colour of a gate's outcome, worst first."""
@@ -177,6 +178,12 @@ def parameters_table(parameters: Iterable[Mapping]) -> Table:
 def environment_table(environment: Mapping) -> Table:
     """Tabulate the facts of a machine; a nested fact is named by its path, `gpu.name`."""
     return facts_table("Environment", environment)
+
+
+def machine_table(run: Recorded) -> Table:
+    """Tabulate on what a run was made, where it lies, and the command that repeats it."""
+    named = {"run_id": run.info["run_id"], "run_folder": run.folder, "reproduce": run.info["reproduce"]}
+    return environment_table({**run.info["environment"], **named})
 
 
 def facts_table(caption: str, facts: Mapping) -> Table:

@@ -36,20 +36,30 @@ DENSE_LOOK = (GREY, "dashdot")
 def contrast_figures(run: Recorded) -> dict[str, Chart]:
     """Return the charts of a contrast: speed, model_speed, sweep, memory."""
     timed, seq_len = timing_rows(run), run.parameter("seq_len")
-    here = timed[timed["seq_len"] == seq_len]
     return {
-        "speed": time_points(f"Time of one layer at S={seq_len:,}", here[here["subject"] == "layer"]),
-        "model_speed": time_points(f"Time of the whole model at S={seq_len:,}", here[here["subject"] == "model"]),
+        "speed": time_points(timed, "layer", seq_len=seq_len),
+        "model_speed": time_points(timed, "model", seq_len=seq_len),
         "sweep": time_sweep(timed, first_faster(run)),
         "memory": memory_bars(contrast_rows(run)),
     }
 
 
-def time_points(title: str, timed: pd.DataFrame) -> Chart:
-    """Draw the median time [ms] of forward and of backward of each contestant, with their quartiles.
+SUBJECTS = {"layer": "one layer", "model": "the whole model"}
+"""What is timed."""
+
+
+def time_points(timed: pd.DataFrame, subject: str, *, seq_len: int) -> Chart:
+    """Draw the median time [ms] of forward and of backward of each contestant at one length, with their quartiles.
 
     The axis is logarithmic: beside a backend thirty times as slow, bars from 0 would hide how the fast ones differ.
+
+    Args:
+        timed: as `measures.timing_rows` returns it.
+        subject: `layer` or `model`.
+        seq_len: one of the lengths that were timed.
     """
+    title = f"Time of {SUBJECTS[subject]} at S={seq_len:,}"
+    timed = timed[(timed["subject"] == subject) & (timed["seq_len"] == seq_len)]
     if timed.empty:
         return nothing(title, "ms", "nothing timed")
     names = [_contestant(row) for row in timed.itertuples()]
