@@ -10,7 +10,8 @@ from nbformat import v4
 
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.charts.steps import loss, memory_trend, phase_peaks, step_time
-from nsa_lib.report.tables import cases_table, environment_table, gates_table, parameters_table
+from nsa_lib.report.facts import environment_table
+from nsa_lib.report.tables import cases_table, gates_table, parameters_table
 from nsa_lib.report.verdict import VerdictError, conclude
 
 PAYLOAD = "'\"></script><script>alert(1)</script><img src=http://example.invalid/x onerror=alert(2)>"

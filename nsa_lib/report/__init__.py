@@ -4,15 +4,13 @@ Only the tables and the verdict are loaded at once. nbconvert and papermill take
 neither, so the exporter and the engine are loaded when their entry points ask for them.
 """
 
+from nsa_lib.report.facts import environment_table, facts_table, machine_table
 from nsa_lib.report.guard import show
 from nsa_lib.report.tables import (
     Table,
     advice_table,
     cases_table,
-    environment_table,
-    facts_table,
     gates_table,
-    machine_table,
     parameters_table,
     prediction_table,
 )

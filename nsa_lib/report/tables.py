@@ -25,7 +25,6 @@ from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.session import session_mark
 from nsa_lib.report.verdict import STYLES
-from nsa_lib.runs.recorded import Recorded
 
 OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲", "warn"), "PASS": ("✔", "success")}
 """Icon and JupyterLab colour of a gate's outcome, worst first."""
@@ -175,22 +174,6 @@ def parameters_table(parameters: Iterable[Mapping]) -> Table:
     return Table("Effective parameters", ("parameter", "value", "origin", "checklist", ""), shown, folded=folded)
 
 
-def environment_table(environment: Mapping) -> Table:
-    """Tabulate the facts of a machine; a nested fact is named by its path, `gpu.name`."""
-    return facts_table("Environment", environment)
-
-
-def machine_table(run: Recorded) -> Table:
-    """Tabulate on what a run was made, where it lies, and the command that repeats it."""
-    named = {"run_id": run.info["run_id"], "run_folder": run.folder, "reproduce": run.info["reproduce"]}
-    return environment_table({**run.info["environment"], **named})
-
-
-def facts_table(caption: str, facts: Mapping) -> Table:
-    """Tabulate named facts; a nested one is named by its path."""
-    return Table(caption, ("fact", "value"), [(Cell(k), Cell(format_value(v))) for k, v in _flatten(facts)])
-
-
 def cases_table(cases: pd.DataFrame) -> Table:
     """Tabulate the cases of a run: `case_id`, `status`, `reason`, `steps_done`, `seconds`.
 
@@ -294,11 +277,3 @@ def _cell_html(cell: Cell) -> str:
     if cell.folded:
         text += f"<details><summary>stderr</summary><pre>{escape(cell.folded)}</pre></details>"
     return f'<td style="{style}">{text}</td>'
-
-
-def _flatten(facts: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

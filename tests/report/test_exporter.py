@@ -12,9 +12,9 @@ from nbformat import v4
 from nsa_lib import report
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.exporter import PLACES
+from nsa_lib.report.facts import environment_table
 from nsa_lib.report.tables import (
     cases_table,
-    environment_table,
     parameters_table,
 )
 from nsa_lib.workbook.questions import QUESTIONS

@@ -1,13 +1,14 @@
 """The tables of a report."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
+from nsa_lib.report.facts import environment_table, machine_table
 from nsa_lib.report.tables import (
     advice_table,
     cases_table,
-    environment_table,
     format_value,
     gates_table,
     parameters_table,
@@ -86,3 +87,12 @@ def test_a_table_as_text_fits_80_columns_and_loses_no_word():
 def test_rows_can_be_led_to():
     assert '<tr id="gate-loss falls" tabindex="-1">' in gates_table(GATES)._repr_html_()
     assert "id=" not in cases_table(CASES)._repr_html_()
+
+
+def test_the_machine_of_a_run_is_told_with_its_folder_and_the_command_that_repeats_it(tmp_path):
+    run = SimpleNamespace(
+        info={"environment": ENVIRONMENT, "run_id": "smoke-1", "reproduce": "papermill -p steps 3"}, folder=tmp_path
+    )
+    said = machine_table(run)._repr_html_()
+    for fact in ("NVIDIA H200", "smoke-1", str(tmp_path), "papermill -p steps 3"):
+        assert fact in said

@@ -14,7 +14,7 @@ import pytest
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult
 from nsa_lib.report.charts.attention_map import NOT_KEPT, gate_map, selection_map
-from nsa_lib.report.tables import facts_table
+from nsa_lib.report.facts import facts_table
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.comparison import differences_table
 from nsa_lib.workbook.explore.figures import closest_gates_table, peak_by_phase, slow_steps_chart, slow_steps_table
