@@ -16,7 +16,7 @@ import torch
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.attention import NSAttention, reference
-from nsa_lib.subject.config import ModelConfig, NSAConfig
+from nsa_lib.subject.config import NSAConfig
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.accuracy import with_gradients
 
@@ -65,7 +65,7 @@ class Subject:
     def model(self, *, layers: int, backend: str) -> TinyLM:
         """Return a model of such layers; the same weights each time."""
         torch.manual_seed(self.case.seed)
-        config = ModelConfig(nsa=self.config, layers=layers, vocab=VOCAB, backend=backend)
+        config = replace(self.case.model.contestant(backend), nsa=self.config, layers=layers, vocab=VOCAB)
         return TinyLM(config).to(self.dtype).to(self.device)
 
     def tokens(self, length: int) -> torch.Tensor:
