@@ -31,6 +31,8 @@ class GateResult:
     """Of an upper limit, limit - measured in the unit; negative when it is exceeded."""
     unit: str = ""
     detail: str = ""
+    user_traceback: str = ""
+    """Of a user's code that raised: the frames of hers."""
 
 
 def how_it_ended(case: Mapping[str, object]) -> str:

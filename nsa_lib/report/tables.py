@@ -45,6 +45,7 @@ class Cell:
     """Address that the text leads to."""
     folded: str = ""
     """Lines of output, shown as they are when a reader opens them."""
+    folded_as: str = "stderr"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def gate_row(gate: Mapping) -> tuple[Cell, ...]:
         Cell(gate["name"]),
         *(_figure(gate[name], gate["unit"] or "") for name in ("measured", "limit")),
         Cell(_percentage(gate["margin"], gate["limit"]), numeric=True),
-        Cell(gate["detail"]),
+        Cell(gate["detail"], folded=gate.get("user_traceback", ""), folded_as="traceback"),
     )
 
 
@@ -275,5 +276,5 @@ def _cell_html(cell: Cell) -> str:
     if cell.link:
         text = f'<a href="{escape(cell.link)}">{text}</a>'
     if cell.folded:
-        text += f"<details><summary>stderr</summary><pre>{escape(cell.folded)}</pre></details>"
+        text += f"<details><summary>{escape(cell.folded_as)}</summary><pre>{escape(cell.folded)}</pre></details>"
     return f'<td style="{style}">{text}</td>'

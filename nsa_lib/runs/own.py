@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_text
+from nsa_lib.contract.source import PACKAGE
 from nsa_lib.runs import environment
 from nsa_lib.runs.parameters import Parameter, Value
 from nsa_lib.runs.processes import children, end_tree
@@ -109,7 +111,7 @@ def try_own(case: CaseConfig) -> dict[str, object]:
                 end_tree(process, spare=others)
         said = log.read_text(errors="replace").strip()
         if not (folder / "outcome.json").exists():
-            raise UsersError(f"{own.role}={own.spec}: {_how_it_died(status, said)}", said)
+            raise UsersError(f"{own.role}={own.spec}: {_how_it_died(status, said)}", _users(said))
         outcome = json.loads((folder / "outcome.json").read_text())
     if "refusal" in outcome:
         raise UsersError(outcome["refusal"], outcome["user_traceback"])
@@ -119,6 +121,14 @@ def try_own(case: CaseConfig) -> dict[str, object]:
 def _how_it_died(status: int | None, said: str) -> str:
     if status is None or "Timeout (" in said:
         return f"it did not return within {TRIAL_LIMIT_S} s"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
     last = (said.splitlines() or [""])[-1]
-    how = f"killed by signal {-status}" if status < 0 else f"it ended the process with status {status}"
+    how = f"it ended the process with status {status}"
     return f"{how}: {last}" if last else how
+
+
+def _users(said: str) -> str:
+    """Return what a process said before it died, without the frames of a dumped stack that are not the user's."""
+    ours = (f'  File "{PACKAGE}{os.sep}', '  File "<frozen ')
+    return "\n".join(line for line in said.splitlines() if not line.startswith(ours))

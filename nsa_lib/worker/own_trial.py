@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,9 +26,15 @@ TOKENS = 256
 
 SEQUENCES = 2
 
+HEAD_ENLARGED = 1000
+
+HEAD_TOLERANCE = 0.05
+"""Relative: more than bfloat16 rounds, less than any scale or cap changes enlarged logits."""
+
 
 def main(case_file: Path, outcome_file: Path, limit_s: float) -> None:
     """Write what is known of the case's own part, or why it cannot be used."""
+    faulthandler.enable()
     faulthandler.dump_traceback_later(limit_s, exit=True)
     case = CaseConfig.from_json(case_file.read_text())
     try:
@@ -40,7 +47,7 @@ def main(case_file: Path, outcome_file: Path, limit_s: float) -> None:
 def tried(case: CaseConfig) -> dict[str, object]:
     """Return provenance and abilities of what a user brings. Raises OwnError if it cannot be used."""
     own, model = case.model.own, case.model
-    kinds = {"attention": OwnAttention, "model": OwnModel}
+    kinds = {"attention": OwnAttention, "model": partial(OwnModel, grad_checkpointing=case.grad_checkpointing)}
     install(model)
     made = None
     if own.role in kinds:
@@ -63,7 +70,7 @@ def _length(case: CaseConfig) -> int:
 
 
 def _shape(case: CaseConfig) -> str:
-    what = "tokens" if case.model.own.role == "model" else f"x of width {case.model.nsa.dim}"
+    what = "tokens" if case.model.own.role == "model" else f"rows of width {case.model.nsa.dim}"
     return f"{SEQUENCES} sequences of {_length(case)} {what}"
 
 
@@ -72,18 +79,37 @@ def _run(case: CaseConfig, made: nn.Module | None) -> None:
     generator = torch.Generator().manual_seed(case.seed)
     if case.model.own.role == "model":
         tokens = torch.randint(case.model.vocab, (SEQUENCES, _length(case)), generator=generator)
+        tokens[0, 0] = case.model.vocab - 1  # a table that is too small must be found
         made.hidden(tokens.to(case.device))
+        if made.head is not None:
+            _require_plain_head(made.eval(), tokens.to(case.device))
         return
     layer = made or _placed(NSAttention(case.model.nsa, case.model.backend), case)
     x = torch.randn(SEQUENCES, _length(case), case.model.nsa.dim, generator=generator)
     layer(x.to(getattr(torch, case.dtype)).to(case.device))
 
 
+@torch.no_grad()
+def _require_plain_head(model: OwnModel, tokens: torch.Tensor) -> None:
+    """Refuse a model whose logits are not its head's product: a loss made in chunks would not be the model's.
+
+    The head is enlarged, so that a cap of the logits shows.
+    """
+    model.head.weight.mul_(HEAD_ENLARGED)
+    logits, product = model(tokens).double(), model.head(model.hidden(tokens)).double()
+    if float((logits - product).norm()) > HEAD_TOLERANCE * float(product.norm()):
+        raise OwnError(
+            f"model={model.own.spec}: its logits are not what its get_output_embeddings makes of its base model's "
+            "output: something scales or caps them; accepts a module without get_output_embeddings, whose loss is made "
+            "of its logits"
+        )
+
+
 def _abilities(made: nn.Module | None) -> list[str]:
     """Return which of the things that it may have it has."""
     named = ("reference", "select", "branch_gates", "window")
     found = [name for name in named if getattr(getattr(made, "inner", None), name, None) is not None]
-    if hasattr(getattr(made, "inner", None), "gradient_checkpointing_enable"):
+    if getattr(made, "can_checkpoint", False):
         found.append("gradient_checkpointing_enable")
     deterministic = getattr(getattr(made, "inner", None), "deterministic", False) is True
     return [*found, "deterministic"] if deterministic else found

@@ -107,6 +107,16 @@ def test_what_never_returns_is_ended_and_its_stack_is_shown(ask, tmp_path, monke
     with pytest.raises(UsersError, match="did not return within 1 s") as caught:
         ask(attention="bad.py:Bad")
     assert "bad.py" in caught.value.user_traceback
+    assert "nsa_lib" not in caught.value.user_traceback
+    assert "<frozen" not in caught.value.user_traceback
+
+
+def test_what_kills_its_process_is_named_by_its_signal(ask, tmp_path):
+    (tmp_path / "bad.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(UsersError, match="killed by SIGSEGV") as caught:
+        ask(attention="bad.py:Bad")
+    assert "bad.py" in caught.value.user_traceback, "the stack of a crash is hers"
+    assert "nsa_lib" not in caught.value.user_traceback
 
 
 @pytest.mark.parametrize(

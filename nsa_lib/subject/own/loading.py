@@ -6,12 +6,14 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, version
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +25,9 @@ import nsa_lib
 from nsa_lib.subject.config import ENTRY_POINTS, ConfigError, Own
 from nsa_lib.subject.own.spec import is_file
 
-HIDDEN = (str(Path(nsa_lib.__file__).parent), str(Path(torch.__file__).parent), "<frozen importlib", importlib.__file__)
+OURS = f"{Path(nsa_lib.__file__).parent}{os.sep}"
+
+HIDDEN = (OURS, f"{Path(torch.__file__).parent}{os.sep}", f"{Path(importlib.__file__).parent}{os.sep}", "<frozen ")
 """Where frames of a traceback are not the user's."""
 
 
@@ -78,7 +82,7 @@ def load(own: Own) -> Callable[..., object]:
 def _loaded(own: Own) -> object:
     module, _, name = own.spec.rpartition(":")
     if not module:
-        (found,) = list(entry_points(group=ENTRY_POINTS[own.role], name=own.spec))[:1]
+        found = _entry_point(own)
         with blamed(own, f"entry point {found.value} cannot be loaded"):
             return found.load()
     folders = [str(Path(module).parent)] if is_file(own.spec) else list(own.places)
@@ -90,13 +94,16 @@ def _loaded(own: Own) -> object:
         return attrgetter(name)(imported)
 
 
+def _entry_point(own: Own) -> EntryPoint:
+    return next(iter(entry_points(group=ENTRY_POINTS[own.role], name=own.spec)))
+
+
 def _file(path: Path) -> ModuleType:
     """Import a file under its own name, so that other files beside it find it; under another if that is taken."""
-    known = sys.modules.get(path.stem)
+    name = path.stem if path.stem.isidentifier() and not _is_taken(path) else "own_" + re.sub(r"\W", "_", path.stem)
+    known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    taken = known is not None or importlib.util.find_spec(path.stem) not in (None, *_of(path))
-    name = f"own_{path.stem}" if taken else path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -104,9 +111,13 @@ def _file(path: Path) -> ModuleType:
     return module
 
 
-def _of(path: Path) -> list[object]:
+def _is_taken(path: Path) -> bool:
+    """Return whether another module has the name of a file."""
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        return getattr(known, "__file__", None) != str(path)
     found = importlib.util.find_spec(path.stem)
-    return [found] if found is not None and found.origin == str(path) else []
+    return found is not None and found.origin != str(path)
 
 
 def called(own: Own, target: Callable[..., object]) -> object:
@@ -149,12 +160,12 @@ def provenance(own: Own) -> dict[str, object]:
     Of a file these are the file and what it has imported so far from its own folder; of a package all files that it
     has. `file_sha256` is of the named file alone.
     """
-    target = _loaded(own)
-    module = sys.modules[getattr(target, "__module__", None) or type(target).__module__]
+    _loaded(own)
+    named = own.spec.rpartition(":")[0]
     if is_file(own.spec):
-        files, version_of = _beside(Path(own.spec.rpartition(":")[0])), None
+        files, version_of = _beside(Path(named)), None
     else:
-        files, version_of = _of_package(own, module)
+        files, version_of = _of_package(named or _entry_point(own).module)
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -173,12 +184,16 @@ def provenance(own: Own) -> dict[str, object]:
 def _beside(path: Path) -> list[Path]:
     """Return a file, and then the files that were imported from its folder."""
     loaded = {Path(f) for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
-    own = {file for file in loaded if file.is_relative_to(path.parent) and "site-packages" not in file.parts}
+    own = {
+        file
+        for file in loaded
+        if file.is_relative_to(path.parent) and "site-packages" not in file.parts and not str(file).startswith(OURS)
+    }
     return [path, *sorted(own - {path})]
 
 
-def _of_package(own: Own, module: ModuleType) -> tuple[list[Path], str | None]:
-    named = own.spec.rpartition(":")[0] or module.__name__
+def _of_package(named: str) -> tuple[list[Path], str | None]:
+    """Return the files of the package of a module, that module's first, and the version that is installed."""
     top = named.partition(".")[0]
     package = sys.modules[top]
     folders = [Path(place) for place in getattr(package, "__path__", ())]

@@ -11,12 +11,16 @@ from torch import nn
 from nsa_lib.subject.config import Own
 from nsa_lib.subject.own.loading import OwnError, blamed, made_module
 
+SWITCHES = ("activation_checkpointing", "gradient_checkpointing")
+"""What a model's methods that switch its checkpointing are called, with `_enable` or `_disable` behind; the newer name
+of `transformers` first."""
+
 
 class OwnModel(nn.Module):
     """A user's model, int64 [B, T] to logits [B, T, vocab] or to an object that has them as `.logits`.
 
     Where it has `get_output_embeddings` and a base model, the loss is made in chunks of what its head reads; else of
-    its logits. Its own checkpointing is switched on by `gradient_checkpointing_enable`.
+    its logits. Its own checkpointing is switched on by `gradient_checkpointing_enable`, or what that is called since.
     """
 
     def __init__(self, own: Own, *, grad_checkpointing: bool = False):
@@ -31,8 +35,12 @@ class OwnModel(nn.Module):
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether its checkpointing can be switched on from outside."""
-        return hasattr(self.inner, "gradient_checkpointing_enable")
+        """Whether its checkpointing can be switched on from outside; one of `transformers` may say that it cannot."""
+        return self._switch is not None and getattr(self.inner, "supports_gradient_checkpointing", True)
+
+    @property
+    def _switch(self) -> str | None:
+        return next((name for name in SWITCHES if hasattr(self.inner, f"{name}_enable")), None)
 
     @property
     def grad_checkpointing(self) -> bool:
@@ -44,7 +52,7 @@ class OwnModel(nn.Module):
         if on == self._checkpoints or not self.can_checkpoint:
             return
         with blamed(self.own, "its checkpointing cannot be switched"):
-            self.inner.gradient_checkpointing_enable() if on else self.inner.gradient_checkpointing_disable()
+            getattr(self.inner, f"{self._switch}_{'enable' if on else 'disable'}")()
         self.inner.train()  # many checkpoint in training alone
         self._checkpoints = on
 
@@ -76,7 +84,11 @@ class OwnModel(nn.Module):
         if self.head is None:
             return self.norm(self._logits(tokens))
         found = self._base(tokens)
-        return self.norm(found[0] if isinstance(found, tuple) else found.last_hidden_state)
+        read = found[0] if isinstance(found, tuple | list) and found else getattr(found, "last_hidden_state", found)
+        if not isinstance(read, torch.Tensor):
+            raise self._refusal(f"its base model gives {type(read).__name__}; accepts a tensor or .last_hidden_state")
+        self._require_shape("its base model", read, (*tokens.shape, self.head.in_features), tokens.device)
+        return self.norm(read)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the logits of the next token, int64 [B, T] -> [B, T, vocab]."""
@@ -88,8 +100,15 @@ class OwnModel(nn.Module):
         if isinstance(logits, tuple | list) and logits:
             logits = logits[0]
         if not isinstance(logits, torch.Tensor):
-            raise OwnError(f"model={self.own.spec}: forward gives {type(logits).__name__}; accepts a tensor or .logits")
-        if logits.shape[:2] != tokens.shape or logits.dim() != 3:
-            shape = tuple(logits.shape)
-            raise OwnError(f"model={self.own.spec}: forward gives shape {shape}; accepts {(*tokens.shape, 'vocab')}")
+            raise self._refusal(f"forward gives {type(logits).__name__}; accepts a tensor or .logits")
+        self._require_shape("forward", logits, (*tokens.shape, self.own.sizes["vocab"]), tokens.device)
         return logits
+
+    def _require_shape(self, what: str, found: torch.Tensor, owed: tuple[int, ...], device: torch.device) -> None:
+        if found.shape != owed:
+            raise self._refusal(f"{what} gives shape {tuple(found.shape)}; accepts {owed}")
+        if found.device != device:
+            raise self._refusal(f"{what} gives device {found.device}; accepts {device}")
+
+    def _refusal(self, why: str) -> OwnError:
+        return OwnError(f"model={self.own.spec}: {why}")

@@ -132,7 +132,8 @@ def free_memory(facts: Mapping[str, object]) -> GateResult:
 def allocator(run: Recorded) -> GateResult:
     """Judge that the allocator obeys the setting asked for, and that this is the checklist's."""
     asked = str(run.parameter("alloc_conf"))
-    found = ((run.fact("subject", "effective") or {}).get("allocator") or {}).get("setting")
+    first = next(iter(names_of(run)))
+    found = ((run.fact(first, "effective") or {}).get("allocator") or {}).get("setting")
     if found is None:
         return _unknown("alloc_conf", CHECKLIST_ALLOC_CONF)
     if options_of(found) != options_of(asked):
@@ -151,7 +152,8 @@ def check_gate(run: Recorded, group: str, name: str) -> GateResult:
     if found is None:
         return replace(gate, outcome=outcome_of(case), detail=f"the case {group} ended before: {how_it_ended(case)}")
     figures = {field: found[field] for field in ("measured", "limit", "unit", "detail")}
-    gate = replace(gate, required=found.get("required", True), **figures)
+    raised = found.get("user_traceback", "")
+    gate = replace(gate, required=found.get("required", True), user_traceback=raised, **figures)
     if not found.get("judged", True):  # a person must decide over what is required and could not be judged
         return replace(gate, outcome=WARN if gate.required else NOT_RUN)
     return replace(gate, outcome=PASS if found["holds"] is True else FAIL, margin=_margin(found))

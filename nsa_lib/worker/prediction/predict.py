@@ -13,6 +13,7 @@ from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.subject.own.loading import reason
 from nsa_lib.worker.prediction.record import PredictionError, Trace, record
 from nsa_lib.worker.prediction.replay import replay
 
@@ -63,11 +64,12 @@ def predict_to_file(case_file: Path, compute_capability: str) -> None:
     case = CaseConfig.from_json(case_file.read_text())
     try:
         found = predict(case, compute_capability=compute_capability)
-    except (
-        ConfigError,
-        RuntimeError,
-    ) as error:  # fake tensors lack an operator, or it asks for values
+    except (ConfigError, RuntimeError) as error:  # fake tensors lack an operator, or it asks for values
         found = {"schema": SCHEMA, "reason": _why_not(error)}
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        if case.model.own is None:
+            raise
+        found = {"schema": SCHEMA, "reason": f"it does not run on tensors without data: {reason(error)}; {TAUGHT}"}
     write_json(case_file.with_name("prediction.json"), found)
 
 
@@ -79,6 +81,9 @@ def _why_not(error: Exception) -> str:
         return said
     return f"{operator[0]} knows no shapes without values; torch.library.register_fake gives it a fake implementation"
 
+
+TAUGHT = "as a torch.library.custom_op with register_fake it would"
+"""What makes a kernel known to fake tensors that is launched from Python."""
 
 OPERATOR = re.compile(r"\b\w+(::|\.)\w+(\.\w+)?\b")
 """The name of a dispatched operator."""

@@ -1,7 +1,7 @@
 """Made-up preflights."""
 
 from nsa_lib.contract.agenda import check_names
-from nsa_lib.subject.config import PLAIN_BACKENDS
+from nsa_lib.subject.config import OWN, PLAIN_BACKENDS
 from nsa_lib.workbook.preflight.gates import preflight_gates
 from tests.made import made, resolved
 
@@ -26,8 +26,15 @@ def check(name, **changes):
     return {"name": name, "measured": 0.1, "limit": 0.2, "unit": "", "detail": "said", "holds": True, **changes}
 
 
-def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=(), backends=PLAIN_BACKENDS, **given):
-    """Return a run that is GO, with some facts, some checks of `subject` and that case's status changed."""
+def preflight(
+    profile="checklist", *, facts=(), checks=(), status="ok", without=(), backends=PLAIN_BACKENDS, brings=None, **given
+):
+    """Return a run that is GO, with some facts, some checks of `subject` and that case's status changed.
+
+    What a user `brings` is on trial in place of ours.
+    """
+    given |= {brings: "/mine.py:Mine"} if brings else {}
+    backends = (*backends, OWN) if brings else backends
     values = resolved("preflight", given, profile=profile)
     changed = dict(checks)
     cases = [
@@ -37,9 +44,10 @@ def preflight(profile="checklist", *, facts=(), checks=(), status="ok", without=
             "attention_map": MAP if group == "learning" else None,
             "effective": {"allocator": {"setting": values["alloc_conf"].value}},
         }
-        for group, names in check_names(backends).items()
+        for group, names in check_names(backends, brings=brings).items()
     ]  # fmt: skip
     info = {"notebook": "preflight", "profile": profile, "environment": {**FACTS, **dict(facts)}}
+    info |= {"on_trial": {"role": brings, "label": "mine.py:Mine"}} if brings else {}
     return made(info, cases, [], values, backends=backends)
 
 

@@ -1,12 +1,13 @@
 """The gates of a preflight: prerequisites and checks."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
-from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
+from nsa_lib.subject.config import BACKEND_NAMES, OWN, PLAIN_BACKENDS
+from nsa_lib.workbook.preflight.figures import checks_table
 from nsa_lib.workbook.preflight.gates import preflight_advice, preflight_gates, preflight_headline
 from tests.made import with_case
 from tests.workbook.preflight.made import WITH_FUSED, gate, preflight
@@ -158,3 +159,33 @@ def test_a_fact_that_is_not_there_is_no_pass(fact):
     del run.info["environment"][fact]
     found = gate(run, names.get(fact, fact))
     assert (found.outcome, found.required) == (NOT_RUN, True)
+
+
+@pytest.mark.parametrize("brings", ["attention", "backend", "model"])
+def test_what_a_user_brings_is_go_where_all_that_it_owes_is_found(brings):
+    run = preflight(brings=brings)
+    assert verdict(preflight_gates(run)) == ("GO", [])
+    owed = {name for names in check_names((OWN,), brings=brings).values() for name in names}
+    assert owed <= {gate.name for gate in preflight_gates(run)}
+
+
+def test_the_allocator_setting_of_what_a_user_brings_is_that_of_its_first_case():
+    run = preflight(brings="model")
+    assert gate(run, "alloc_conf").outcome == PASS
+    assert gate(with_case(run, "own", effective={}), "alloc_conf").outcome == NOT_RUN
+
+
+def test_what_a_user_brings_is_judged_by_its_checks_and_no_other():
+    run = preflight(brings="attention")
+    assert verdict(preflight_gates(replace(run, info={**run.info, "on_trial": None})))[0] == "INCOMPLETE"
+
+
+def test_the_traceback_of_a_users_code_stands_below_the_check_that_it_failed():
+    raised = {"holds": False, "user_traceback": 'File "mine.py", line 3\nKeyError: 7'}
+    run = preflight(brings="attention")
+    checks = [{**one, **raised} if one["name"] == "future" else one for one in run.case("own")["checks"]]
+    judged = gate(with_case(run, "own", checks=checks), "future")
+    assert judged.outcome == FAIL
+    html = checks_table([asdict(judged)], "own")._repr_html_()
+    assert "<summary>traceback</summary>" in html
+    assert "KeyError: 7" in html

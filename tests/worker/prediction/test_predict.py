@@ -11,7 +11,7 @@ from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import training
 from nsa_lib.subject.attention import BACKENDS, NSAttention
-from nsa_lib.subject.config import PLAIN_BACKENDS, ConfigError
+from nsa_lib.subject.config import OWN, PLAIN_BACKENDS, ConfigError, Own
 from nsa_lib.workbook.backward_scaling.cases import scaling_cases
 from nsa_lib.workbook.backward_scaling.gates import KNOWN_PEAK_ALLOC_MIB
 from nsa_lib.worker.loop import run_case
@@ -139,6 +139,78 @@ def test_an_operator_of_ones_own_is_predicted_by_its_registered_fake(monkeypatch
     monkeypatch.setitem(BACKENDS, "masked", lambda q, k, v, blocks, *, l_sel, scale: attended(q, k))
     found = predict(replace(SMALL, device="cuda", seed=11, seq_len=192))
     assert found["peak_alloc_mib"] > 0
+
+
+MINE = """
+import torch
+from torch import nn
+
+@torch.library.custom_op("nsa_test::{name}", mutates_args=())
+def untold(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+class Mine(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.out = nn.Linear(dim, dim)
+    def forward(self, x):
+        return self.out({forward})
+"""
+
+
+def mine(folder, name, forward):
+    """Return a case of a user's attention, in a file, whose input goes through `forward`."""
+    (folder / f"{name}.py").write_text(MINE.format(name=name, forward=forward))
+    own = Own(role="attention", spec=f"{folder}/{name}.py:Mine")
+    return replace(SMALL, model=replace(SMALL.model, attention=OWN, own=own))
+
+
+def told(case, folder):
+    """Return what the prediction of a case leaves in its folder."""
+    (folder / "case.json").write_text(case.to_json())
+    predict_to_file(folder / "case.json", "9.0")
+    return json.loads((folder / "prediction.json").read_text())
+
+
+def test_a_users_attention_is_predicted_as_it_runs(tmp_path):
+    case = mine(tmp_path, "plain", "x.cumsum(1)")
+    found, real = predict(case), measured(case, tmp_path)
+    assert found["peak_alloc_mib"] == pytest.approx(real["peak_alloc_mib"], abs=TOLERANCE_MIB)
+    assert found["state_mib"] == pytest.approx(real["state_mib"], abs=TOLERANCE_MIB)
+
+
+def test_a_users_operator_without_a_fake_is_named_with_how_to_register_one(tmp_path):
+    reason = told(mine(tmp_path, "without_fake", "untold(x)"), tmp_path)["reason"]
+    assert "nsa_test" in reason
+    assert "without_fake" in reason
+    assert "register_fake" in reason
+
+
+def test_so_is_one_that_was_defined_in_a_library(tmp_path):
+    with torch.library._scoped_library("nsa_test", "FRAGMENT") as library:
+        library.define("defined(Tensor x) -> Tensor")
+        library.impl("defined", torch.clone, "CPU")
+        case = mine(tmp_path, "of_a_library", "torch.ops.nsa_test.defined(x)")
+        assert told(case, tmp_path)["reason"] == (
+            "nsa_test.defined.default knows no shapes without values; torch.library.register_fake gives it a fake "
+            "implementation"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "said"),
+    [
+        ("numpy", "torch.from_numpy(x.detach().numpy() * 2)", ""),
+        ("by_value", "x if float(x.sum()) > 0 else -x", ""),
+        ("raises", "{}['kernel']", "KeyError"),
+        ("exits", "exit('no GPU')", "SystemExit: no GPU"),
+    ],
+)
+def test_a_users_code_that_needs_values_says_why_there_is_no_prediction(tmp_path, name, forward, said):
+    reason = told(mine(tmp_path, f"code_{name}", forward), tmp_path)["reason"]
+    assert said in reason
+    assert reason
+    assert "\n" not in reason
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def checkpointing(trial: Trial) -> Finding:
             module.grad_checkpointing = on
         elif on:
             module = _Checkpointed(module)
+        before = state_of(module)  # switching it on may set more than its layers have
         torch.manual_seed(trial.case.seed + 4)
         output, entered = trial.run(module, given)
         drawn = _rng(trial)
@@ -47,7 +48,7 @@ def checkpointing(trial: Trial) -> Finding:
         same_rng = torch.equal(drawn, _rng(trial))
         gradients = {n.removeprefix("module."): p.grad for n, p in module.named_parameters() if p.requires_grad}
         gradients |= {"input": None if entered is None else entered.grad}
-        found.append((gradients, state_of(module), same_rng, drawn))
+        found.append((gradients, _moved(before, state_of(module)), same_rng, drawn))
     return _compared_with_checkpointing(trial, *found)
 
 
@@ -104,6 +105,11 @@ def state_of(module: nn.Module) -> dict[str, object]:
 
 def _changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
     return [name for name in sorted({*before, *after}) if not _equal(before.get(name), after.get(name))]
+
+
+def _moved(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
+    """Return what a call has left of the state that it changed."""
+    return {name: after.get(name) for name in _changed(before, after)}
 
 
 def _equal(one: object, other: object) -> bool:

@@ -1,0 +1,182 @@
+"""What a user brings is imported, called and run once before any work: what cannot be used is refused in one line."""
+
+import textwrap
+from dataclasses import replace
+
+import pytest
+
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.subject.config import OWN, ModelConfig, NSAConfig, Own
+from nsa_lib.subject.own.loading import OwnError
+from nsa_lib.worker.own_trial import tried
+
+SIZES = NSAConfig(dim=16, heads=2, groups=2, d_k=8, d_v=8, l=8, d=8, l_sel=8, n_sel=3, w=16)
+
+VOCAB = 40
+
+MODEL = """
+import torch
+from torch import nn
+from types import SimpleNamespace
+
+class Base(nn.Module):
+    def __init__(self, vocab, dim):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, dim)
+    def forward(self, tokens):
+        return SimpleNamespace(last_hidden_state=self.embed(tokens).cumsum(1))
+
+class Good(nn.Module):
+    def __init__(self, vocab, dim):
+        super().__init__()
+        self.base, self.head = Base(vocab, dim), nn.Linear(dim, vocab, bias=False)
+    def forward(self, tokens):
+        return SimpleNamespace(logits=self.head(self.base(tokens).last_hidden_state))
+
+class Told(Good):
+    base_model = property(lambda self: self.base)
+    def get_output_embeddings(self):
+        return self.head
+"""
+
+KERNEL = """
+import torch
+
+def good(q, k, v, block_indices, *, l_sel, scale):
+    shared = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(shared, 1) for t in (k, v))
+    causal = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+    return (q @ k.mT * scale).masked_fill(~causal, -torch.inf).softmax(-1) @ v
+"""
+
+
+def case_of(folder, role, source, name="Bad", **arguments):
+    (folder / "bad.py").write_text(textwrap.dedent(source))
+    own = Own(role=role, spec=f"{folder}/bad.py:{name}", arguments=arguments)
+    part = {} if role == "model" else {role: OWN}
+    return CaseConfig(
+        case_id="training", work="train", model=ModelConfig(nsa=SIZES, layers=1, vocab=VOCAB, own=own, **part),
+        seq_len=32, batch=1, steps=1, warmup_steps=0, dtype="float32", grad_checkpointing=False, lr=1e-3, seed=0,
+        device="cpu",
+    )  # fmt: skip
+
+
+MODELS = {
+    "another vocab": ("class Bad(Good):\n  def __init__(self, dim): super().__init__(50, dim)",
+                      "forward gives shape (2, 32, 50); accepts (2, 32, 40)"),
+    "a head of another vocab": ("class Bad(Told):\n  def __init__(self, dim): super().__init__(50, dim)",
+                                "forward gives shape (2, 32, 50); accepts (2, 32, 40)"),
+    "a table that is too small": ("class Bad(Good):\n  def __init__(self, vocab, dim):\n"
+                                  "    super().__init__(vocab, dim); self.base = Base(vocab - 1, dim)",
+                                  "cannot be run on 2 sequences of 32 tokens, float32: IndexError"),
+    "no logits": ("class Bad(Good):\n  def forward(self, tokens): return SimpleNamespace(scores=1)",
+                  "forward gives SimpleNamespace; accepts a tensor or .logits"),
+    "nothing": ("class Bad(Good):\n  def forward(self, tokens): return None", "forward gives NoneType"),
+    "an empty tuple": ("class Bad(Good):\n  def forward(self, tokens): return ()", "forward gives tuple"),
+    "the last row alone": ("class Bad(Good):\n  def forward(self, x): return super().forward(x).logits[:, -1]",
+                           "forward gives shape (2, 40); accepts (2, 32, 40)"),
+    "another device": ("class Bad(Good):\n"
+                       "  def forward(self, tokens): return super().forward(tokens).logits.to('meta')",
+                       "forward gives device meta; accepts cpu"),
+    "an input that we do not give": ("class Bad(Good):\n  def forward(self, tokens, mask): return tokens",
+                                     "TypeError: Bad.forward() missing 1 required positional argument: 'mask'"),
+    "a base of another width": ("class Bad(Told):\n  def __init__(self, vocab, dim):\n"
+                                "    super().__init__(vocab, dim); self.base = Base(vocab, 7)",
+                                "its base model gives shape (2, 32, 7); accepts (2, 32, 16)"),
+    "a base that gives a word": ("class Bad(Told):\n  base_model = property(lambda self: self.word)\n"
+                                 "  def __init__(self, vocab, dim):\n    super().__init__(vocab, dim)\n"
+                                 "    self.word = type('Word', (nn.Module,), {'forward': lambda self, x: 'word'})()",
+                                 "its base model gives str; accepts a tensor or .last_hidden_state"),
+    "scaled logits": ("class Bad(Told):\n  def forward(self, tokens): return super().forward(tokens).logits / 8",
+                      "something scales or caps them"),
+    "capped logits": ("class Bad(Told):\n"
+                      "  def forward(self, tokens): return 30 * torch.tanh(super().forward(tokens).logits / 30)",
+                      "something scales or caps them"),
+    "the same twice": ("one = Good(40, 16)\ndef Bad(): return one", "it gives the same object twice"),
+    "a number": ("def Bad(): return 3", "it gives int; accepts a torch.nn.Module"),
+    "a made one": ("Bad = Good(40, 16)", "it is a module that is already made; accepts a class or a function"),
+    "other arguments": ("class Bad(Good):\n  def __init__(self, width): super().__init__(40, width)",
+                        "it cannot be called with no arguments: TypeError"),
+    "an assert": ("class Bad(Good):\n  def forward(self, tokens): assert tokens.shape[0] == 1, 'one at a time'",
+                  "AssertionError: one at a time"),
+}  # fmt: skip
+
+KERNELS = {
+    "another shape": ("def Bad(q, k, v, b, *, l_sel, scale): return q[..., :3]",
+                      "forward gives shape (2, 2, 32, 3); accepts (2, 2, 32, 8)"),
+    "another dtype": ("def Bad(q, k, v, b, *, l_sel, scale): return q.double()",
+                      "forward gives dtype torch.float64; accepts torch.float32"),
+    "another device": ("def Bad(q, k, v, b, *, l_sel, scale): return q.to('meta')",
+                       "forward gives device meta; accepts cpu"),
+    "an empty tuple": ("def Bad(q, k, v, b, *, l_sel, scale): return ()", "forward gives an empty tuple"),
+    "nothing": ("def Bad(q, k, v, b, *, l_sel, scale): pass", "forward gives NoneType; accepts a tensor"),
+    "other arguments": ("def Bad(q, k, v): return q", "TypeError: Bad() got an unexpected keyword argument 'l_sel'"),
+    "no scale": ("def Bad(q, k, v, block_indices, *, l_sel): return q",
+                 "TypeError: Bad() got an unexpected keyword argument 'scale'"),
+    "it raises": ("def Bad(q, k, v, b, *, l_sel, scale): return q[99]", "IndexError: index 99 is out of bounds"),
+    "it exits": ("import sys\ndef Bad(q, k, v, b, *, l_sel, scale): sys.exit('no GPU')", "SystemExit: no GPU"),
+}  # fmt: skip
+
+
+def refused(case):
+    with pytest.raises(OwnError) as caught:
+        tried(case)
+    return str(caught.value), caught.value.user_traceback
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_cannot_be_used_is_refused_in_one_line(tmp_path, kind):
+    source, line = MODELS[kind]
+    said, _ = refused(case_of(tmp_path, "model", f"{MODEL}\n{source}\n"))
+    assert said.startswith(f"model={tmp_path}/bad.py:Bad: ")
+    assert line in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_a_kernel_that_cannot_be_used_is_refused_in_one_line(tmp_path, kind):
+    source, line = KERNELS[kind]
+    said, _ = refused(case_of(tmp_path, "backend", f"{KERNEL}\n{source}\n"))
+    assert said.startswith(f"backend={tmp_path}/bad.py:Bad: ")
+    assert line in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("role", "source"),
+    [
+        ("model", f"{MODEL}\nclass Bad(Good):\n  def forward(self, tokens):\n    return self.lost\n"),
+        ("backend", f"{KERNEL}\ndef Bad(q, k, v, b, *, l_sel, scale):\n  return good(q, k, v, b, l_sel=3)\n"),
+        ("attention", f"{MODEL}\nclass Bad(Good):\n  def forward(self, x):\n    return self.lost\n"),
+    ],
+)  # fmt: skip
+def test_the_traceback_is_of_the_users_frames_alone(tmp_path, role, source):
+    _, told = refused(case_of(tmp_path, role, source))
+    files = [line for line in told.splitlines() if line.startswith("  File ")]
+    assert files
+    assert all(f"{tmp_path}/bad.py" in line for line in files), told
+
+
+@pytest.mark.parametrize("name", ["Good", "Told"])
+def test_a_model_that_can_be_used_is_told_with_what_it_has(tmp_path, name):
+    found = tried(case_of(tmp_path, "model", MODEL, name))
+    assert (found["role"], found["judged"], found["has"]) == ("model", "judged without a reference", [])
+
+
+def test_a_kernel_that_can_be_used_is_judged_by_the_reference(tmp_path):
+    found = tried(case_of(tmp_path, "backend", KERNEL, "good"))
+    assert (found["role"], found["judged"]) == ("backend", "judged by the float64 reference")
+
+
+def test_what_it_is_called_with_overrules_the_sizes_of_the_run(tmp_path):
+    case = case_of(tmp_path, "model", f"{MODEL}\nclass Bad(Good): pass\n", vocab=50)
+    assert "forward gives shape (2, 32, 50)" in refused(case)[0]
+    assert tried(replace(case, model=replace(case.model, vocab=50)))["label"] == "bad.py:Bad"
+
+
+@pytest.mark.parametrize("file", ["my-attention.py", "an attention.v2.py", "torch.py", "2nd.py"])
+def test_a_file_may_have_any_name(tmp_path, file):
+    case = case_of(tmp_path, "model", MODEL, "Good")
+    (tmp_path / "bad.py").rename(tmp_path / file)
+    named = replace(case, model=replace(case.model, own=Own(role="model", spec=f"{tmp_path}/{file}:Good")))
+    assert tried(named)["label"] == f"{file}:Good"
