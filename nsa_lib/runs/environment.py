@@ -19,7 +19,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nsa_lib.contract.source import PACKAGE
+from nsa_lib.contract.source import PACKAGE, why_outdated
 from nsa_lib.subject.config import ConfigError
 
 PROJECT = PACKAGE.parent
@@ -148,6 +148,12 @@ def refuse_many_processes() -> None:
     world_size = os.environ.get("WORLD_SIZE") or "1"
     if world_size != "1":
         raise ConfigError(f"WORLD_SIZE={world_size}: a run is one process on one GPU; accepts 1")
+
+
+def refuse_outdated() -> None:
+    """Raise ConfigError if the library has changed since this process imported it: its workers would be of the new."""
+    if why := why_outdated():
+        raise ConfigError(why)
 
 
 def require_room(out_dir: Path) -> None:

@@ -98,6 +98,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     Raises:
         ConfigError: in one line, for anything that cannot be carried out as asked.
     """
+    environment.refuse_outdated()
     environment.refuse_many_processes()
     read = request.read(namespace)
     facts = environment.torch_facts()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json
+from nsa_lib.contract.source import package_sha256
 from nsa_lib.runs import environment
 
 SCHEMA = 1
@@ -38,7 +39,7 @@ class Predictor:
         with self._log.open("wb") as log:
             self._processes = [
                 subprocess.Popen(
-                    [*COMMAND, str(os.getpid()), capability, str(folder), *share],
+                    [*COMMAND, str(os.getpid()), package_sha256(), capability, str(folder), *share],
                     env=environment.prediction_environment(),
                     cwd=folder,  # and not the user's, whose modules are not the real ones
                     stdin=subprocess.DEVNULL,

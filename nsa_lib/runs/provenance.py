@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nsa_lib.contract.source import package_sha256
 from nsa_lib.runs import environment
+from nsa_lib.subject.config import ConfigError
 
 
 def provenance(notebooks: Iterable[str]) -> dict[str, str | None]:
@@ -29,8 +30,8 @@ def _git_commit() -> str | None:
 def source_sha256(notebooks: Iterable[str]) -> str:
     """Return a sha256 over what executes: the modules of nsa_lib/ and the code of the notebooks of these names.
 
-    Text, empty cells, outputs and the parameters cell do not count. So the hash stays the same after a run in
-    JupyterLab, with other values there, and beside an output that papermill left.
+    Text, empty cells, outputs, line ends and the parameters cell do not count. So the hash stays the same after a run
+    in JupyterLab, with other values there, and beside an output that papermill left.
     """
     digest = hashlib.sha256(package_sha256().encode())
     for name in notebooks:
@@ -41,9 +42,16 @@ def source_sha256(notebooks: Iterable[str]) -> str:
 
 
 def _code(notebook: Path) -> Iterator[str]:
-    """Yield the source of each code cell of a notebook that is the same in every run."""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+    """Yield the source of each code cell of a notebook that is the same in every run.
+
+    Raises ConfigError for a file that is no notebook: half saved, or merged with conflicts.
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{notebook}: no notebook ({type(error).__name__}: {error})") from None
+    for cell in cells:
         tags = cell["metadata"].get("tags", ())
-        source = "".join(cell["source"]).strip()
+        source = "".join(cell["source"]).replace("\r\n", "\n").strip()
         if cell["cell_type"] == "code" and source and not {"parameters", "injected-parameters"} & {*tags}:
             yield source

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import HeartbeatReader, rank_folder
+from nsa_lib.contract.source import OTHER_SOURCE
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs.flights import who_waits
 from nsa_lib.runs.folder import SCHEMA
@@ -106,6 +107,8 @@ def _end(folder: Path, rank: int, failure: Mapping) -> tuple[int, float, str, st
         reason = f"rank {rank}: killed by {signal.Signals(-code).name}" + (f" ({said})" if said else "")
         follows = code == -signal.SIGABRT and (not said or any(word in said for word in LOST))
         return 3 if code == -signal.SIGTERM else 2 if follows else 0, at, "crashed", reason
+    if code == OTHER_SOURCE:  # before it had a log of its own
+        return 0, at, "interrupted", _last_line(folder / "stderr.log")
     said = _last_line(log) or f"exit status {code}"
     return 2 if any(word in said for word in LOST) else 1, at, "failed", f"rank {rank}: {said}"
 

@@ -19,7 +19,7 @@ from statistics import median
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import HeartbeatReader
-from nsa_lib.contract.source import package_sha256
+from nsa_lib.contract.source import OTHER_SOURCE, package_sha256, why_outdated
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment, ranks
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
@@ -48,8 +48,10 @@ def execute(plan: Plan) -> Path:
     """Run every case of a plan and return the run folder.
 
     The stop button ends the case that runs; it and the ones not started are `interrupted`, and the notebook goes on
-    with what was recorded. So it does after `total_timeout_s`, with `timeout` for the case that ran.
+    with what was recorded. So it does after `total_timeout_s`, with `timeout` for the case that ran. If the library has
+    changed since this process imported it, ConfigError is raised before any work, and no further case is started.
     """
+    environment.refuse_outdated()
     for notice in (*plan.notices, *_others_at_work()):
         print(notice, flush=True)
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
@@ -77,7 +79,7 @@ def execute(plan: Plan) -> Path:
                     limits = replace(limits, spent_s=limits.spent_s + result["seconds"])
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
-                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: bool(_why_not_started(stop, limits)))
+                predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed or bool(limits.overtime(0)))
         finally:
             _end_all(started, predictor)
     return folder
@@ -109,8 +111,8 @@ def _why_not_started(stop: StopButton, limits: Limits) -> str:
     """Return why no further case is started, or ""."""
     if stop.pressed:
         return "not started"
-    overtime = limits.overtime(0)
-    return overtime and f"not started: {overtime}"
+    why = limits.overtime(0) or why_outdated()
+    return why and f"not started: {why}"
 
 
 def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
@@ -162,6 +164,11 @@ def run_case(
         result = json.loads((folder / "result.json").read_text())
     else:
         result = _result(case, *(ending or _diagnose(process.returncode, stderr_tail, killed_for_memory)))
+    if result["status"] == "failed" and watch.phase == "start" and (why := why_outdated()):
+        result |= {
+            "status": "interrupted",
+            "reason": f"{why}. Its worker ended before the case began: {result['reason']}",
+        }
     result |= {
         "steps_done": len(watch.steps_s),
         "seconds": round(time.monotonic() - watch.began, 2),
@@ -237,6 +244,8 @@ def _diagnose(exit_code: int | None, stderr: str, killed_for_memory: bool) -> tu
         return "oom", "killed by the kernel for lack of memory"
     if exit_code < 0:
         return "crashed", f"killed by {signal.Signals(-exit_code).name}"
+    if exit_code == OTHER_SOURCE:
+        return "interrupted", last_line
     if exit_code == 0:
         return "failed", "ended without a result"
     return "failed", last_line or f"exit status {exit_code}"

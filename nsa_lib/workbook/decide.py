@@ -37,6 +37,7 @@ def decide(namespace: Mapping[str, object]) -> Run:
     Raises:
         ConfigError: in one line, for a parameter that is not accepted or a run that is named and does not exist.
     """
+    environment.refuse_outdated()
     read = REQUEST.read(namespace)
     out_dir = environment.out_dir_of(read["out_dir"])
     environment.require_room(out_dir)

@@ -13,14 +13,13 @@ import sys
 from pathlib import Path
 
 from nsa_lib.contract.process import die_with_parent
-from nsa_lib.contract.source import PACKAGE, package_sha256
+from nsa_lib.contract.source import require_source
 
 
 def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:
     """Run the case and write its result. Exits before any work if this is not the source of that hash."""
     die_with_parent(parent_pid)
-    if package_sha256() != source_sha256:
-        sys.exit(f"nsa_lib: the worker imported other source than the notebook, from {PACKAGE}")
+    require_source(source_sha256)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     # torch only now: its import takes seconds, in which the process must already be bound to its parent. Optimizers and
@@ -30,6 +29,7 @@ def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:
     from nsa_lib.worker.loop import run_to_result
 
     if sys.stdin.readline():  # end of file means that the case is no longer wanted
+        require_source(source_sha256)  # again: seconds of imports, and a wait, lie between
         run_to_result(case_file)
 
 

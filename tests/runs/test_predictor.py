@@ -15,7 +15,7 @@ from tests.subject.test_config import CASE
 WRITE = """
 import json, os, sys, time
 from pathlib import Path
-parent, capability, folder, *case_ids = sys.argv[1:]
+parent, source, capability, folder, *case_ids = sys.argv[1:]
 def write(case_id):
     path = Path(folder) / "cases" / case_id / "prediction.json"
     path.write_text(json.dumps({"schema": 1, "capability": capability, "visible": os.environ["CUDA_VISIBLE_DEVICES"]}))

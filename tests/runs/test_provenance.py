@@ -7,6 +7,7 @@ import pytest
 
 from nsa_lib.contract import source
 from nsa_lib.runs import environment, provenance
+from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS, judged
 
 
@@ -33,8 +34,8 @@ def project(tmp_path, monkeypatch):
     write_notebook(tmp_path, CELLS)
     monkeypatch.setattr(environment, "PROJECT", tmp_path)
     monkeypatch.setattr(source, "PACKAGE", package)
-    # A process hashes the source once: here each call stands for a process of its own.
-    monkeypatch.setattr(provenance, "package_sha256", source.package_sha256.__wrapped__)
+    # A process hashes the source at its import: here each call stands for a process of its own.
+    monkeypatch.setattr(provenance, "package_sha256", source.sha256_on_disk)
     return tmp_path
 
 
@@ -55,6 +56,9 @@ SOURCE_CHANGES = {
     "a new name": lambda p: (p / "nsa_lib" / "attention" / "rope.py").rename(p / "nsa_lib" / "attention" / "rotary.py"),
     "a cell": lambda p: write_notebook(p, [*CELLS[:2], cell("run = execute(other)"), CELLS[3]]),
     "one cell less": lambda p: write_notebook(p, CELLS[:2]),
+    "a comment": lambda p: (p / "nsa_lib" / "attention" / "rope.py").write_text("BASE = 10_000\n# of the paper\n"),
+    "a comment in a cell": lambda p: write_notebook(p, [*CELLS[:3], cell("run.verdict  # GO")]),
+    "a module less": lambda p: (p / "nsa_lib" / "attention" / "rope.py").unlink(),
     "the order of cells": lambda p: write_notebook(p, [*CELLS[:2], *CELLS[:1:-1]]),
     "text instead of code": lambda p: write_notebook(
         p, [*CELLS[:2], cell(CELLS[2]["source"], kind="markdown"), CELLS[3]]
@@ -82,6 +86,22 @@ OTHER_CHANGES = {
                                           (p / "nsa_lib/.ipynb_checkpoints/rope-checkpoint.py").write_text("x")],
     "what editors leave": lambda p: [(p / "nsa_lib" / "attention" / name).write_text("x")
                                      for name in ("rope.py~", ".rope.py.swp", "#rope.py#", ".#rope.py", "4913")],
+    "line ends of Windows": lambda p: [
+        (p / "nsa_lib" / "attention" / "rope.py").write_bytes(b"BASE = 10_000\r\n"),
+        write_notebook(p, [*CELLS[:2], cell("run = execute(plan)\r\n"), CELLS[3]]),
+    ],
+    "ids and metadata of cells": lambda p: write_notebook(
+        p, [{**one, "id": f"new-{place}", "metadata": {**one["metadata"], "collapsed": True, "papermill": {}}}
+            for place, one in enumerate(CELLS)]
+    ),
+    "a raw cell": lambda p: write_notebook(p, [*CELLS, cell("a note", kind="raw")]),
+    "a copy that JupyterLab made": lambda p: write_notebook(p, CELLS[:2], name="smoke-Copy1"),
+    "a checkpoint of the notebook": lambda p: [
+        (p / "notebooks" / ".ipynb_checkpoints").mkdir(),
+        write_notebook(p, CELLS[:2], name=".ipynb_checkpoints/smoke-checkpoint"),
+    ],
+    "links to nowhere, and folders": lambda p: [(p / "nsa_lib" / ".#rope.py").symlink_to("me@here.1234"),
+                                                (p / "nsa_lib" / "copy of rope.py").mkdir()],
     "a readme": lambda p: (p / "README.md").write_text("# Read"),
 }  # fmt: skip
 
@@ -104,13 +124,26 @@ def test_the_hash_does_not_depend_on_where_the_project_is(project, tmp_path_fact
     assert provenance.source_sha256(["smoke"]) == before
 
 
+def test_lines_in_a_cell_that_end_as_on_windows_are_the_same_code(project):
+    write_notebook(project, [cell("a = 1\nb = 2")])
+    assert not changes(project, lambda p: write_notebook(p, [cell(["a = 1\r\n", "b = 2"])]))
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}", "", "[]", '{"metadata": {}}'])
+def test_a_notebook_that_is_none_is_named_in_one_line(project, text):
+    (project / "notebooks" / "smoke.ipynb").write_text(text)
+    with pytest.raises(ConfigError, match=r"smoke\.ipynb: no notebook \(") as refusal:
+        provenance.source_sha256(["smoke"])
+    assert "\n" not in str(refusal.value)
+
+
 def test_without_git_there_is_no_commit(project, monkeypatch):
     assert provenance.provenance(["smoke"])["git_commit"] is None  # a folder that is no repository
     (project / ".git").mkdir()
     monkeypatch.setenv("PATH", str(project))
     assert provenance.provenance(["smoke"]) == {
         "git_commit": None,
-        "package_sha256": source.package_sha256.__wrapped__(),
+        "package_sha256": source.sha256_on_disk(),
         "source_sha256": provenance.source_sha256(["smoke"]),
     }
 

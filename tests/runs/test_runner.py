@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from nsa_lib.contract.source import OTHER_SOURCE
+from nsa_lib.judgement.gate import NOT_RUN
 from nsa_lib.runs import environment, predictor, runner
 from nsa_lib.runs.processes import children
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
+from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import plan
+from nsa_lib.workbook.run import record
 from tests.runs.test_plan import CPU
 from tests.subject.test_config import CASE
 
@@ -109,6 +113,62 @@ def test_another_run_at_once_is_announced(tmp_path, monkeypatch, smoke, capsys):
     assert "smoke-of-another is running on this machine too" in said
     execute(smoke)
     assert "smoke-of-another" not in capsys.readouterr().out
+
+
+CHANGED = "nsa_lib has changed; restart the kernel"
+
+
+def test_a_library_that_changed_since_its_import_stops_a_run_before_any_work(monkeypatch, smoke):
+    monkeypatch.setattr(environment, "why_outdated", lambda: CHANGED)
+    with pytest.raises(ConfigError, match="restart the kernel"):
+        execute(smoke)
+    assert not [*smoke.out_dir.glob("runs/*")]
+
+
+def test_a_library_that_changes_during_a_case_leaves_the_others_unjudged(tmp_path, monkeypatch, smoke):
+    plant(tmp_path, monkeypatch, RESULT.replace("STATUS", "ok"))
+    said = iter(["", CHANGED])
+    monkeypatch.setattr(runner, "why_outdated", lambda: next(said, CHANGED))
+    run = record(execute(smoke))
+    assert run.cases["status"].to_list() == ["ok", "interrupted", "interrupted"]
+    assert run.cases["reason"].iloc[1] == f"not started: {CHANGED}"
+    assert {gate.name: gate.outcome for gate in run.gates}["anomaly"] == NOT_RUN
+
+
+def test_a_worker_of_other_source_leaves_its_case_unjudged(tmp_path, monkeypatch):
+    (tmp_path / "case.json").write_text(CASE.to_json())
+    monkeypatch.setattr(runner, "package_sha256", lambda: "0" * 64)
+    with StopButton() as stop:
+        process = start_worker(CASE, tmp_path)
+        result = run_case(CASE, tmp_path, process, limits=LIMITS, progress=Progress({"training": 3}), stop=stop)
+    assert (result["status"], result["exit_code"]) == ("interrupted", OTHER_SOURCE)
+    assert "is other source than the notebook imported" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("code", "outdated", "status"),
+    [
+        ("raise ImportError('half pulled')", CHANGED, "interrupted"),
+        ("raise ImportError('half pulled')", "", "failed"),
+        ("sys.stdin.readline(); begin(); raise TypeError('in a step')", CHANGED, "failed"),
+        ("sys.stdin.readline(); os.kill(os.getpid(), 9)", CHANGED, "crashed"),
+    ],
+    ids=["before-its-first-beat", "and-nothing-changed", "after-it", "killed"],
+)
+def test_a_worker_that_could_not_begin_while_the_library_changed_is_no_failure(
+    tmp_path, monkeypatch, code, outdated, status
+):
+    begin = BEATS.partition("(folder")[0]
+    begin += "def begin(): Heartbeat(folder / 'heartbeat.jsonl').beat('build')\n"
+    (tmp_path / "planted.py").write_text(begin + code)
+    (tmp_path / "case.json").write_text(CASE.to_json())
+    monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "planted.py")))
+    monkeypatch.setattr(runner, "why_outdated", lambda: outdated)
+    with StopButton() as stop:
+        process = start_worker(CASE, tmp_path)
+        result = run_case(CASE, tmp_path, process, limits=LIMITS, progress=Progress({"training": 3}), stop=stop)
+    assert result["status"] == status
+    assert ("half pulled" in result["reason"]) == code.startswith("raise")
 
 
 def test_a_full_disk_ends_everything_that_was_started(tmp_path, monkeypatch, smoke):

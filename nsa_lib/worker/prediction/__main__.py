@@ -12,13 +12,15 @@ import sys
 from pathlib import Path
 
 from nsa_lib.contract.process import die_with_parent
+from nsa_lib.contract.source import require_source
 
 LOWEST_PRIORITY = 19
 
 
-def main(parent_pid: int, compute_capability: str, folder: Path, case_ids: list[str]) -> None:
+def main(parent_pid: int, source_sha256: str, compute_capability: str, folder: Path, case_ids: list[str]) -> None:
     """Predict each case of a folder and write what came of it."""
     die_with_parent(parent_pid)
+    require_source(source_sha256)
     os.nice(LOWEST_PRIORITY)
     # torch only now, as in a worker: its import takes seconds.
     from nsa_lib.worker.prediction.predict import predict_to_file
@@ -28,4 +30,4 @@ def main(parent_pid: int, compute_capability: str, folder: Path, case_ids: list[
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), sys.argv[5:])

@@ -16,20 +16,20 @@ from pathlib import Path
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import rank_folder
 from nsa_lib.contract.process import die_with_parent
-from nsa_lib.contract.source import PACKAGE, package_sha256
+from nsa_lib.contract.source import require_source
 
 
 def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:
     """Run this rank's share of the case and write its result."""
     die_with_parent(parent_pid)
-    if package_sha256() != source_sha256:
-        sys.exit(f"nsa_lib: the rank imported other source than the notebook, from {PACKAGE}")
+    require_source(source_sha256)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # before there are threads: they inherit it
     import torch._dynamo  # noqa: F401
 
     from nsa_lib.worker.loop import run_to_result
     from nsa_lib.worker.ranks import flights, group
 
+    require_source(source_sha256)  # again: seconds of imports lie between
     case = CaseConfig.from_json(case_file.read_text())
     with group.joined(case) as rank:
         folder = rank_folder(case_file.parent, rank)
