@@ -54,5 +54,8 @@ def why_outdated() -> str:
 def require_source(sha256: str) -> None:
     """Exit with OTHER_SOURCE unless this process has imported the source of that hash, all of it: files still agree."""
     if not sha256 == _IMPORTED == sha256_on_disk():
-        print(f"nsa_lib in {PACKAGE} is other source than the notebook imported", file=sys.stderr)
+        print(
+            f"nsa_lib in {PACKAGE} is other source than the notebook imported; restart the kernel and run again",
+            file=sys.stderr,
+        )
         sys.exit(OTHER_SOURCE)
