@@ -21,6 +21,7 @@ from papermill.iorw import papermill_io
 from papermill.log import logger
 
 from nsa_lib.report.exporter import NsaHTMLExporter
+from nsa_lib.report.guard import guarded
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
 
@@ -48,7 +49,7 @@ class NsaEngine(NBClientEngine):
     def execute_managed_notebook(cls, nb_man, kernel_name, extra_arguments=(), **kwargs):
         """Execute the notebook of `nb_man`; whatever it raises goes on to papermill once the report is written."""
         nb_man.nb.metadata[OUTCOME_KEY] = {"outcome": UNFINISHED}
-        _write(nb_man.nb)  # over the page of an earlier run, which must not stand there if this one is killed
+        guarded(lambda: _write(nb_man.nb))  # over an earlier run's page, which must not stand there if this is killed
         told = [f"--Nsa.report={place}"] if (place := _local_place(nb_man.nb)) else []
         try:
             super().execute_managed_notebook(
@@ -100,8 +101,13 @@ def _local_place(nb: nbformat.NotebookNode) -> Path | None:
 
 
 def write_report(nb: nbformat.NotebookNode) -> None:
-    """Write the report of `nb` beside its output notebook and log its path; an output that has no name gets none."""
-    logger.info(f"HTML report:     {_write(nb) or 'none, the output notebook has no path'}")
+    """Write the report of `nb` beside its output notebook and log its path; an output that has no name gets none.
+
+    A page that cannot be written, into another user's file or on a full disk, is logged in a line: the run goes on, and
+    papermill says how it ended.
+    """
+    path, problem = guarded(lambda: _write(nb))
+    logger.info(f"HTML report:     {problem or path or 'none, the output notebook has no path'}")
 
 
 def _write(nb: nbformat.NotebookNode) -> str | None:

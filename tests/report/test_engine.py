@@ -16,7 +16,7 @@ from papermill.engines import NBClientEngine
 
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.engine import write_report
-from nsa_lib.report.verdict import MIME, read_verdict
+from nsa_lib.report.verdict import FINISHED, MIME, OUTCOME_KEY, read_verdict
 from tests.samples import (
     notebook,
     sample_run,
@@ -220,6 +220,17 @@ def test_whatever_ends_a_run_is_reported_and_goes_on(tmp_path, monkeypatch, stop
     with pytest.raises(type(stop)):
         execute(tmp_path, "1")
     assert headline(tmp_path) == ("INCOMPLETE", f"the run did not finish: {said}")
+
+
+def test_a_page_that_cannot_be_written_is_a_line_and_the_notebook_ends_as_it_would(tmp_path, caplog):
+    (tmp_path / "out.html").mkdir()  # as another user's file, or a full disk: no page can be put there
+    caplog.set_level("INFO")
+    execute(tmp_path, conclude_source("GO"))
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert executed.metadata[OUTCOME_KEY]["outcome"] == FINISHED
+    (line,) = [said for said in caplog.messages if said.startswith("HTML report: ")]
+    assert "without a say in the verdict: IsADirectoryError: " in line
+    assert "\n" not in line
 
 
 def test_an_output_without_a_path_gets_no_report(tmp_path, monkeypatch):
