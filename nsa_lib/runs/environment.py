@@ -62,7 +62,7 @@ def machine_facts() -> dict[str, object]:
         "platform": platform.platform(),
         "host": platform.node(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "python": platform.python_version(),
         "driver": _nvidia_driver(),
@@ -117,6 +117,38 @@ def _package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+PLACES = {"rank": ("SLURM_PROCID", "JOB_COMPLETION_INDEX"), "job": ("SLURM_JOB_ID", "JOB_NAME")}
+"""Where Slurm and an indexed job of Kubernetes say which of how many tasks a process is, and in which job."""
+
+
+def place_in_job() -> dict[str, object]:
+    """Return what a scheduler says of this process: `rank`, its number among all tasks, and `job`; None if nobody does.
+
+    A job of one process has no ranks: Slurm calls the shell of a batch script 0 too.
+    """
+    told = {name: next(filter(None, map(os.environ.get, names)), None) for name, names in PLACES.items()}
+    rank = told["rank"] if (os.environ.get("SLURM_NTASKS") or "2") != "1" else None
+    return {"rank": int(rank) if rank is not None and rank.isdecimal() else None, "job": told["job"]}
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES takes them, given their number."""
+    named = [name.strip() for name in (os.environ.get("CUDA_VISIBLE_DEVICES") or "").split(",") if name.strip()]
+    return named or [str(number) for number in range(count)]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def pinned_environment(gpu: str | None, *, sharing: int = 1) -> Mapping[str, str]:
+    """Return the environment of a process that sees one GPU alone, or without any has its share of the cores."""
+    if gpu is not None:
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // sharing))}
 
 
 RANKS_SETTINGS = {

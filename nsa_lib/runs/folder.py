@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json
+from nsa_lib.runs.member import member_of, run_tag
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.report_file import told_report
 
@@ -19,7 +20,8 @@ def stamp(moment: datetime) -> str:
 
 def make_run_folder(plan: Plan) -> Path:
     """Make the folder of a run, which no other run gets, and write run.json into it."""
-    folder, created = new_run_folder(plan.out_dir, plan.notebook, str(plan["tag"]))
+    member = member_of(plan.values, plan.environment)
+    folder, created = new_run_folder(plan.out_dir, plan.notebook, run_tag(str(plan["tag"]), member))
     description = {
         "schema": SCHEMA,
         "run_id": folder.name,
@@ -34,6 +36,7 @@ def make_run_folder(plan: Plan) -> Path:
         "case_ids": [case.case_id for case in plan.cases],
         "reproduce": plan.reproduce,
         "report": told_report(),
+        **({"member": member} if member else {}),
     }
     write_json(folder / "run.json", description)
     return folder

@@ -80,6 +80,8 @@ SIZES = {
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
+TAG_WORDS = "accepts up to 40 letters, digits, '.', '_' and '-', not starting with '.'"
+
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}|")
 
 
@@ -99,8 +101,10 @@ def read_value(declared: Mapping[str, Parameter], name: str, value: object) -> R
     chosen = read if named else (read,)
     if too_small or (parameter.choices and not set(chosen) <= set(parameter.choices)):
         raise ConfigError(f"{name}={value!r}: accepts {parameter.accepts}")
-    if name == "tag" and not TAG.fullmatch(read):
-        raise ConfigError(f"tag={value!r}: accepts up to 40 letters, digits, '.', '_' and '-', not starting with '.'")
+    if name in ("tag", "fleet") and not TAG.fullmatch(read):
+        raise ConfigError(
+            f"{name}={value!r}: accepts up to 40 letters, digits, '.', '_' and '-', not starting with '.'"
+        )
     return read
 
 

@@ -11,6 +11,7 @@ from nsa_lib.contract.allocator import AllocatorSettings
 from nsa_lib.contract.backends import OLDEST_CAPABILITY, runnable_backends, why_not_fused
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment, papermill
+from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.own import brought, try_own, with_own
 from nsa_lib.runs.parameters import Value
 from nsa_lib.runs.provenance import provenance
@@ -176,6 +177,8 @@ def _require_budget(budget_gib: object, device: object, facts: Mapping[str, obje
 def _require_out_dir(values: Mapping[str, Value]) -> Path:
     """Return the folder of the runs, made. Raises ConfigError if it cannot be written."""
     out_dir = environment.out_dir_of(values["out_dir"].value)
+    if "fleet" in values and values["fleet"].value:
+        out_dir = fleet_folder(out_dir, str(values["fleet"].value))
     environment.require_room(out_dir)
     return out_dir
 

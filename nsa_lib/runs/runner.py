@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import HeartbeatReader
 from nsa_lib.contract.source import OTHER_SOURCE, package_sha256, why_outdated
 from nsa_lib.contract.step_kinds import step_kinds
-from nsa_lib.runs import environment, ranks
+from nsa_lib.runs import environment, gpu_health, ranks
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
@@ -56,8 +56,9 @@ def execute(plan: Plan) -> Path:
         print(notice, flush=True)
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
     adopt_orphans()
-    with StopButton() as stop:
+    with StopButton() as stop, ExitStack() as around:
         folder = make_run_folder(plan)
+        around.enter_context(gpu_health.recorded(folder, plan.environment.get("gpu_uuid")))
         progress = _progress(plan, folder)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
         started: list[subprocess.Popen] = []

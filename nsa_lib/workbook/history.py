@@ -38,8 +38,13 @@ TRENDS = (
 TEXTS = ("run_id", "notebook", "created", "profile", "verdict", "headline")
 
 
-def publish(run: Run) -> Path:
-    """Append a run to the history of its folder and write the page of all runs; return the page's path."""
+def publish(run: Run) -> Path | None:
+    """Append a run to the history of its folder and write the page of all runs; return the page's path.
+
+    A member of a fleet has no line of its own: thousands end at once, and the page of their fleet lists them.
+    """
+    if run.info.get("member"):
+        return None
     append(run.out_dir / HISTORY, history_line(run))
     return write_index(run.out_dir, promised=run.info.get("report"))
 

@@ -39,6 +39,11 @@ RUN = {
     "accept_review": Parameter(bool, "a REVIEW verdict does not fail the notebook", False),
 }
 
+MEMBER = {
+    "fleet": Parameter(str, "name of the fleet that this run is a member of, for fleet.ipynb", ""),
+    "member": Parameter(int, "its number in the fleet, from 0; as Slurm or Kubernetes say", above=-1),
+}
+
 FAULT = {"fault": Parameter(str, "seeded fault, to test the workbook itself", "none", tuple(FAULTS))}
 
 FAULT_AT = {"fault": replace(FAULT["fault"], choices=(*FAULTS, *FAULTS_AT))}

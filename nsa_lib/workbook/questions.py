@@ -26,6 +26,9 @@ from nsa_lib.workbook.backward_scaling.gates import scaling_advice, scaling_gate
 from nsa_lib.workbook.bring_your_own import parameters as bring_your_own
 from nsa_lib.workbook.capacity import cases as capacity
 from nsa_lib.workbook.explore import parameters as explore
+from nsa_lib.workbook.fleet import parameters as fleet
+from nsa_lib.workbook.fleet.figures import fleet_figures
+from nsa_lib.workbook.fleet.gates import fleet_advice, fleet_gates, fleet_headline
 from nsa_lib.workbook.preflight import cases as preflight
 from nsa_lib.workbook.preflight.figures import preflight_figures
 from nsa_lib.workbook.preflight.gates import preflight_advice, preflight_gates, preflight_headline
@@ -86,6 +89,7 @@ _ROWS = (
     ),
     Question(readiness.REQUEST, Judging(readiness_gates, readiness_advice, readiness_headline, no_figures)),
     Question(several.REQUEST, Judging(several_gates, several_advice, several_headline, several_figures)),
+    Question(fleet.REQUEST, Judging(fleet_gates, fleet_advice, fleet_headline, fleet_figures)),
     Question(capacity.REQUEST),
     Question(explore.REQUEST),
     Question(bring_your_own.REQUEST),

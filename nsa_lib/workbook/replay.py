@@ -98,5 +98,7 @@ def recorded_calls(folder: str, page: str) -> dict[str, Callable]:
         "execute": lambda plan: run.folder,
         "record": lambda folder: run,
         "decide": lambda namespace: run,
+        "launch": lambda namespace: RecordedPlan(run.info),
+        "collect": lambda launched: run,
         "publish": lambda run: None,
     }

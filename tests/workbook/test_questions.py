@@ -88,15 +88,19 @@ def test_the_row_alone_makes_it_known_to_readiness_and_to_the_command_line(added
 
 PACKAGE = Path(nsa_lib.__file__).parent
 
-MAY_NAME = {("backward_scaling", "smoke"), ("bring_your_own", "preflight")}
+MAY_NAME = {("backward_scaling", "smoke"), ("bring_your_own", "preflight"), ("fleet", "smoke")}
 """The smoke's train step under each allocator setting is one kind of a scaling's cases; the story of a subject of one's
-own asks a preflight for its verdict."""
+own asks a preflight for its verdict; the members of a fleet run a smoke."""
+
+PARAMETERS = {name for question in QUESTIONS.values() for name in question.request.parameters}
+"""A text may be one of these too: `fleet` is what a member is told, and the notebook that compares members."""
 
 
 def named(path):
     """Return the notebooks whose name, alone or with its suffix, is a text in a file."""
     constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-    return {name for name in QUESTIONS if {name, f"{name}.ipynb"} & constants}
+    found = {name for name in QUESTIONS if {name, f"{name}.ipynb"} & constants}
+    return found - PARAMETERS
 
 
 def test_no_other_file_knows_a_notebook_by_its_name():

@@ -81,7 +81,10 @@ def static_twin(chart: go.Figure) -> str:
             _draw_panel(panel, chart, number)
         if layout.coloraxis.colorscale:
             label = _plain(layout.coloraxis.colorbar.title.text)
-            figure.colorbar(panels[0].images[0], ax=list(panels), label=label).outline.set_visible(False)
+            bar = figure.colorbar(panels[0].images[0], ax=list(panels), label=label)
+            bar.outline.set_visible(False)
+            if (ticks := layout.coloraxis.colorbar.tickvals) is not None:
+                bar.set_ticks(list(ticks), labels=list(layout.coloraxis.colorbar.ticktext))
         _write_title(figure, layout)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -106,7 +109,7 @@ def _draw_panel(panel, chart: go.Figure, number: str) -> None:
         if trace.type == "scatter":
             static_traces.draw_scatter(panel, trace, x, y)
         elif trace.type == "heatmap":
-            static_traces.draw_heat_map(panel, trace)
+            static_traces.draw_heat_map(panel, trace, layout.coloraxis)
     if y.asked.scaleanchor:
         panel.set_aspect("equal")
     _draw_marks(panel, layout, number)

@@ -76,10 +76,14 @@ def draw_bars(panel, bars: list[go.Bar], x, y, barmode: str | None) -> None:
                 panel.annotate(text, (length, row), (4, 0), textcoords="offset points", va="center", fontsize=11)
 
 
-def draw_heat_map(panel, trace: go.Heatmap) -> None:
-    """Draw a heat map of shares from 0 to 1 as an image, with the values in its cells if they are asked for."""
+def draw_heat_map(panel, trace: go.Heatmap, coloraxis: go.layout.Coloraxis) -> None:
+    """Draw a heat map as an image in the colours of its axis, with the values in its cells if they are asked for."""
+    from matplotlib.colors import LinearSegmentedColormap
+
     values = np.array(trace.z, dtype=float)
-    panel.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    colours = LinearSegmentedColormap.from_list("asked", [tuple(stop) for stop in coloraxis.colorscale])
+    style = {"cmap": colours, "vmin": coloraxis.cmin, "vmax": coloraxis.cmax}
+    panel.imshow(values, **style, aspect="auto", origin="lower", interpolation="nearest")
     if trace.texttemplate:
         for (row, column), value in np.ndenumerate(values):
             ink = "black" if value > 0.6 else "white"

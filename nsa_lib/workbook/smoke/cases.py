@@ -10,7 +10,7 @@ from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
-from nsa_lib.workbook.profiles import BACKEND, COMPILE, FAULT_AT, MACHINE, PROFILE, RUN, SIZES_OF, profiles
+from nsa_lib.workbook.profiles import BACKEND, COMPILE, FAULT_AT, MACHINE, MEMBER, PROFILE, RUN, SIZES_OF, profiles
 
 ANOMALY_STEPS = 10
 
@@ -83,6 +83,7 @@ REQUEST = Request(
         "profiler": Parameter(bool, "count operators early and late", True),
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
         **RUN,
+        **MEMBER,
         **FAULT_AT,
     },
     profiles=profiles(checklist={"steps": 100, "reserved_limit_mib": 70000.0}, laptop={"steps": 100}),
