@@ -1,4 +1,4 @@
-"""The members of a fleet are read from their run folders and judged anew; what cannot be read is named, never left out."""
+"""The members of a fleet are read from their run folders and judged anew; what cannot be read is named."""
 
 import json
 
