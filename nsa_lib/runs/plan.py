@@ -122,7 +122,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         environment={**facts, **environment.machine_facts(), **provenance(notebooks), **room},
         out_dir=out_dir,
         overwritten=tuple(request.overwritten(namespace)),
-        on_trial=_tried(cases[0], imagined=request.imagined),
+        on_trial=_tried(cases, imagined=request.imagined),
     )
 
 
@@ -134,9 +134,10 @@ def _require_machine(request: Request, values: Mapping[str, Value], profile: str
         AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
 
 
-def _tried(case: CaseConfig, *, imagined: bool) -> dict[str, object] | None:
+def _tried(cases: Sequence[CaseConfig], *, imagined: bool) -> dict[str, object] | None:
     """Return what is known of what the user brings, on a device that is here; None if she brings nothing."""
-    if case.model.own is None:
+    case = next((case for case in cases if case.model.own is not None), None)
+    if case is None:
         return None
     return try_own(replace(case, device="cpu") if imagined else case)
 

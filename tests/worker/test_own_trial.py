@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject.config import OWN, ModelConfig, NSAConfig, Own
 from nsa_lib.subject.own.loading import OwnError
+from nsa_lib.worker.loop import run_case
 from nsa_lib.worker.own_trial import tried
 
 SIZES = NSAConfig(dim=16, heads=2, groups=2, d_k=8, d_v=8, l=8, d=8, l_sel=8, n_sel=3, w=16)
@@ -180,3 +182,15 @@ def test_a_file_may_have_any_name(tmp_path, file):
     (tmp_path / "bad.py").rename(tmp_path / file)
     named = replace(case, model=replace(case.model, own=Own(role="model", spec=f"{tmp_path}/{file}:Good")))
     assert tried(named)["label"] == f"{file}:Good"
+
+
+@pytest.mark.parametrize("name", ["Good", "Told"])
+def test_a_training_is_recorded_judged_and_taken_again_with_or_without_a_head(tmp_path, name):
+    case = replace(case_of(tmp_path, "model", MODEL, name), steps=6, warmup_steps=1, attest=True, show_fresh=True)
+    facts = {}
+    for known in run_case(case, Heartbeat(tmp_path / "heartbeat.jsonl")):
+        facts.update(known)
+    assert facts["replay"]["same_bits"]
+    assert facts["replay"]["wrong"] == {}
+    assert all(not any(step["wrong"].values()) for step in facts["attestation"])
+    assert facts["fresh_tokens"]["changes"]

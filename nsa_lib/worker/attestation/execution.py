@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from torch.autograd.profiler import record_function
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.subject.own.model import OwnModel
 from nsa_lib.worker.attestation.shown import listening, shown_by
 
 
@@ -57,6 +58,7 @@ def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterato
     layers = model.attention_layers
     found = Execution(routes=[[] for _ in layers], passes=[0] * len(layers))
     running: list[int] = []
+    forward_ended: list[bool] = []
     enter = record_function.__enter__
 
     def entered(self: record_function) -> record_function:
@@ -72,7 +74,10 @@ def executing(model: TinyLM, optimizer: torch.optim.Optimizer | None) -> Iterato
         else:
             for index, layer in enumerate(layers):
                 hooks.enter_context(_counted(layer, index, running, found))
+                if isinstance(model, OwnModel):
+                    hooks.enter_context(_recomputed(layer, index, forward_ended, found))
         hooks.callback(model.norm.register_forward_hook(_noting_output(found, model)).remove)
+        hooks.callback(model.norm.register_forward_hook(lambda *_: forward_ended.append(True)).remove)
         yield found
     _note_tensors(model, optimizer, found)
 
@@ -108,12 +113,38 @@ def _counted(layer: nn.Module, index: int, running: list[int], found: Execution)
     def end(*_: object) -> None:
         running.pop()
 
-    handles = layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)
+    # Recomputation ends by an exception as soon as it has what it needs.
+    handles = layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, always_call=True)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _recomputed(layer: nn.Module, index: int, forward_ended: Sequence[bool], found: Execution) -> Iterator[None]:
+    """Count a pass in backward that only a layer's parts tell of.
+
+    A user's model may checkpoint inside a layer's call, past the hooks of the layer: `transformers` does.
+    """
+    called = {"layer": False, "parts": False}
+
+    def noting(what: str) -> Callable[..., None]:
+        def note(*_: object) -> None:
+            called[what] |= bool(forward_ended)
+
+        return note
+
+    handles = [
+        part.register_forward_pre_hook(noting("layer" if part is layer else "parts")) for part in layer.modules()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        found.passes[index] += called["parts"] and not called["layer"]
 
 
 def _noting_output(found: Execution, model: TinyLM):

@@ -1,0 +1,79 @@
+"""What a user brings, through a notebook or all of its cases: refused beside its traceback, or judged to the end."""
+
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.runner import execute
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import plan
+from nsa_lib.workbook.run import record
+from tests.worker.preflight.own.test_own import HERE
+
+SIZES = {
+    "profile": "laptop", "dim": 32, "heads": 2, "groups": 2, "d_k": 16, "d_v": 16, "l_sel": 16, "n_sel": 3, "w": 32,
+    "layers": 1, "vocab": 64, "seq_len": 128,
+}  # fmt: skip
+
+
+def test_what_raises_on_import_ends_the_notebook_with_its_own_traceback_and_the_report_has_it(tmp_path):
+    beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
+    for folder in (beside, elsewhere):
+        folder.mkdir()
+    shutil.copy(PROJECT / "notebooks" / "preflight.ipynb", beside)
+    (beside / "mine.py").write_text("import math\n\nSCALE = math.log(0)\n")
+    out = elsewhere / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "../beside/preflight.ipynb", str(out), "--engine", "nsa"]
+    command += ["-p", "profile", "laptop", "-p", "out_dir", str(tmp_path), "-p", "attention", "mine.py:Mine"]
+    ended = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    cells = nbformat.read(out, as_version=4).cells
+    (error,) = [o for cell in cells for o in cell.get("outputs", ()) if o.output_type == "error"]
+    line, *told = error.traceback
+    assert line.startswith(f"ConfigError: attention={beside}/mine.py:Mine: {beside}/mine.py cannot be imported: ")
+    assert "ValueError: " in line
+    assert f'  File "{beside}/mine.py", line 3, in <module>' in told
+    assert not any("nsa_lib" in told_line for told_line in told)
+    html = out.with_suffix(".html").read_text()
+    assert "SCALE = math.log(0)" in html
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def judged(notebook, out_dir, role, name, **given):
+    asked = {**SIZES, role: f"{HERE}/mistakes.py:{name}", "out_dir": str(out_dir), **given}
+    run = record(execute(plan(notebook, asked)))
+    return run, {gate.name: gate for gate in run.gates}
+
+
+def test_a_mistake_of_a_kernel_is_found_by_a_preflight_and_all_its_cases_end(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def kernel(q, k, v, block_indices, *, l_sel, scale):\n"
+        "    shared = q.shape[1] // k.shape[1]\n"
+        "    k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))\n"
+        "    return (q @ k.mT * scale).softmax(-1) @ v\n"
+    )
+    run, gates = judged("preflight", tmp_path, "backend", "", backend=f"{tmp_path}/mine.py:kernel")
+    assert run.verdict == "NO-GO"
+    assert set(run.cases["status"]) == {"ok"}
+    found = {name for name, gate in gates.items() if gate.required and gate.outcome == "FAIL"}
+    assert {"selected_own", "attention_own", "future_own", "future"} <= found
+    assert run.summary["on_trial"] == "mine.py:kernel, judged by the float64 reference"
+
+
+def test_a_mistake_of_a_model_is_found_by_a_smoke(tmp_path):
+    name = "ModelWithoutMask"
+    run, gates = judged("smoke", tmp_path, "model", name, steps=15, anomaly=False)
+    assert run.verdict == "NO-GO"
+    assert gates["future"].outcome == "FAIL"
+    assert [gates[name].outcome for name in ("evidence", "unrecorded")] == ["PASS", "PASS"]
+    assert run.summary["on_trial"] == f"mistakes.py:{name}, judged without a reference"
+
+
+def test_a_contrast_tries_what_a_user_brings_though_ours_come_first(tmp_path):
+    (tmp_path / "mine.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: ZeroDivisionError"):
+        plan("backend_contrast", {**SIZES, "model": f"{tmp_path}/mine.py:build", "out_dir": str(tmp_path)})
