@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.fingerprint import FILE as FINGERPRINT_FILE
+from nsa_lib.contract.fingerprint import fingerprint_steps, made_of, why_not_deterministic
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.contract.origin import case_sha256
 from nsa_lib.judgement.attestation import AREAS
@@ -65,6 +68,8 @@ def told(asked):
 
 def seen(asked):
     """Return what an honest worker records of its steps, if it is asked for a case that takes any."""
+    if asked is not None and asked["work"] == "repeat":
+        return {"fingerprint": fingerprint(asked)}
     if asked is None or asked["work"] not in ("train", "backward"):
         return {}
     steps, layers = sorted({1, (1 + asked["steps"]) // 2, asked["steps"]}), asked["model"]["layers"]
@@ -91,6 +96,8 @@ def seen(asked):
             "wrong": {},
             "judged": {"step": 2, "wrong": wrong} if inner else None,
         }
+    if asked["fingerprint"]:
+        facts["fingerprint"] = fingerprint(asked)
     facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0}
     if asked["show_fresh"]:
         facts["fresh_tokens"] = {
@@ -101,6 +108,22 @@ def seen(asked):
             "others": 0.0,
         }
     return facts
+
+
+def fingerprint(asked, **changes):
+    """Return the fingerprint of a case of which every hash tells where it is from, and nothing else."""
+    case = CaseConfig.from_json(json.dumps(asked))
+    layers = {"0": {part: f"{part} of layer 1" for part in ("output", "choice", "gradients")}}
+    steps = {str(step): {"layers": layers, "parameters": f"after {step}"} for step in fingerprint_steps(case.steps)}
+    why_not = why_not_deterministic(case)
+    origin = {"gpu": "a GPU" if case.device == "cuda" else None, "processor": "a core", "torch": "2.13.0"}
+    return {
+        "schema": 1, "of": made_of(case, origin), "deterministic": not why_not, "why_not": why_not, "again": [],
+        "where": {"host": "box", "gpu_uuid": None, "place": "core 0"},
+        "losses": [f"loss {step}" for step in range(1, case.steps + 1)],
+        "steps": steps,
+        **changes,
+    }  # fmt: skip
 
 
 def routed(run, case_id, *routes):
@@ -122,7 +145,7 @@ def asked_for(run, case_id, **fields):
     return with_case(run, case_id, **told({**run.case(case_id)["asked"], **fields}))
 
 
-OF_OTHER_FILES = ("asked", "torn_heartbeat", "began", "case_sha256", "origin")
+OF_OTHER_FILES = ("asked", "torn_heartbeat", "began", "case_sha256", "origin", "fingerprint")
 """What is not kept in a result.json."""
 
 
@@ -139,6 +162,8 @@ def save(run, folder, **info):
         kept = {name: value for name, value in case.items() if value is not None and value == value}
         fields = {name: value for name, value in kept.items() if name not in OF_OTHER_FILES}
         (place / "result.json").write_text(json.dumps({"schema": 1, **fields}))
+        if case["fingerprint"] is not None:
+            (place / FINGERPRINT_FILE).write_text(json.dumps(case["fingerprint"]))
         began = datetime.fromisoformat(info.get("created", run.info.get("created", "2025-03-01"))).timestamp()
         beats = [{"schema": 1, "ts": began, "step": None, "phase": phase} for phase in ("build", "warmup")]
         beats[0]["origin"] = case["origin"]

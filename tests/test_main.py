@@ -40,7 +40,7 @@ def test_check_says_what_a_run_would_do_and_starts_nothing(ask, tmp_path):
     assert rows["steps"][1:4] == ["59", "given", "100"]
     assert rows["backend"][1:3] == ["packed", "given"]
     assert rows["dim"][1:4] == ["128", "profile", "768"]
-    assert "cases: training, anomaly" in out
+    assert "cases: training, hot, anomaly" in out
     assert "at least 60 steps" in out
     assert not any((tmp_path / "runs").iterdir())
 

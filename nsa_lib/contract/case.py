@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 DEVICES = ("cpu", "cuda")
 
-WORKS = ("train", "backward", "timing", "checks", "collectives")
+WORKS = ("train", "backward", "timing", "checks", "collectives", "repeat")
 
 ALONE, DDP, FSDP2 = "none", "ddp", "fsdp2"
 STRATEGIES = (ALONE, DDP, FSDP2)
@@ -63,7 +63,8 @@ class CaseConfig:
     """Name of the case in its run: `training`, `anomaly`, `profiler`, `dense`."""
     work: str = "train"
     """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn;
-    `checks`: those of a preflight; `collectives`: what ranks send each other, over sizes."""
+    `checks`: those of a preflight; `collectives`: what ranks send each other, over sizes; `repeat`: the first steps of
+    another case again, for their bits."""
     model: ModelConfig
     seq_len: int
     """Tokens in a sequence."""
@@ -113,6 +114,10 @@ class CaseConfig:
     """Processes that it runs in, one a GPU, each with its share of the batch."""
     digest_parts: int = 0
     """Parts of the parameters of which digests are recorded, for comparison with other cases and ranks; 0 for none."""
+    fingerprint: bool = False
+    """Record hashes of what it computes (`contract.fingerprint`)."""
+    repeats: str = ""
+    """The case whose first steps a `repeat` takes again."""
     strategy: str = ALONE
     """How the ranks share the training, one of STRATEGIES."""
 

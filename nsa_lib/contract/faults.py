@@ -25,6 +25,9 @@ FAULTS = {
     "silent_heartbeat": "the training goes on and writes no heartbeat",
     "torn_heartbeat": "the case is killed in the middle of a heartbeat's line",
     "disk_full": "a file of the case cannot grow beyond 8 KiB",
+    "bit_once": "one bit of a gradient is flipped, in one step",
+    "stuck_bit": "the GPU flips a bit of a gradient in every step; on a CPU one core does",
+    "unordered_sum": "a gradient is rounded by chance, wherever the code runs",
 }
 """What each value of the parameter `fault` plants in every case of a run; where several ranks run, in one of them."""
 
@@ -51,8 +54,10 @@ MOMENTS = {
 }
 """When a fault may strike instead: `sigkill@last`."""
 
-NEEDS_STEPS = ("leak_12", "leak_30", "pool_creep", "operator_growth", "growing_shapes")
-"""Faults that grow over many steps, and so have no moment."""
+NEEDS_STEPS = (
+    "leak_12", "leak_30", "pool_creep", "operator_growth", "growing_shapes", "bit_once", "stuck_bit", "unordered_sum",
+)  # fmt: skip
+"""Faults that grow over many steps, or that show where steps are taken again, and so have no moment."""
 
 IN_FORCE = ("wrong_backend", "first_key", "future_leak", "late_binding", "dead_parameter", "unshifted_labels")
 """Faults of the code that are in force from the build on: they strike at no moment of their own."""

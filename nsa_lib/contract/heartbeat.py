@@ -38,6 +38,7 @@ class Heartbeat:
     """The heartbeat file of one case, open for appending."""
 
     def __init__(self, path: Path):
+        self.folder = path.parent
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def beat(self, phase: str, step: int | None = None, **figures: object) -> None:

@@ -124,4 +124,4 @@ def _within(terms: Mapping[str, float], phase: str) -> str:
 
 def predicted_cases(run: Recorded) -> list[str]:
     """Return the cases of a run to show a prediction of, in their order: not those that repeat the training."""
-    return [str(name) for name in run.cases["case_id"] if name not in ("anomaly", "profiler")]
+    return [str(name) for name in run.cases["case_id"] if name not in ("anomaly", "profiler", "hot")]

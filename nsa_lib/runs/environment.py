@@ -19,6 +19,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nsa_lib.contract.machine import cpu_name
 from nsa_lib.contract.source import PACKAGE, why_outdated
 from nsa_lib.subject.config import ConfigError
 
@@ -61,7 +62,7 @@ def machine_facts() -> dict[str, object]:
     return {
         "platform": platform.platform(),
         "host": platform.node(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "python": platform.python_version(),
@@ -70,11 +71,6 @@ def machine_facts() -> dict[str, object]:
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "packages": {name: _package_version(name) for name in PACKAGES},
     }
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _nvidia_driver() -> str | None:

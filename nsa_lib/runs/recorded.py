@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from nsa_lib.contract.files import replacing
+from nsa_lib.contract.fingerprint import FILE as FINGERPRINT_FILE
 from nsa_lib.contract.origin import ORIGIN, case_sha256
+from nsa_lib.runs.fingerprints import read_fingerprint
 from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.steps import read_steps, readers_of
 from nsa_lib.subject.config import ConfigError
@@ -22,7 +24,7 @@ from nsa_lib.subject.config import ConfigError
 JSON_COLUMNS = (
     "asked", "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
     "prediction", "executed", "attestation", "fresh_tokens", "meter", "replay", "on_trial", "origin",
-    "ranks", "start", "digests",
+    "ranks", "start", "digests", "fingerprint",
 )  # fmt: skip
 """Columns of the cases that hold lists and mappings, as they are in memory and as JSON in a file; None if missing."""
 
@@ -180,12 +182,15 @@ def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]
         result = _read_json(path) if path.exists() else {"status": INTERRUPTED, "reason": "no result was written"}
         row = {"case_id": case_id, "steps_done": steps_done.get(case_id, 0), **result, "torn_heartbeat": torn[case_id]}
         asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
+        fingerprint = path.with_name(FINGERPRINT_FILE)
         first = next(next(iter(readers_of(path.parent).values())).beats(), {})
         row |= {"began": first.get("ts"), ORIGIN: first.get(ORIGIN)}
         if asked.exists():
             row |= {"asked": json.loads(asked.read_text()), "case_sha256": case_sha256(asked.read_text())}
         if prediction.exists():
             row["prediction"] = _prediction(prediction)
+        if fingerprint.exists():
+            row["fingerprint"] = read_fingerprint(fingerprint)
         rows.append(row)
     return cases_frame(rows)
 

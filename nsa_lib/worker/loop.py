@@ -21,22 +21,23 @@ from nsa_lib.contract.heartbeat import SCHEMA, Heartbeat
 from nsa_lib.contract.origin import ORIGIN
 from nsa_lib.subject import distributed, training
 from nsa_lib.subject.attention.tables import own_tables
-from nsa_lib.subject.model import TinyLM, make_model
+from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.own.attention import install
 from nsa_lib.worker import accuracy, attention_map, attestation, data, digest, faults, preflight, profiling, timing
+from nsa_lib.worker.building import built
 from nsa_lib.worker.devices import DEVICES
+from nsa_lib.worker.fingerprint import FingerprintRecorder, write_fingerprint
 from nsa_lib.worker.fresh_tokens import fresh_tokens
 from nsa_lib.worker.graphed import GraphedStep
-from nsa_lib.worker.memory import CpuMeter, CudaMeter
+from nsa_lib.worker.memory import CpuMeter, CudaMeter, meter_check
 from nsa_lib.worker.origin import origin
 from nsa_lib.worker.ranks.collectives import run_collectives
 from nsa_lib.worker.ranks.share import own_sequences
 from nsa_lib.worker.ranks.step_recorder import StepRecorder
+from nsa_lib.worker.repeated import repeat
 from nsa_lib.worker.timing import PhaseClock
 
 Facts = Mapping[str, object]
-
-METER_CHECK_BYTES = 2**19
 
 
 class NonFiniteError(FloatingPointError):
@@ -51,7 +52,8 @@ def run_to_result(case_file: Path, folder: Path | None = None) -> None:
     text = case_file.read_text()
     case, folder = CaseConfig.from_json(text), folder or case_file.parent
     heartbeat = Heartbeat(folder / "heartbeat.jsonl")
-    heartbeat.beat("build", **{ORIGIN: origin(case, text)})
+    found = origin(case, text)
+    heartbeat.beat("build", **{ORIGIN: found})
     ending = {"status": "ok", "reason": ""}
     facts: dict[str, object] = {}
     try:
@@ -68,6 +70,8 @@ def run_to_result(case_file: Path, folder: Path | None = None) -> None:
         if status is None:
             raise
         ending = {"status": status, "reason": str(error).splitlines()[0]}
+    if "fingerprint" in facts:
+        write_fingerprint(folder, case, found | facts, facts.pop("fingerprint"))
     write_json(folder / "result.json", {"schema": SCHEMA, "case_id": case.case_id, **ending, **facts})
 
 
@@ -101,7 +105,7 @@ class Stepped:
 
 def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     """Take whole steps, as a training does: nothing waits for the device between their phases."""
-    model = _built(case)
+    model = built(case)
     if case.digest_parts:
         yield {"start": digest.parameters_digest(model.parameters(), case.digest_parts)}
     step = partial(training.train_step, loss_chunk=case.loss_chunk)
@@ -121,7 +125,7 @@ def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
 
 def backward(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     """Take forward and backward alone, and wait for the device after each, to time it."""
-    model = _built(case)
+    model = built(case)
 
     def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
         clock = PhaseClock(case.device, meter.mark)
@@ -137,16 +141,9 @@ WORKS: dict[str, Callable[[CaseConfig, Heartbeat], Iterable[Facts]]] = {
     "timing": timing.run_timing,
     "checks": preflight.run_checks,
     "collectives": run_collectives,
+    "repeat": repeat,
 }
 """What a case does, by the names of `contract.case.WORKS`."""
-
-
-def _built(case: CaseConfig) -> TinyLM:
-    """Return the case's model, on its device."""
-    torch.manual_seed(case.seed)
-    # Made on the CPU and moved in its final dtype: float32 weights must not raise the peak of a bfloat16 run.
-    model = make_model(case.model, grad_checkpointing=case.grad_checkpointing)
-    return model.to(getattr(torch, case.dtype)).to(case.device)
 
 
 def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
@@ -217,12 +214,13 @@ def measured_steps(
     anomalies = torch.autograd.set_detect_anomaly(case.detect_anomaly)
     meter = device.meter(case.alloc_conf, case.budget_mib)
     witness, recorder = attestation.Witness(case, meter.allocator), StepRecorder(stepped.model, case)
+    prints = FingerprintRecorder(stepped.model, case)
     with own_tables(), anomalies, meter, windows, recorder:
         meter.track(stepped.model)
         heartbeat.beat("warmup")
         for step in range(1, case.steps + 1):
             tokens = own_sequences(next(batches)).to(case.device)
-            with witness.watching(step, stepped.model, tokens, stepped.optimizer):
+            with witness.watching(step, stepped.model, tokens, stepped.optimizer), prints.watching(step):
                 beat = _measured_step(stepped, tokens, meter, case)
             windows.step(meter.operator_counts)  # before what is only recorded calls operators too
             beat |= recorder.figures(tokens)
@@ -232,33 +230,16 @@ def measured_steps(
             if step in witness.steps:
                 yield {"executed": witness.executed}
             yield from recorder.after(step)
+            prints.after(step, beat["loss"])
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
         yield {"meter": meter_check(meter, case.device)}
+    if case.fingerprint:
+        yield {"fingerprint": prints.found}
     if windows.early and windows.late:
         yield {"operators": {"early": windows.early, "late": windows.late}}
     if case.attest:  # only now: it allocates, and nothing is measured any more
         yield {"attestation": witness.judge(_judge_on(case), alive=lambda: heartbeat.beat("step"))}
     return tokens, witness
-
-
-def meter_check(meter: CudaMeter | CpuMeter, device: str) -> dict[str, float]:
-    """Hold something of a known size for a while in each phase, and return what the meter says of it.
-
-    Returns:
-        `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by, where they are off the most.
-    """
-    held_mib, rises = METER_CHECK_BYTES / MIB, []
-    for holding in training.PHASES:
-        meter.begin_step()
-        before_mib = meter.read()["peak_alloc_mib"]
-        for phase in training.PHASES:
-            if phase == holding:
-                held = torch.empty(METER_CHECK_BYTES, dtype=torch.uint8, device=device)
-                del held
-            meter.mark(phase)
-        read = meter.read()
-        rises += [read[name] - before_mib for name in ("peak_alloc_mib", f"peak_alloc_{holding}_mib")]
-    return {"held_mib": held_mib, "read_mib": max(rises, key=lambda mib: abs(mib - held_mib))}
 
 
 def _measured_step(

@@ -16,9 +16,12 @@ from collections.abc import Mapping
 import torch
 
 from nsa_lib.contract.allocator import MIB, UNBOUNDED
+from nsa_lib.subject import training
 from nsa_lib.worker.allocator import AllocatorSimulation, Block
 from nsa_lib.worker.process import started_with
 from nsa_lib.worker.storages import StorageTracker
+
+METER_CHECK_BYTES = 2**19
 
 
 class _StepPeaks:
@@ -195,3 +198,23 @@ def _setting_that_torch_read() -> dict[str, object]:
 
 def _mib(stats: Mapping, counter: str, figure: str) -> float:
     return stats[counter]["all"][figure] / MIB
+
+
+def meter_check(meter: CudaMeter | CpuMeter, device: str) -> dict[str, float]:
+    """Hold something of a known size for a while in each phase, and return what the meter says of it.
+
+    Returns:
+        `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by, where they are off the most.
+    """
+    held_mib, rises = METER_CHECK_BYTES / MIB, []
+    for holding in training.PHASES:
+        meter.begin_step()
+        before_mib = meter.read()["peak_alloc_mib"]
+        for phase in training.PHASES:
+            if phase == holding:
+                held = torch.empty(METER_CHECK_BYTES, dtype=torch.uint8, device=device)
+                del held
+            meter.mark(phase)
+        read = meter.read()
+        rises += [read[name] - before_mib for name in ("peak_alloc_mib", f"peak_alloc_{holding}_mib")]
+    return {"held_mib": held_mib, "read_mib": max(rises, key=lambda mib: abs(mib - held_mib))}

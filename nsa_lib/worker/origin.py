@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.machine import cpu_name
 from nsa_lib.contract.origin import case_sha256
 from nsa_lib.contract.source import package_sha256
 from nsa_lib.worker.data import data_sha256
@@ -31,6 +32,7 @@ def origin(case: CaseConfig, text: str) -> dict[str, object]:
         "package_sha256": package_sha256(),
         "data_sha256": data_sha256(case),
         "host": platform.node(),
+        "processor": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         **versions(),
         "driver": _driver() if on_gpu else None,
         "gpu": device.name if device else None,

@@ -155,7 +155,7 @@ def test_a_run_that_is_terminated_leaves_what_the_stop_button_leaves(supervised)
         output for cell in executed.cells for output in cell.get("outputs", ()) if PLOTLY in output.get("data", {})
     ]
     assert len(charts) >= 4
-    assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started", "not started"]
     assert run.folder.name in (folder / "out.html").read_text()
 
 
@@ -216,7 +216,7 @@ def test_the_stop_button_ends_the_worker_and_the_notebook_goes_on(lab, tmp_path)
     acting.join()
     assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "INCOMPLETE")
     run = open_run("newest", out_dir=tmp_path)
-    assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started", "not started"]
     assert shown[MIME][0]["run_id"] == run.folder.name
     assert len(shown[PLOTLY]) == 6
     assert sum(bool(figure["data"]) for figure in shown[PLOTLY]) >= 4, "a prediction may not be ready"
@@ -230,7 +230,7 @@ def test_a_killed_worker_is_a_no_go_that_shows_what_was_recorded_and_lets_the_ne
     acting.join()
     assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "NO-GO")
     run = open_run("newest", out_dir=tmp_path)
-    assert list(run.cases["status"]) == ["crashed", "ok"]
+    assert list(run.cases["status"]) == ["crashed", "ok", "ok"]
     assert run.cases["reason"][0] == "killed by SIGKILL"
     assert shown[MIME][0]["run_id"] == run.folder.name
     assert len(run.figures["memory"].data[0].x) == run.cases["steps_done"][0] >= STEPS

@@ -187,7 +187,7 @@ def test_many_processes_are_refused(ask, monkeypatch):
 
 
 def test_a_smoke_is_the_training_the_anomaly_case_the_profile_and_the_yardstick(ask):
-    assert [case.case_id for case in ask(CPU).cases] == ["training", "anomaly"]
+    assert [case.case_id for case in ask(CPU).cases] == ["training", "hot", "anomaly"]
     assert [case.case_id for case in ask(GPU).cases] == ["training", "anomaly", "profiler", "dense"]
     assert [case.case_id for case in ask(GPU, anomaly=False, profiler=False).cases] == ["training", "dense"]
     training, anomaly, profiler, dense = ask(GPU, steps=200, backend="packed").cases

@@ -231,7 +231,8 @@ def smoke(tmp_path, monkeypatch):
     """The plan of a smoke of three cases."""
     monkeypatch.setattr(environment, "torch_facts", lambda: CPU)
     planned = plan("smoke", {"profile": "laptop", "out_dir": str(tmp_path / "out")})
-    return replace(planned, cases=(*planned.cases, replace(planned.cases[0], case_id="third")))
+    cases = [case for case in planned.cases if case.case_id != "hot"]
+    return replace(planned, cases=(*cases, replace(cases[0], case_id="third")))
 
 
 NOT_STARTED = ("interrupted", "not started")

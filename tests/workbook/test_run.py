@@ -24,7 +24,7 @@ SUMMARY_KEYS = [
     "advice", "parameters", "environment", "cases",
 ]  # fmt: skip
 
-GATE_KEYS = ["name", "required", "outcome", "measured", "limit", "margin", "unit", "detail"]
+GATE_KEYS = ["name", "required", "outcome", "measured", "limit", "margin", "unit", "detail", "user_traceback"]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_a_run_folder_becomes_two_frames(folder):
     run, left = open_run(folder), healthy("laptop")
     assert list(run.cases) == list(CASE_COLUMNS)
     assert list(run.steps) == list(STEP_COLUMNS)
-    assert list(run.cases["case_id"]) == ["training", "anomaly"]
-    assert dict(run.steps.groupby("case_id").size()) == {"training": 100, "anomaly": 10}
+    assert list(run.cases["case_id"]) == ["training", "hot", "anomaly"]
+    assert dict(run.steps.groupby("case_id").size()) == {"training": 100, "hot": 3, "anomaly": 10}
     assert run.steps["loss"].tolist() == left.steps["loss"].tolist()
     assert smoke_gates(run) == smoke_gates(left)
     assert run.verdict == "GO"
@@ -69,9 +69,9 @@ def test_the_summary_holds_what_the_design_says(folder):
     assert list(summary) == SUMMARY_KEYS
     assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "21 of 21 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["headline"] == "22 of 22 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
-    assert [case["case_id"] for case in summary["cases"]] == ["training", "anomaly"]
+    assert [case["case_id"] for case in summary["cases"]] == ["training", "hot", "anomaly"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
 
 
@@ -103,13 +103,13 @@ def test_a_line_that_was_being_written_when_its_writer_died_is_left_out_and_told
     heartbeat.write_text(heartbeat.read_text()[:-40])
     run = record(folder)
     assert dict(zip(run.cases["case_id"], run.cases["torn_heartbeat"], strict=True)) == {
-        "training": True, "anomaly": False,
+        "training": True, "hot": False, "anomaly": False,
     }  # fmt: skip
     assert len(run.of("training")) == 99
     assert (run.verdict, open_run(folder).verdict) == ("NO-GO", "NO-GO")
 
 
-@pytest.mark.parametrize("case_id", ["training", "anomaly"])
+@pytest.mark.parametrize("case_id", ["training", "hot", "anomaly"])
 def test_a_case_that_left_no_result_was_interrupted(folder, case_id):
     (folder / "cases" / case_id / "result.json").unlink()
     for run in (open_run(folder), record(folder), open_run(folder)):
@@ -121,7 +121,7 @@ def test_a_case_that_left_no_result_was_interrupted(folder, case_id):
 def test_a_runner_killed_at_once_leaves_a_run_that_can_be_opened(folder):
     shutil.rmtree(folder / "cases")
     for run in (open_run(folder), record(folder), open_run(folder)):
-        assert list(run.cases["status"]) == ["interrupted"] * 2
+        assert list(run.cases["status"]) == ["interrupted"] * 3
         assert run.steps.empty
         assert run.verdict == "INCOMPLETE"
         assert "no steps recorded" in run.figures["memory"].layout.meta["description"]
@@ -138,8 +138,8 @@ def test_a_failed_case_is_the_same_when_it_is_read_again(tmp_path, status):
     recorded = record(save(run, tmp_path / "run"))
     read = open_run(tmp_path / "run")
     assert read.case("training")["status"] == status
-    assert read.cases["reason"].tolist() == recorded.cases["reason"].tolist() == ["because", "7"]
-    assert read.cases["stderr_tail"].tolist() == [STDERR, "None"]
+    assert read.cases["reason"].tolist() == recorded.cases["reason"].tolist() == ["because", "", "7"]
+    assert read.cases["stderr_tail"].tolist() == [STDERR, "", "None"]
     assert read.summary == recorded.summary
     assert read.verdict == "NO-GO"
 

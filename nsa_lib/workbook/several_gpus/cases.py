@@ -18,6 +18,9 @@ ONE, COLLECTIVES = "one", "collectives"
 OTHER_STEPS = 5
 """Steps of a case that only shows its memory: from the second on each repeats it."""
 
+UNRECORDED = {"digest_parts": 0, "fingerprint": False}
+"""Of cases whose results are compared with no other's."""
+
 PROFILER_STEPS = 53
 """Long enough for a step right after warm-up and one that is forty steps later."""
 
@@ -35,19 +38,19 @@ def several_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tup
     gpus, strategies = int(values["gpus"].value), values["strategies"].value
     fault = str(values["fault"].value)
     training = training_case({**values, "fault": replace(values["fault"], value="none")})
-    training = replace(training, digest_parts=gpus)
+    training = replace(training, digest_parts=gpus, fingerprint=True)
     on_gpu = training.device == "cuda"
     one = replace(training, case_id=ONE)
     shared = [replace(training, case_id=name, strategy=name, ranks=gpus) for name in strategies]
     cases = [one, *(replace(case, fault=fault, profile_operators=not on_gpu) for case in shared)]
     for case in shared if on_gpu else ():
         cases.append(
-            replace(case, case_id=profiled(case.case_id), steps=PROFILER_STEPS, digest_parts=0, profile_operators=True)
+            replace(case, case_id=profiled(case.case_id), steps=PROFILER_STEPS, profile_operators=True, **UNRECORDED)
         )
-    other = {"grad_checkpointing": not training.grad_checkpointing, "steps": OTHER_STEPS, "digest_parts": 0}
+    other = {"grad_checkpointing": not training.grad_checkpointing, "steps": OTHER_STEPS, **UNRECORDED}
     for case in (one, *shared):
         cases.append(replace(case, case_id=other_checkpointing(case.case_id), **other))
-    link = {"work": "collectives", "ranks": gpus, "steps": len(transfers(training.device)), "digest_parts": 0}
+    link = {"work": "collectives", "ranks": gpus, "steps": len(transfers(training.device)), **UNRECORDED}
     cases.append(replace(training, case_id=COLLECTIVES, **link))
     return tuple(cases)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nsa_lib.contract.case import JUDGED_STEPS, CaseConfig
+from nsa_lib.contract.fingerprint import REPEATED_STEPS, why_not_deterministic
 from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
@@ -13,6 +14,9 @@ from nsa_lib.runs.training_case import training_case
 from nsa_lib.workbook.profiles import BACKEND, COMPILE, FAULT_AT, MACHINE, MEMBER, PROFILE, RUN, SIZES_OF, profiles
 
 ANOMALY_STEPS = 10
+
+HOT = "hot"
+"""The case that takes the first steps of the training again, when it has heated the GPU."""
 
 DENSE_STEPS = 30
 
@@ -27,7 +31,7 @@ LAPTOP_HEADROOM = 1.25
 
 
 def smoke_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:
-    """Return the cases of a smoke: the training, ten steps of anomaly detection, on a GPU a profile and the yardstick.
+    """Return the cases of a smoke: the training, its first steps again, ten under anomaly detection, more on a GPU.
 
     On a CPU the operators are counted by the memory tracker in the training case, and its speed says nothing.
     """
@@ -35,7 +39,11 @@ def smoke_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple
     on_gpu = training.device == "cuda"
     counted = bool(values["profiler"].value) and not on_gpu
     look = training.model.attention != "dense" and training.model.brings != "model"
-    cases = [replace(training, attest=True, show_fresh=True, profile_operators=counted, look=look)]
+    main = replace(training, fingerprint=True)
+    cases = [replace(main, attest=True, show_fresh=True, profile_operators=counted, look=look)]
+    if not why_not_deterministic(training):  # at once, while the GPU is hot
+        steps = min(REPEATED_STEPS, training.steps)
+        cases.append(replace(main, case_id=HOT, work="repeat", repeats=training.case_id, steps=steps))
     if values["anomaly"].value:
         cases.append(replace(training, case_id="anomaly", steps=ANOMALY_STEPS, detect_anomaly=True, compile=False))
     if values["profiler"].value and on_gpu:

@@ -12,6 +12,7 @@ from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate, replay_gate
 from nsa_lib.judgement.compiled import compiled_gate
+from nsa_lib.judgement.fingerprint import same_bits_gate
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -29,6 +30,7 @@ from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.judgement.prediction import prediction_advice
 from nsa_lib.judgement.trend import judge_trend, steps_to_limit
 from nsa_lib.runs.recorded import Recorded
+from nsa_lib.workbook.smoke.cases import HOT
 
 CHECKLIST_RESERVED_MIB = 70_000
 
@@ -64,6 +66,7 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         route_gate(run, ["training"], "route"),
         *(attested_gate(run, "training", area) for area in AREAS),
         replay_gate(run, "training"),
+        same_bits_gate(run, "training", HOT),
         future_gate(run),
         executed_gate(run, "training"),
         recomputation_gate(run, "training", prerequisite=run.info["profile"] == "checklist"),

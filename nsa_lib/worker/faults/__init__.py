@@ -12,7 +12,7 @@ from functools import partial
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.faults import FAULT_RANK
-from nsa_lib.worker.faults import of_code, of_ranks, of_run
+from nsa_lib.worker.faults import of_bits, of_code, of_ranks, of_run
 from nsa_lib.worker.faults.replacing import from_step
 from nsa_lib.worker.ranks.group import rank_and_count
 
@@ -58,6 +58,9 @@ PLANTS: dict[str, Callable[[CaseConfig], AbstractContextManager[None]]] = {
     "silent_heartbeat": of_run.silent_heartbeat,
     "torn_heartbeat": of_run.torn_heartbeat,
     "disk_full": of_run.disk_full,
+    "bit_once": of_bits.bit_once,
+    "stuck_bit": of_bits.stuck_bit,
+    "unordered_sum": of_bits.unordered_sum,
     "hang_collective": of_ranks.hang_collective,
     "mismatched_shapes": of_ranks.mismatched_shapes,
     "slow_rank": of_ranks.slow_rank,

@@ -80,7 +80,7 @@ def test_fused_is_not_run_again_where_it_cannot_run(run, monkeypatch, changes):
 
 
 def test_a_case_that_the_run_has_not_or_that_cannot_be_read_is_refused(run):
-    with pytest.raises(ConfigError, match=r"case_id='train': accepts training, anomaly"):
+    with pytest.raises(ConfigError, match=r"case_id='train': accepts training, hot, anomaly"):
         rerun(run, "train")
     with pytest.raises(ConfigError, match=r"case_id='\.\./\.\.': accepts"):
         recorded_case(run, "../..")

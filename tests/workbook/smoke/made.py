@@ -24,6 +24,7 @@ LOST = (
     "replay",
     "operators",
     "effective",
+    "fingerprint",
 )
 """What a case that dies before its first step ends has not recorded."""
 
@@ -56,6 +57,14 @@ def replayed(run, **changes):
     return with_case(run, "training", replay={**run.case("training")["replay"], **changes})
 
 
+def with_other_bits(run, step, again=()):
+    """Return a smoke whose second take of a step came to another loss, and what further takes gave."""
+    found = run.case("hot")["fingerprint"]
+    losses = [*found["losses"]]
+    losses[step - 1] = "another loss"
+    return with_case(run, "hot", fingerprint={**found, "losses": losses, "again": list(again)})
+
+
 def without_blocks(run):
     """Return a smoke of which nothing but the attention was recorded."""
     steps = [{k: v for k, v in step.items() if k != "blocks"} for step in run.case("training")["attestation"]]
@@ -83,7 +92,9 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
     """Return a run that is GO."""
     values = resolved("smoke", {"steps": steps, **given}, profile=profile)
     on_gpu, base_mib = values["device"].value == "cuda", base_mib or BASE_MIB[profile]
-    counts = {"training": steps, "anomaly": 10, **({"profiler": 53, "dense": 30} if on_gpu else {})}
+    repeats = not on_gpu or (values["backend"].value == "fused" and not values["compile"].value)
+    repeated = {"hot": min(steps, 3)} if repeats else {}
+    counts = {"training": steps, **repeated, "anomaly": 10, **({"profiler": 53, "dense": 30} if on_gpu else {})}
     cases = [
         {"case_id": case_id, "status": "ok", "reason": "", "steps_done": count, "seconds": 12.5, "exit_code": 0,
          "state_mib": STATE_SHARE * base_mib, "device_total_mib": 143_771.0 if on_gpu else NAN, "stderr_tail": "",
