@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # `python -m` puts the working folder there: a random.py of the user's must not be ours
+
 import argparse
 import signal
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 """The commands of the shell: what they print, their exit status, and refusals in one line."""
 
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,19 @@ def ask(monkeypatch, tmp_path, capsys):
         return status, *capsys.readouterr()
 
     return asked
+
+
+def test_modules_in_the_working_folder_do_not_take_the_place_of_pythons_own(tmp_path):
+    for module in ("profile", "random", "torch", "json"):
+        (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module} of the user')")
+    for command in (["nsa_lib", "check", "smoke"], ["nsa_lib.runs.papermill", str(os.getpid()), "none.ipynb", "out"]):
+        ran = subprocess.run(
+            [sys.executable, "-m", *command, "-p", "profile", "nope"], cwd=tmp_path, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert "of the user" not in ran.stderr
+        assert ran.returncode in (1, 2)
+    assert "none.ipynb" in ran.stderr
 
 
 # check

@@ -32,7 +32,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path to write to; what was written replaces the file once it is whole."""
-    temporary = path.with_suffix(".tmp")
-    yield temporary
-    os.replace(temporary, path)
+    """Yield the path to write to; what was written replaces the file once it is whole, and goes if it never is."""
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")  # of this process alone: some disks have no locks
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

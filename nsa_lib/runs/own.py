@@ -101,7 +101,7 @@ def try_own(case: CaseConfig) -> dict[str, object]:
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, env=environment.case_environment(case.alloc_conf), stdin=subprocess.DEVNULL, stdout=file,
-                stderr=file, start_new_session=True,
+                stderr=file, start_new_session=True, cwd=folder,
             )  # fmt: skip
             try:
                 status = process.wait(TRIAL_LIMIT_S + PATIENCE_S)

@@ -67,6 +67,8 @@ def supervise(
 def main(parent_pid: int, arguments: list[str]) -> None:
     """Run papermill's own command line, and end with the parent."""
     die_with_parent(parent_pid)
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # the working folder, which `papermill` itself does not look into either
     from papermill.cli import papermill  # only now: its import takes a second, in which the parent may die
 
     papermill(arguments, prog_name="papermill")

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -29,6 +30,7 @@ from nsa_lib.runs.processes import adopt_orphans, children, end_tree, processes_
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.runs.watch import Limits, RanksWatch, Watch
+from nsa_lib.subject.config import ConfigError
 
 WORKER = (sys.executable, "-m", "nsa_lib.worker")
 
@@ -56,7 +58,7 @@ def execute(plan: Plan) -> Path:
         print(notice, flush=True)
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
     adopt_orphans()
-    with StopButton() as stop, ExitStack() as around:
+    with StopButton() as stop, _told_in_a_line(plan.out_dir), ExitStack() as around:
         folder = make_run_folder(plan)
         around.enter_context(gpu_health.recorded(folder, plan.environment.get("gpu_uuid")))
         progress = _progress(plan, folder)
@@ -84,6 +86,16 @@ def execute(plan: Plan) -> Path:
         finally:
             _end_all(started, predictor)
     return folder
+
+
+@contextmanager
+def _told_in_a_line(out_dir: Path) -> Iterator[None]:
+    """Raise ConfigError, in one line, where the disk of the runs fails: it is full, say, or was taken away."""
+    try:
+        yield
+    except OSError as error:
+        ended = "nothing that the run started is left; `report` judges what was recorded until then"
+        raise ConfigError(f"out_dir={out_dir}: {error.strerror or error}; {ended}") from None
 
 
 def _progress(plan: Plan, folder: Path) -> Progress:

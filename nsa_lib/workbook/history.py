@@ -6,6 +6,7 @@ under a lock and replaced whole.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -118,11 +119,11 @@ def write_index(out_dir: Path, *, promised: str | None = None) -> Path:
     It links to the reports that are there, and to one that is `promised`: the engine writes it once the notebook ends.
     """
     path = out_dir / "index.html"
-    with _locked(out_dir / HISTORY):
+    with _locked(out_dir / HISTORY) as unlocked:
         lines, problems = read_history(out_dir / HISTORY)
         unrecorded, unreadable = _without_a_line(out_dir / "runs", {line["run_id"] for line in lines})
         there = [_with_its_report(line, out_dir / "runs", promised) for line in [*lines, *unrecorded]]
-        write_text(path, index_page(out_dir, there, [*problems, *unreadable]))
+        write_text(path, index_page(out_dir, there, [*unlocked, *problems, *unreadable]))
     return path
 
 
@@ -198,12 +199,26 @@ def _machine(info: Mapping[str, object]) -> str | None:
     return ", ".join(sorted({str(source["machine"]) for source in info["sources"]})) or None
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a file system says that has no locks, as some network disks do."""
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock: a page made from fewer lines must not replace one made from more."""
+def _locked(path: Path) -> Iterator[list[str]]:
+    """Hold a file's lock: a page made from fewer lines must not replace one made from more.
+
+    Yields what is wrong with that: a disk without locks has its page all the same, which says so.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        unlocked = []
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        unlocked = [f"{path.name} cannot be locked ({error.strerror}): of two runs that end at once one may be missing"]
+        print(*unlocked)
+    try:
+        yield unlocked
     finally:
         os.close(descriptor)

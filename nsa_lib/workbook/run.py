@@ -179,10 +179,14 @@ def key_figures(run: Run) -> dict[str, float | None]:
 
 
 def record(folder: Path) -> Run:
-    """Write summary.json of a run that has ended, then its frames as CSV for other programs, and return it."""
+    """Write summary.json of a run that has ended, then its frames as CSV for other programs, and return it.
+
+    On a disk that takes no more, each that cannot be written is a line, and the run has its verdict all the same.
+    """
     run = Run.read(folder)
+    summary = run.summary
     with StopButton():  # a second press right after the first must not stop what saves the run
-        write_json(folder / "summary.json", run.summary)  # the verdict before all that only decorates it
+        show(lambda: write_json(folder / "summary.json", summary))  # the verdict before all that only decorates it
         show(lambda: write_csv(run.cases, folder / "cases.csv"))
         show(lambda: write_csv(run.steps, folder / "steps.csv"))
     return run

@@ -179,8 +179,9 @@ def test_a_full_disk_ends_everything_that_was_started(tmp_path, monkeypatch, smo
     monkeypatch.setattr(runner, "run_case", no_space)
     monkeypatch.setattr(predictor, "write_json", no_space)
     before = children(os.getpid())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match="No space left on device; nothing that the run started is left") as refusal:
         execute(smoke)
+    assert "\n" not in str(refusal.value)
     assert children(os.getpid()) == before
 
 

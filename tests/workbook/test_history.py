@@ -1,5 +1,7 @@
 """The history of a folder's runs: one line a run, whoever writes at once, and a page that shows what can be read."""
 
+import errno
+import fcntl
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +132,30 @@ def test_two_pages_written_at_once_are_both_whole(history, tmp_path):
     assert html.rstrip().endswith("</html>")
     assert "4 runs, newest first" in html
     assert {path.name for path in tmp_path.iterdir()} == {"history.jsonl", "index.html"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_has_its_page_which_says_so(history, tmp_path, monkeypatch, capsys, code):
+    def no_locks(*_):
+        raise OSError(code, "No locks available")
+
+    append(history, line("run-1"))
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    html = write_index(tmp_path).read_text()
+    said = "history.jsonl cannot be locked (No locks available): of two runs that end at once one may be missing"
+    assert capsys.readouterr().out == f"{said}\n"
+    assert said in html
+    assert "1 runs, newest first" in html
+
+
+def test_a_lock_that_cannot_be_had_for_another_reason_is_an_error(history, tmp_path, monkeypatch):
+    def torn(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    append(history, line("run-1"))
+    monkeypatch.setattr(fcntl, "flock", torn)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_index(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,17 @@ def folder(tmp_path):
     return save(healthy("laptop"), tmp_path / "runs" / "smoke-1")
 
 
+def test_a_disk_that_takes_no_more_costs_a_line_each_and_never_the_verdict(folder, capsys):
+    for name in ("summary.json", "cases.csv"):
+        (folder / name).mkdir()  # nothing can take its place
+    run = record(folder)
+    assert (run.verdict, (folder / "steps.csv").is_file()) == ("GO", True)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert all("without a say in the verdict: IsADirectoryError" in line for line in said)
+    assert not [*folder.glob("*.tmp")]
+
+
 def test_a_run_folder_becomes_two_frames(folder):
     run, left = open_run(folder), healthy("laptop")
     assert list(run.cases) == list(CASE_COLUMNS)

@@ -8,6 +8,7 @@ loaded when the first twin is drawn: a notebook that draws none need not wait fo
 from __future__ import annotations
 
 import io
+import logging
 import re
 from dataclasses import dataclass
 from html import unescape
@@ -68,6 +69,7 @@ class Axis:
 
 def static_twin(chart: go.Figure) -> str:
     """Return a chart as an SVG of WIDTH_PX pixels, with its title and facts in it."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where HOME cannot be written it warns of its cache
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
