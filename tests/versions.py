@@ -1,8 +1,10 @@
-"""Read a run with every Python that the library promises: `make test-versions`.
+"""Try the library with every Python that it promises, and with its oldest and newest torch: `make test-versions`.
 
-A run is made with this Python, then each interpreter of VERSIONS that is on this machine reads it in an environment of
-its own, kept in .venvs/, with the newest packages that it can have and without torch: report, compare, figures. One
-that is not on this machine is named, and none at all is an error.
+A run is made with this Python. Each interpreter of READING that is on this machine then reads it in an environment of
+its own, with the newest packages that it can have and without torch: report, compare, figures. Each row of SMOKES makes
+a run of its own, which must be GO. Environments are kept in .venvs/; with torch as PyPI has it, built for CUDA, they
+take 6 GB each, minutes the first time. An interpreter that is not on this machine is named, and none at all is an
+error.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import tomllib
 
 from nsa_lib.runs.environment import PROJECT, notebook_path
 
-VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+READING = ("3.10", "3.11", "3.12", "3.13")
+
+SMOKES = (("3.10", "torch==2.5.1"), ("3.13", "torch"))
+"""The oldest Python with torch's floor, and the newest with the newest torch that has a wheel for it."""
 
 TINY = {"profile": "laptop", "layers": 1, "seq_len": 128, "vocab": 64, "steps": 60}
 
@@ -29,6 +35,8 @@ assert "torch" not in sys.modules
 assert len(run.of("training")) == 60
 print(run.verdict, len(run.figures["memory"].data))
 """
+
+VERSIONS = "import platform, torch; print(f'Python {platform.python_version()}, torch {torch.__version__}')"
 
 
 def interpreter(version: str) -> str | None:
@@ -43,32 +51,54 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def installed(version: str, path: str) -> Path:
-    """Return the Python of a version's environment, which is made if it is not there."""
-    folder = PROJECT / ".venvs" / version
+def installed(version: str, path: str, torch: str | None = None) -> Path:
+    """Return the Python of a version's environment, which is made if it is not there; with a torch if one is asked."""
+    folder = PROJECT / ".venvs" / (f"{version}-{torch}" if torch else version)
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         with (PROJECT / "pyproject.toml").open("rb") as file:
             needed = tomllib.load(file)["project"]["dependencies"]
+        others = (name for name in needed if not name.startswith("torch"))
         subprocess.run([path, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, *(name for name in needed if not name.startswith("torch"))], check=True)
+        subprocess.run([*pip, *others, *([torch] if torch else [])], check=True)
         subprocess.run([*pip, "--no-deps", "--editable", PROJECT], check=True)
         (folder / "installed").touch()
     return python
 
 
+def smoke(python: Path | str, out_dir: str) -> bool:
+    """Make a run with an interpreter, and return whether it is GO."""
+    given = [word for name, value in {**TINY, "out_dir": out_dir}.items() for word in ("-p", name, str(value))]
+    notebook = [str(notebook_path("smoke")), str(Path(out_dir, "out.ipynb")), "--no-progress-bar", "--engine", "nsa"]
+    ended = subprocess.run([python, "-m", "papermill", *notebook, *given], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        print(ended.stderr)
+    return ended.returncode == 0
+
+
 def main() -> int:
-    """Make a run, read it with each version, and return the number of those that could not."""
+    """Make a run, read it with each version, make those of SMOKES, and return the number of those that failed."""
+    wanted = dict.fromkeys((*READING, *(version for version, _ in SMOKES)))
+    found = {version: path for version in wanted if (path := interpreter(version))}
     with tempfile.TemporaryDirectory() as out_dir:
-        given = [word for name, value in {**TINY, "out_dir": out_dir}.items() for word in ("-p", name, str(value))]
-        notebook = [str(notebook_path("smoke")), str(Path(out_dir, "out.ipynb")), "--no-progress-bar"]
-        subprocess.run([sys.executable, "-m", "papermill", *notebook, *given], check=True, stderr=subprocess.DEVNULL)
+        if not smoke(sys.executable, out_dir):
+            return 1
         (run,) = Path(out_dir, "runs").iterdir()
-        found = {version: path for version in VERSIONS if (path := interpreter(version))}
-        failed = [version for version, path in found.items() if not read(version, path, run)]
-    print(f"not on this machine: {', '.join(v for v in VERSIONS if v not in found) or 'none'}")
+        failed = [version for version in READING if version in found and not read(version, found[version], run)]
+    failed += [torch for version, torch in SMOKES if version in found and not trains(version, found[version], torch)]
+    print(f"not on this machine: {', '.join(v for v in wanted if v not in found) or 'none'}")
     return len(failed) if found else 1
+
+
+def trains(version: str, path: str, torch: str) -> bool:
+    """Make a run with a version of Python and of torch, and say how that ended."""
+    python, began = installed(version, path, torch), time.monotonic()
+    named = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout.strip()
+    with tempfile.TemporaryDirectory() as out_dir:
+        is_go = smoke(python, out_dir)
+    print(f"{named}: the smoke is {'GO' if is_go else 'NOT GO'} ({time.monotonic() - began:.0f} s)")
+    return is_go
 
 
 def read(version: str, path: str, run: Path) -> bool:

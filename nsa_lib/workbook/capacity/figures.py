@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from nsa_lib.report.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, points
 from nsa_lib.report.charts.prediction import stack_terms
 from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.workbook.capacity.fits import ABOVE, BELOW
 from nsa_lib.workbook.capacity.measures import SETTINGS
 
 AXIS_TITLES = {"seq_len": "sequence length S in tokens", "batch": "sequences in a batch", "layers": "layers"}
@@ -84,7 +85,9 @@ def fits_table(rows: pd.DataFrame) -> Table:
         "axis": "the others as asked", "fits": "largest that fits", "at": "predicted at", "phase": "peak in",
         "dominated_by": "what the peak there consists of",
     }  # fmt: skip
-    return frame_table("Predicted to fit: the largest for certain, to the largest that may", rows, columns)
+    return frame_table(
+        f"Predicted to fit, with reserved {ABOVE:.0%} above its prediction to {BELOW:.0%} below", rows, columns
+    )
 
 
 def changes_table(rows: pd.DataFrame) -> Table:
