@@ -10,8 +10,11 @@ import time
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
+
+from nsa_lib.runs.thinning import thinned
 
 PERIOD_S = 1.0
 
@@ -113,14 +116,17 @@ def _bar(step: int, total: int) -> str:
 
 
 def sparkline_svg(values: Sequence[float], *, width: int = 320, height: int = 40) -> str:
-    """Return a small line through the values, lowest to highest, as inline SVG; "" for fewer than 2."""
+    """Return a small line through the values, lowest to highest, as inline SVG; "" for fewer than 2.
+
+    Of more values than it has pixels across, the lowest and the highest of every few are drawn.
+    """
     if len(values) < 2:
         return ""
-    values = values[:: -(-len(values) // width)]  # a point a pixel: a run may have many thousand steps
-    low, high = min(values), max(values)
+    last, low, high = len(values) - 1, min(values), max(values)
+    shown = thinned(np.asarray(values, dtype=float), width)  # a run may have many thousand steps; a spike stays
     points = " ".join(
-        f"{i * width / (len(values) - 1):.1f},{height - 2 - (v - low) / ((high - low) or 1) * (height - 4):.1f}"
-        for i, v in enumerate(values)
+        f"{i * width / last:.1f},{height - 2 - (values[i] - low) / ((high - low) or 1) * (height - 4):.1f}"
+        for i in shown
     )
     return (
         f'<br><svg width="{width}" height="{height}" role="img"><title>peak allocated memory, {low:,.1f} to {high:,.1f}'

@@ -142,6 +142,14 @@ def read_info(folder: Path) -> dict[str, object]:
     return _read_json(folder / "run.json")
 
 
+def read_summary(folder: Path) -> dict[str, object]:
+    """Return summary.json, which says how a run was judged when it ended.
+
+    Raises FileNotFoundError if there is none, and ConfigError if it is not JSON or of a newer schema.
+    """
+    return _read_json(folder / "summary.json")
+
+
 def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text())

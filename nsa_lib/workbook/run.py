@@ -80,6 +80,7 @@ class Run(Recorded):
             "on_trial": on_trial_in_words(self.info),
             "gates": [asdict(gate) for gate in self.gates],
             "advice": self._advice(),
+            "key_figures": key_figures(self),
             "parameters": self.info["parameters"],
             "environment": self.info["environment"],
             "cases": json.loads(self.cases.drop(columns=[*JSON_COLUMNS]).to_json(orient="records")),

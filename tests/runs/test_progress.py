@@ -144,6 +144,14 @@ def test_a_long_run_draws_a_point_a_pixel():
     assert 160 <= len(points(sparkline_svg([10.0, 20.0] * 17_500))) <= 320
 
 
+@pytest.mark.parametrize("at", [0, 1, 7_777, 19_998, 19_999])
+def test_a_spike_of_one_step_in_a_long_run_is_drawn_where_it_was(at):
+    values = [10.0] * 20_000
+    values[at] = 30.0
+    (spike,) = [x for x, y in points(sparkline_svg(values, width=320, height=40)) if y == 2]
+    assert spike == pytest.approx(at * 320 / 19_999, abs=0.1)
+
+
 @pytest.mark.parametrize("values", [[], [10.0]])
 def test_a_line_needs_two_values(values):
     assert sparkline_svg(values) == ""

@@ -21,7 +21,7 @@ from tests.workbook.smoke.made import ended, healthy, kept, with_steps, without_
 
 SUMMARY_KEYS = [
     "schema", "run_id", "notebook", "profile", "custom", "verdict", "headline", "reasons", "on_trial", "gates",
-    "advice", "parameters", "environment", "cases",
+    "advice", "key_figures", "parameters", "environment", "cases",
 ]  # fmt: skip
 
 GATE_KEYS = ["name", "required", "outcome", "measured", "limit", "margin", "unit", "detail", "user_traceback"]

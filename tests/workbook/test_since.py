@@ -1,10 +1,14 @@
 """What is new since the last run of a configuration."""
 
+import shutil
+
 import pytest
 
+from nsa_lib.workbook.decide import decide
+from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.since import since_last
-from tests.made_runs import Templates, day, set_fact, set_parameter, untaught_smoke
+from tests.made_runs import Templates, day, edit, set_fact, set_parameter, untaught_smoke
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +48,59 @@ def test_a_first_run_says_so(last):
     assert told(last) == ("New since the last run of this configuration: it is the first one", {})
 
 
+def test_the_last_run_is_not_judged_again(tmp_path, templates, last):
+    shutil.rmtree(last / "cases")
+    again = templates.put(tmp_path, "smoke", "smoke-2", created=day(2))
+    assert told(again) == ("Nothing new since the last run of this configuration, smoke-1", {})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda folder: set_parameter(folder, "seq_len", 7),
         lambda folder: set_fact(folder, "cpu", "another"),
         lambda folder: (folder / "run.json").write_text("{"),
-        lambda folder: (folder / "cases" / "training" / "heartbeat.jsonl").write_text("[]\n"),
+        lambda folder: edit(folder / "run.json", parameters=[{}]),
+        lambda folder: edit(folder / "run.json", created=day(3)),
     ],
-    ids=["another length", "another machine", "unreadable", "broken inside"],
+    ids=["another length", "another machine", "unreadable", "no parameters", "a later one"],
 )
-def test_a_run_of_another_configuration_or_one_that_is_broken_is_passed_over(tmp_path, templates, last, change):
+def test_a_run_of_another_configuration_is_not_spoken_of(tmp_path, templates, last, change):
     change(last)
-    assert "first one" in told(templates.put(tmp_path, "smoke", "smoke-2", created=day(2)))[0]
+    again = templates.put(tmp_path, "smoke", "smoke-2", created=day(2))
+    assert told(again) == ("New since the last run of this configuration: it is the first one", {})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda path: path.unlink(), "which was not judged"),
+        (lambda path: path.write_text(path.read_text()[:500]), "of another library, or torn"),
+        (lambda path: path.write_text("[]"), "of another library, or torn"),
+        (lambda path: edit(path, schema=99), "of another library, or torn"),
+        (lambda path: edit(path, key_figures=None), "of another library, or torn"),
+        (lambda path: edit(path, gates=[1]), "of another library, or torn"),
+        (lambda path: edit(path, verdict="FINE"), "of another library, or torn"),
+    ],
+    ids=["none", "torn", "no mapping", "newer", "older", "no gates", "no verdict"],
+)
+def test_a_run_without_a_summary_that_can_be_read_is_passed_over_in_one_line(tmp_path, templates, last, change, why):
+    broken = templates.put(tmp_path, "smoke", "smoke-2", created=day(2))
+    change(broken / "summary.json")
+    caption, rows = told(templates.put(tmp_path, "smoke", "smoke-3", created=day(3)))
+    assert caption.startswith("Nothing new since the last run of this configuration, smoke-1; passed over: smoke-2, ")
+    assert caption.endswith(why)
+    assert rows == {}
+
+
+def test_readiness_tells_what_is_new_since_the_last_one(tmp_path, templates):
+    for notebook in counted():
+        templates.put(tmp_path, notebook, f"{notebook}-1")
+    first = decide({"out_dir": str(tmp_path)})
+    templates.put(tmp_path, "smoke", "smoke-2", make=untaught_smoke, created=day(2))
+    second = decide({"out_dir": str(tmp_path)})
+    assert told(first.folder)[1] == {}
+    caption, rows = told(second.folder)
+    assert caption.endswith(first.info["run_id"])
+    assert rows["verdict"][1] == "✘ NO-GO"
+    assert ("PASS", "FAIL") in rows.values()

@@ -13,6 +13,7 @@ from IPython.display import display
 
 from nsa_lib.report.charts.static import static_twin
 from nsa_lib.report.session import session_mark
+from nsa_lib.runs.thinning import thinned
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""
@@ -189,30 +190,11 @@ MEDIANS = 300
 """Points of a median line."""
 
 
-def thinned(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
-    """Return the places of at most `most` values by which a trace looks the same.
-
-    Of each stretch its lowest and its highest value stay, so that no spike is lost, and one that is missing, so that
-    no gap is.
-    """
-    if len(values) <= most:
-        return np.arange(len(values))
-    places = {0, len(values) - 1}
-    for stretch in np.array_split(np.arange(len(values)), (most - 2) // 3):
-        own = values[stretch]
-        known = np.isfinite(own)
-        if known.any():
-            places |= {stretch[np.where(known, own, np.inf).argmin()], stretch[np.where(known, own, -np.inf).argmax()]}
-        if not known.all():
-            places.add(stretch[known.argmin()])
-    return np.array(sorted(places))
-
-
 def line(steps: pd.DataFrame, column: str, name: str, colour: str, hover: str, **options) -> go.Scatter:
     """Return a line through a column's finite values, thinned if there are very many."""
     values = steps[column].to_numpy(dtype=float)
     values = np.where(np.isfinite(values), values, np.nan)
-    shown = thinned(values)
+    shown = thinned(values, MOST_POINTS)
     if "customdata" in options:
         options["customdata"] = np.asarray(options["customdata"])[shown]
     # A line needs two points; a run that ended after one step still shows it.
