@@ -3,6 +3,8 @@
 import configparser
 import importlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -90,3 +92,8 @@ def test_installed_it_runs_its_own_notebooks_and_leaves_everything_in_reports_of
     (run,) = (reports / "runs").iterdir()
     assert open_run(run).info["environment"]["source_sha256"] == source_sha256(judged()), "the same as the checkout's"
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["reports"]
+    again = shlex.split(open_run(run).info["reproduce"])
+    assert again[:5] == ["python", "-m", "nsa_lib", "run", "smoke"]
+    planned = python("-m", "nsa_lib", "check", *again[4:])
+    assert "cases: training\n" in planned.stdout, planned.stderr
+    assert re.search(r"^seq_len +128 +given", planned.stdout, re.MULTILINE)

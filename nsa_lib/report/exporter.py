@@ -149,6 +149,9 @@ def _replace_outputs(nb: NotebookNode) -> tuple[int, dict[str, int]]:
                 gates = meta.get("gates", ()) if isinstance(meta, dict) else ()
                 evidence |= dict.fromkeys(map(str, gates), figures)
                 output.data = {"text/html": figure_html(output.data[PLOTLY_MIME], "".join(twin), figures)}
+            elif "text/html" in output.get("data", {}):
+                # What pandas puts over an index without a name: an empty heading is no heading.
+                output.data["text/html"] = "".join(output.data["text/html"]).replace("<th></th>", "<td></td>")
     return figures, evidence
 
 

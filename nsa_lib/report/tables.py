@@ -30,6 +30,10 @@ OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲"
 """Icon and JupyterLab colour of a gate's outcome, worst first."""
 
 
+PROSE_FROM = 40
+"""Letters from which on a text is given room for several words a line."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell: its text, and how it stands out."""
@@ -70,7 +74,9 @@ class Table:
         return html
 
     def _html(self, caption_text: str, rows: Sequence[Sequence[Cell]]) -> str:
-        numeric = [cell.numeric for cell in rows[0]] if rows else [False] * len(self.header)
+        if not rows:
+            return f'<p class="nsa-note">{escape(caption_text)}</p>'
+        numeric = [cell.numeric for cell in rows[0]]
         head = "".join(
             # An empty heading is no heading.
             f'<{"th scope=col" if name else "td"} style="text-align:{"right" if right else "left"}">{escape(name)}'
@@ -121,7 +127,8 @@ def gates_table(gates: Iterable[Mapping], *, caption: str = "Gates", kind: str =
     """Tabulate gate results as `ranked` orders them; `kind` is the heading over their names."""
     header, shown = ("outcome", kind, "measured", "limit", "margin", "detail"), ranked(gates)
     anchors = [f"{kind}-{gate['name']}" for gate in shown]
-    return Table(caption, header, [gate_row(gate) for gate in shown], anchors=anchors, sorts=True)
+    said = caption if shown else f"{caption}: none"
+    return Table(said, header, [gate_row(gate) for gate in shown], anchors=anchors, sorts=True)
 
 
 def ranked(gates: Iterable[Mapping]) -> list[Mapping]:
@@ -272,9 +279,10 @@ def _cell_html(cell: Cell) -> str:
     if cell.colour:
         style += f";font-weight:600;color:var(--jp-{cell.colour}-color0)"
     # A setting such as a:True,b:2 may break at its signs, a number may not.
+    kind = ' class="nsa-prose"' if len(cell.text) > PROSE_FROM and not cell.numeric else ""
     text = re.sub(r"[,:](?=[^\W\d])", r"\g<0><wbr>", escape(cell.text))
     if cell.link:
         text = f'<a href="{escape(cell.link)}">{text}</a>'
     if cell.folded:
         text += f"<details><summary>{escape(cell.folded_as)}</summary><pre>{escape(cell.folded)}</pre></details>"
-    return f'<td style="{style}">{text}</td>'
+    return f'<td{kind} style="{style}">{text}</td>'

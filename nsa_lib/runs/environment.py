@@ -245,14 +245,14 @@ def out_dir_of(given: object) -> Path:
 
 def reports_folder() -> Path:
     """Return reports/ of the checkout; of an installed library, which has no project, that of the working folder."""
-    return (Path.cwd() if _is_installed() else PROJECT) / "reports"
+    return (Path.cwd() if is_installed() else PROJECT) / "reports"
 
 
 def notebook_path(name: str) -> Path:
     """Return a notebook of the workbook: the checkout's, or the copy that an installed library carries."""
-    return (PACKAGE if _is_installed() else PROJECT) / "notebooks" / f"{name}.ipynb"
+    return (PACKAGE if is_installed() else PROJECT) / "notebooks" / f"{name}.ipynb"
 
 
-def _is_installed() -> bool:
+def is_installed() -> bool:
     """Return whether the library came as a wheel, which carries the notebooks (hatch_build.py)."""
     return (PACKAGE / "notebooks").is_dir()

@@ -143,7 +143,10 @@ def _tried(cases: Sequence[CaseConfig], *, imagined: bool) -> dict[str, object] 
 
 
 def reproduce(notebook: str, given: Mapping[str, object]) -> str:
-    """Return the command that runs a notebook with the parameters that are given."""
+    """Return the command that runs a notebook with given parameters; an installed library has no checkout."""
+    if environment.is_installed():
+        options = (word for name, value in given.items() for word in ("-p", name, str(value)))
+        return shlex.join(["python", "-m", "nsa_lib", "run", notebook, *options])
     options = ("--engine", "nsa", *papermill.parameters(given))
     return shlex.join(["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb", *options])
 

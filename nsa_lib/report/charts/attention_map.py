@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from nsa_lib.report.charts.chart import Chart, empty_chart, nothing
+from nsa_lib.report.charts.chart import TEMPLATE, Chart, empty_chart, nothing
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import ConfigError
 
@@ -13,6 +13,9 @@ NOT_KEPT = "this run kept no attention map; the training of a smoke that ends we
 
 SHARES = {"colorscale": "Cividis", "cmin": 0, "cmax": 1}
 """Colours from 0 to 1 that colour-blind readers tell apart, the same in every chart."""
+
+LEGEND_PX = 64
+"""Height of the legend of colours below a heat map."""
 
 CELLS_WITH_TEXT = 6
 """Cells beside each other in a panel that still have room for their value."""
@@ -58,6 +61,7 @@ def gate_map(run: Recorded, case_id: str = "training") -> Chart:
     means = ", ".join(f"{BRANCH_WORDS.get(b, b)} {gates[..., i].mean():.3f}" for i, b in enumerate(branches))
     figure = empty_chart("Branch gates", "layer", f"mean over all layers and heads: {means}", legend=False)
     figure.set_subplots(1, len(branches), shared_yaxes=True, subplot_titles=[BRANCH_WORDS.get(b, b) for b in branches])
+    figure.update_annotations(font_size=12)
     text = "%{z:.2f}" if gates.shape[1] <= CELLS_WITH_TEXT else ""
     for column, _ in enumerate(branches, start=1):
         panel = go.Heatmap(
@@ -85,6 +89,17 @@ def _no_map(title: str, unit: str) -> Chart:
 
 
 def _with_shares(figure: Chart, title: str, height: int) -> Chart:
-    """Give a heat map its colours from 0 to 1, and a legend of them with a title."""
-    bar = {"title": {"text": title, "side": "right"}, "tickformat": ".1f", "outlinewidth": 0}
-    return figure.update_layout(coloraxis={**SHARES, "colorbar": bar}, hovermode="closest", height=height)
+    """Give a heat map its colours from 0 to 1, and below it, where a narrow page has room, a legend of them."""
+    bar = {"title": {"text": title, "side": "right", "font": {"size": 12}}, "outlinewidth": 0, "thickness": 12}
+    bar |= {
+        "tickvals": [0, 0.5, 1],
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "len": 0.5,
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+    }
+    figure.update_layout(coloraxis={**SHARES, "colorbar": bar}, hovermode="closest", height=height + LEGEND_PX)
+    return figure.update_layout(margin={"b": TEMPLATE.layout.margin.b + LEGEND_PX})

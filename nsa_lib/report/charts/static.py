@@ -22,6 +22,9 @@ from nsa_lib.report.charts import static_traces
 
 WIDTH_PX = 860
 
+LEGEND_PX, LEGEND_MARK_PX, LETTER_PX = 780, 64, 7
+"""Width of a legend, of an entry's line with the space around it, and of a letter of its name."""
+
 PX_PER_INCH = 72
 """matplotlib's SVG has a unit of a 72nd of an inch."""
 
@@ -119,7 +122,7 @@ def _draw_panel(panel, chart: go.Figure, number: str) -> None:
         _set_range(panel, axis)
     labels = panel.get_legend_handles_labels()[1]
     if labels and layout.showlegend is not False and (layout.showlegend or len(labels) > 1):
-        columns = max(1, min(len(labels), 120 // (max(map(len, labels)) + 6)))
+        columns = max(1, min(len(labels), LEGEND_PX // (LEGEND_MARK_PX + LETTER_PX * max(map(len, labels)))))
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handlelength=2.4)
 
 

@@ -76,14 +76,14 @@ def grad_norm(steps: pd.DataFrame) -> Chart:
     """Draw the norm of all gradients over the steps, on a logarithmic axis: a blow-up is one of orders of magnitude."""
     values = finite(steps, ["grad_norm"])
     if not values.size:
-        return nothing("Gradient norm", "norm of all gradients")
+        return nothing("Gradient norm", "norm")
     settled = finite(steps[steps["phase"] == "step"], ["grad_norm"])
     median = np.median(settled if settled.size else values)
     facts = f"median {median:,.3g}, highest {values.max():,.3g}"
-    figure = empty_chart("Gradient norm", "norm of all gradients", facts, legend=False)
+    figure = empty_chart("Gradient norm", "norm", facts, legend=False)
     figure.add_traces(trace(steps, "grad_norm", "gradient norm", PURPLE, "%{y:,.4g}"))
     if values.min() > 0:
-        figure.update_yaxes(type="log", title_text="norm of all gradients, logarithmic", dtick=log_ticks(values))
+        figure.update_yaxes(type="log", title_text="norm, logarithmic", dtick=log_ticks(values))
         figure.update_yaxes(nticks=None, tickformat="~g")
     step_axis(figure, steps)
     _mark_not_finite(figure, steps, "grad_norm")

@@ -62,9 +62,7 @@ def test_a_run_that_was_cut_short_keeps_what_it_measured(draw):
 @pytest.mark.parametrize("draw", FIGURES)
 def test_axes_name_their_units_and_thousands_are_separated(draw):
     figure = draw(sample_steps())
-    unit = {"Loss": "nats per token", "Step time": "ms", "Gradient norm": "norm of all gradients"}.get(
-        figure.layout.title.text, "MiB"
-    )
+    unit = {"Loss": "nats per token", "Step time": "ms", "Gradient norm": "norm"}.get(figure.layout.title.text, "MiB")
     across, values = figure.layout.xaxis, figure.layout.yaxis
     if isinstance(figure.data[0], go.Bar):  # rows, whose names say what they are
         values = across

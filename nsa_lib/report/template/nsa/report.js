@@ -39,6 +39,14 @@ for (const table of document.querySelectorAll(".nsa-table")) {
   });
 }
 
+// What is wider than the page scrolls by itself, and so must be reached without a mouse
+
+const outputs = document.querySelectorAll(".jp-OutputArea-output");
+const markScrolling = () => outputs.forEach((output) =>
+  output.scrollWidth > output.clientWidth ? output.setAttribute("tabindex", "0") : output.removeAttribute("tabindex"));
+addEventListener("resize", markScrolling);
+markScrolling();
+
 // Search: rows, figures and paragraphs without the words are hidden
 
 const search = document.getElementById("nsa-search");
