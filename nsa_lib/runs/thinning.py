@@ -14,7 +14,7 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
     if len(values) <= most:
         return np.arange(len(values))
     places = {0, len(values) - 1}
-    for stretch in np.array_split(np.arange(len(values)), (most - 2) // 3):
+    for stretch in np.array_split(np.arange(len(values)), stretches(most)):
         own = values[stretch]
         known = np.isfinite(own)
         if known.any():
@@ -22,3 +22,8 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
         if not known.all():
             places.add(stretch[known.argmin()])
     return np.array(sorted(places))
+
+
+def stretches(most: int) -> int:
+    """Return into how many stretches `thinned` parts a trace: each leaves three points at most, its ends one each."""
+    return (most - 2) // 3

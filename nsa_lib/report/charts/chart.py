@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from itertools import cycle
 
 import numpy as np
@@ -13,7 +14,7 @@ from IPython.display import display
 
 from nsa_lib.report.charts.static import static_twin
 from nsa_lib.report.session import session_mark
-from nsa_lib.runs.thinning import thinned
+from nsa_lib.runs.thinning import stretches, thinned
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""
@@ -104,6 +105,13 @@ def empty_chart(title: str, unit: str, facts: str, legend: bool = True) -> Chart
     figure.update_xaxes(title_text="step", tickformat=",d")
     figure.update_yaxes(title_text=unit, tickformat=",~r")
     return figure
+
+
+def add_facts(figure: Chart, facts: str) -> Chart:
+    """Add facts to a chart's subtitle, and to what a screen reader says."""
+    said = f"{figure.layout.title.subtitle.text}; {escape(facts)}"
+    figure.layout.title.subtitle.text = said
+    return figure.update_layout(meta={**figure.layout.meta, "description": f"{figure.layout.title.text}: {said}"})
 
 
 def nothing(title: str, unit: str, facts: str = "no steps recorded") -> Chart:
@@ -223,7 +231,10 @@ FEW_STEPS = 8
 
 
 def step_axis(figure: Chart, steps: pd.DataFrame) -> None:
-    """Give a chart of steps its ticks, and shade those of the warm-up."""
+    """Give a chart of steps its ticks, shade those of the warm-up, and say if not every step is drawn."""
+    if len(steps) > MOST_POINTS:
+        each = -(-len(steps) // stretches(MOST_POINTS))
+        add_facts(figure, f"lowest and highest of every {each:,} steps; zoom in explore.ipynb draws each")
     if len(steps) and steps["step"].max() - steps["step"].min() < FEW_STEPS:
         figure.update_xaxes(dtick=1)
     warmup = steps.loc[steps["phase"] == "warmup", "step"]

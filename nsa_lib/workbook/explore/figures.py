@@ -5,15 +5,27 @@ Every function takes any run; a run that lacks what is asked for gives a chart t
 
 from __future__ import annotations
 
-from html import escape
-
 import pandas as pd
 import plotly.graph_objects as go
 
-from nsa_lib.report.charts.chart import MOST_POINTS, VERMILION, Chart, finite, nothing
+from nsa_lib.report.charts.chart import (
+    BLUE,
+    MOST_POINTS,
+    VERMILION,
+    Chart,
+    add_facts,
+    empty_chart,
+    finite,
+    line,
+    nothing,
+    step_axis,
+)
+from nsa_lib.report.charts.overlay import MEASURED
 from nsa_lib.report.charts.steps import phase_peaks, step_time
 from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.runs.parameters import unknown
 from nsa_lib.runs.recorded import Recorded
+from nsa_lib.subject.config import ConfigError
 
 SLOWEST_SHOWN = 10
 """Rows of a table of slow steps; the chart marks as many as it has points."""
@@ -29,7 +41,7 @@ def peak_by_phase(run: Recorded) -> Chart:
     if finite(steps, ["peak_alloc_mib"]).size:
         highest = steps.loc[steps["peak_alloc_mib"].astype(float).idxmax()]
         # The last steps of a flat trend are equal: the chart names the first that reaches the peak.
-        figure = _with_facts(figure, f"case {case_id}, peak first reached in step {highest['step']:,.0f}")
+        figure = add_facts(figure, f"case {case_id}, peak first reached in step {highest['step']:,.0f}")
     return figure
 
 
@@ -39,7 +51,7 @@ def slow_steps_chart(run: Recorded, slow: pd.DataFrame) -> Chart:
     if case_id is None:
         return nothing("Step time", "ms")
     figure, marked = step_time(run.of(case_id)), slow[slow["case_id"] == case_id]
-    figure = _with_facts(figure, f"case {case_id}, {len(marked)} slow")
+    figure = add_facts(figure, f"case {case_id}, {len(marked)} slow")
     marked = marked.nlargest(MOST_POINTS, "times")
     if len(marked):
         marker = {"color": VERMILION, "symbol": "diamond", "size": 10}
@@ -52,11 +64,33 @@ def slow_steps_chart(run: Recorded, slow: pd.DataFrame) -> Chart:
     return figure
 
 
-def _with_facts(figure: Chart, facts: str) -> Chart:
-    """Add facts to a chart's subtitle, and to what a screen reader says."""
-    said = f"{figure.layout.title.subtitle.text}; {escape(facts)}"
-    figure.layout.title.subtitle.text = said
-    figure.layout.meta = {"description": f"{figure.layout.title.text}: {said}"}
+def zoom(run: Recorded, column: str, *, steps: tuple[int, int], case_id: str | None = None) -> Chart:
+    """Draw a column of a case from one step to another, both included; charts of a whole long run leave steps out.
+
+    Args:
+        run: any run.
+        column: a number of `run.steps`, such as peak_alloc_mib, step_ms or loss.
+        steps: the first and the last.
+        case_id: a case of the run; its main case if none is named.
+
+    Raises:
+        ConfigError: for a column or a case that the run does not have.
+    """
+    if column not in MEASURED:
+        raise ConfigError(unknown(column, "column of the steps", MEASURED))
+    if case_id is not None and case_id not in run.info["case_ids"]:
+        raise ConfigError(f"case_id={case_id!r}: accepts {', '.join(run.info['case_ids'])}")
+    case_id, (first, last) = case_id or run.main_case, steps
+    own = run.of(case_id) if case_id else run.steps.iloc[:0]
+    shown = own[own["step"].between(first, last)]
+    title, values = f"{column}, steps {first:,} to {last:,}", finite(shown, [column])
+    if not values.size:
+        there = f"the case has {own['step'].min():,} to {own['step'].max():,}" if len(own) else "no steps recorded"
+        return nothing(title, column, there)
+    facts = f"case {case_id}, {len(shown):,} of {len(own):,} steps; {values.min():,.6g} to {values.max():,.6g}"
+    figure = empty_chart(title, column, facts, legend=False)
+    figure.add_trace(line(shown, column, column, BLUE, "%{y:,.6g}"))
+    step_axis(figure, shown)
     return figure
 
 
