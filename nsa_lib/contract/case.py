@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 DEVICES = ("cpu", "cuda")
 
-WORKS = ("train", "backward", "timing", "checks", "collectives", "repeat")
+WORKS = ("train", "backward", "timing", "checks", "collectives", "repeat", "snapshot")
 
 ALONE, DDP, FSDP2 = "none", "ddp", "fsdp2"
 STRATEGIES = (ALONE, DDP, FSDP2)
@@ -51,6 +51,9 @@ JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
 WINDOW_STEPS = 1
 """Steps in each of the two windows that a case counts; one is enough, since counts repeat exactly."""
 
+SNAPSHOT_STEPS = 5
+"""Steps of a snapshot: two until steps allocate alike, one that is recorded, two that are traced."""
+
 FEWEST_STEPS = WARMUP_STEPS + WINDOW_STEPS + 1 + WINDOW_STEPS
 """Steps that hold both windows, and one between them."""
 
@@ -64,7 +67,7 @@ class CaseConfig:
     work: str = "train"
     """`train`: whole steps; `backward`: forward and backward without an optimizer; `timing`: contestants in turn;
     `checks`: those of a preflight; `collectives`: what ranks send each other, over sizes; `repeat`: the first steps of
-    another case again, for their bits."""
+    another case again, for their bits; `snapshot`: whole steps, one of them recorded from allocation to allocation."""
     model: ModelConfig
     seq_len: int
     """Tokens in a sequence."""

@@ -14,7 +14,7 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from nsa_lib.runs.thinning import thinned
+from nsa_lib.contract.thinning import thinned
 
 PERIOD_S = 1.0
 

@@ -79,7 +79,7 @@ _ROWS = (
     ),
     Question(
         smoke.REQUEST,
-        Judging(smoke_gates, smoke_advice, smoke_headline, smoke_figures, advice_only=("dense",)),
+        Judging(smoke_gates, smoke_advice, smoke_headline, smoke_figures, advice_only=("dense", "snapshot")),
         counts=True,
     ),
     Question(

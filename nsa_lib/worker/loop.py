@@ -30,6 +30,7 @@ from nsa_lib.worker.fingerprint import FingerprintRecorder, write_fingerprint
 from nsa_lib.worker.fresh_tokens import fresh_tokens
 from nsa_lib.worker.graphed import GraphedStep
 from nsa_lib.worker.memory import CpuMeter, CudaMeter, meter_check
+from nsa_lib.worker.memory_snapshot import run_snapshot
 from nsa_lib.worker.origin import origin
 from nsa_lib.worker.ranks.collectives import run_collectives
 from nsa_lib.worker.ranks.share import own_sequences
@@ -142,6 +143,7 @@ WORKS: dict[str, Callable[[CaseConfig, Heartbeat], Iterable[Facts]]] = {
     "checks": preflight.run_checks,
     "collectives": run_collectives,
     "repeat": repeat,
+    "snapshot": run_snapshot,
 }
 """What a case does, by the names of `contract.case.WORKS`."""
 

@@ -12,9 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
+from nsa_lib.contract.thinning import stretches, thinned
 from nsa_lib.report.charts.static import static_twin
 from nsa_lib.report.session import session_mark
-from nsa_lib.runs.thinning import stretches, thinned
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """Plotly's settings of every chart: no logo, and no button that sends a figure to a server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nsa_lib.contract.case import JUDGED_STEPS, CaseConfig
+from nsa_lib.contract.case import JUDGED_STEPS, SNAPSHOT_STEPS, CaseConfig
 from nsa_lib.contract.fingerprint import REPEATED_STEPS, why_not_deterministic
 from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
@@ -51,7 +51,15 @@ def smoke_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple
     if on_gpu and training.model.brings != "model":  # beside that no yardstick has its sizes
         dense = training.model.contestant("dense")
         cases.append(replace(training, case_id="dense", model=dense, steps=DENSE_STEPS))
+    if values["memory_snapshot"].value:
+        cases.append(snapshot_case(training))
     return tuple(cases)
+
+
+def snapshot_case(training: CaseConfig) -> CaseConfig:
+    """Return the case that records a step of a training from allocation to allocation, and judges nothing."""
+    told = {"case_id": "snapshot", "work": "snapshot", "steps": SNAPSHOT_STEPS, "warmup_steps": 0, "fault": "none"}
+    return replace(training, **told, compile=False)
 
 
 def with_laptop_limit(values: dict[str, Value]) -> dict[str, Value]:
@@ -89,6 +97,9 @@ REQUEST = Request(
         **COMPILE,
         "anomaly": Parameter(bool, "ten steps under anomaly detection", True),
         "profiler": Parameter(bool, "count operators early and late", True),
+        "memory_snapshot": Parameter(
+            bool, "record a step's allocations, in a case of its own that is not judged", False
+        ),
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
         **RUN,
         **MEMBER,

@@ -14,6 +14,7 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.subject.own.loading import reason
+from nsa_lib.worker.allocation_curve import allocation_curve
 from nsa_lib.worker.prediction.record import PredictionError, Trace, record
 from nsa_lib.worker.prediction.replay import replay
 
@@ -26,13 +27,14 @@ def predict(case: CaseConfig, *, compute_capability: str = "9.0") -> dict[str, o
     """Return the predicted memory of a case, in MiB and without a device.
 
     Args:
-        case: of work `train` or `backward`; its device says which memory is predicted.
+        case: of work `train`, `backward` or `snapshot`; its device says which memory is predicted.
         compute_capability: of the CUDA device that is meant. It decides the size of cuBLAS's workspace.
 
     Returns:
         `peak_alloc_mib` and `peak_reserved_mib` under the case's own allocator setting; `peak_alloc_<phase>_mib`;
         `state_mib` (parameters, gradients, optimizer) and `alloc_mib`, both between two steps; `terms`: for each phase
-        what its peak consists of; `settings`: both peaks under each of ALLOCATOR_SETTINGS.
+        what its peak consists of; `settings`: both peaks under each of ALLOCATOR_SETTINGS; of a `snapshot` also
+        `allocations`, from one to the next over a step.
 
     Raises:
         PredictionError: for a case that cannot be predicted, or does not fit its `device_budget_gib`.
@@ -56,6 +58,7 @@ def predict(case: CaseConfig, *, compute_capability: str = "9.0") -> dict[str, o
             name: {"peak_alloc_mib": found.peak.alloc_mib, "peak_reserved_mib": found.peak_reserved_mib}
             for name, found in settings.items()
         },
+        **({"allocations": allocation_curve(own.levels)} if case.work == "snapshot" else {}),
     }
 
 
@@ -97,5 +100,6 @@ def _trace(case: CaseConfig, compute_capability: str) -> Trace:
 def _decisive(case: CaseConfig) -> CaseConfig:
     """Return the case without what its allocations do not depend on, so that cases that differ in it share a trace."""
     told = {"case_id": "", "steps": 1, "warmup_steps": 0, "lr": 1e-3, "seed": 0, "alloc_conf": "", "data": "synthetic"}
+    told["work"] = "train" if case.work == "snapshot" else case.work
     watched = ("detect_anomaly", "profile_operators", "look")
     return replace(case, **told, **dict.fromkeys(watched, False), fault="none", device_budget_gib=None)

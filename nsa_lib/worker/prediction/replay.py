@@ -34,6 +34,8 @@ class Replayed:
     """Allocated between two steps."""
     held_terms_mib: dict[str, float]
     peak_reserved_mib: float
+    levels: dict[str, list[int]]
+    """Bytes allocated at the begin of each phase of the last step, and after each allocation and free in it."""
 
     @property
     def peak(self) -> Peak:
@@ -55,6 +57,7 @@ def replay(trace: Trace, alloc_conf: str, *, capacity_mib: float | None = None) 
     allocated = peak = 0
     at_peak: dict[str, int] = {}
     phases: dict[str, Peak] = {}
+    levels, level = {}, [0]
     for kind, what, nbytes in trace.events:
         if kind == "+":
             block = allocator.allocate(nbytes)
@@ -77,7 +80,12 @@ def replay(trace: Trace, alloc_conf: str, *, capacity_mib: float | None = None) 
             if what != "step" and peak / MIB > getattr(phases.get(what), "alloc_mib", 0.0):
                 phases[what] = Peak(peak / MIB, _mib(at_peak))
             peak, at_peak = allocated, dict(held)
-    return Replayed(phases, allocated / MIB, _mib(held), allocator.reserved_peak_mib)
+            if what != "step":
+                levels[what] = level
+            level = []
+        if kind in "+-" or not level:
+            level.append(allocated)
+    return Replayed(phases, allocated / MIB, _mib(held), allocator.reserved_peak_mib, levels)
 
 
 def _mib(terms: dict[str, int]) -> dict[str, float]:

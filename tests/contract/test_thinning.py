@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsa_lib.runs.thinning import thinned
+from nsa_lib.contract.thinning import thinned
 
 
 @settings(deadline=None)
