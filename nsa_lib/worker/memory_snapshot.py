@@ -22,9 +22,9 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.tables import own_tables
-from nsa_lib.subject.model import make_model
 from nsa_lib.worker import data
 from nsa_lib.worker.allocation_curve import Levels, allocation_curve
+from nsa_lib.worker.building import built
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.storages import StorageTracker
 
@@ -39,9 +39,7 @@ MOST_EVENTS = 1_000_000
 
 def run_snapshot(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Mapping[str, object]]:
     """Train until a step allocates as the one before, record the next one, and trace those after it."""
-    torch.manual_seed(case.seed)
-    model = make_model(case.model, grad_checkpointing=case.grad_checkpointing)
-    model = model.to(getattr(torch, case.dtype)).to(case.device)
+    model = built(case)
     optimizer, device = training.make_optimizer(model, case.lr), DEVICES[case.device]
     meter, record = device.meter(case.alloc_conf, case.budget_mib), RECORDS[case.device]()
     batches = data.batches(case)

@@ -57,7 +57,7 @@ def replay(trace: Trace, alloc_conf: str, *, capacity_mib: float | None = None) 
     allocated = peak = 0
     at_peak: dict[str, int] = {}
     phases: dict[str, Peak] = {}
-    levels, level = {}, [0]
+    levels = _Levels()
     for kind, what, nbytes in trace.events:
         if kind == "+":
             block = allocator.allocate(nbytes)
@@ -80,12 +80,24 @@ def replay(trace: Trace, alloc_conf: str, *, capacity_mib: float | None = None) 
             if what != "step" and peak / MIB > getattr(phases.get(what), "alloc_mib", 0.0):
                 phases[what] = Peak(peak / MIB, _mib(at_peak))
             peak, at_peak = allocated, dict(held)
+        levels.note(kind, what, allocated)
+    return Replayed(phases, allocated / MIB, _mib(held), allocator.reserved_peak_mib, levels.by_phase)
+
+
+class _Levels:
+    """What is allocated after each allocation and free of a step, by phase; of several steps the last one stays."""
+
+    def __init__(self):
+        self.by_phase: dict[str, list[int]] = {}
+        self._level = [0]
+
+    def note(self, kind: str, what: int | str, allocated: int) -> None:
+        if kind == "phase":
             if what != "step":
-                levels[what] = level
-            level = []
-        if kind in "+-" or not level:
-            level.append(allocated)
-    return Replayed(phases, allocated / MIB, _mib(held), allocator.reserved_peak_mib, levels)
+                self.by_phase[str(what)] = self._level
+            self._level = [allocated]
+        elif kind != "empty":
+            self._level.append(allocated)
 
 
 def _mib(terms: dict[str, int]) -> dict[str, float]:
