@@ -1,10 +1,9 @@
-"""Every kind of page in a real browser, without a network: for whoever cannot see it, on a phone, and on paper.
+"""Every kind of page in a real browser, without a network: for whoever cannot see it, and on a phone.
 
 axe-core is the judge. It comes with axe-playwright-python, whose wheel carries it; Playwright drives the Chromium that
 is installed and gives it a screen of any width, where a window of its own has 500 pixels at least.
 """
 
-import json
 import re
 import shutil
 
@@ -32,8 +31,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
-PHONE_PX, SCREEN_PX, PAPER_PX = 390, 1300, 718
-"""Widths of a phone, of a screen, and of A4 between Chromium's margins."""
+PHONE_PX, SCREEN_PX = 390, 1300
+"""Widths of a phone and of a screen."""
 
 KINDS = (*counted(), "smoke NO-GO", "several_gpus", "readiness", "explore", "index", "comparison")
 
@@ -81,12 +80,12 @@ def opened(chromium, pages):
     """Show a page of a kind at a width, its charts drawn; each is loaded once."""
     loaded = {}
 
-    def show(kind, width, *, scheme="light", media="screen"):
+    def show(kind, width, *, scheme="light"):
         if kind not in loaded:
             loaded[kind] = chromium.new_page()
             loaded[kind].goto(pages[kind].as_uri())
         page = loaded[kind]
-        page.emulate_media(color_scheme=scheme, media=media)
+        page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_function(DRAWN, timeout=240_000)
         return page
@@ -121,30 +120,6 @@ def test_on_a_phone_axe_finds_nothing_and_nothing_scrolls_sideways(opened, kind)
     )
     assert all(right <= PHONE_PX for right in parts)
     assert parts or kind in ("explore", "comparison")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_on_paper_nothing_is_cut_off_charts_are_pictures_and_sentences_have_room(opened, kind):
-    page = opened(kind, PAPER_PX, media="print")
-    assert page.evaluate("document.documentElement.scrollWidth") <= PAPER_PX
-    seen = json.loads(page.evaluate(ON_PAPER))
-    assert seen["wider"] == []
-    assert seen["pictures"] == [True] * len(seen["pictures"])
-    assert len(seen["pictures"]) == page.locator(".nsa-figure").count()
-    assert seen["drawings"] == 0
-    assert all(width > 180 for width in seen["sentences"]), "a column of single words fills pages"
-
-
-ON_PAPER = """() => {
-  const box = (one) => one.getBoundingClientRect();
-  const all = (which) => [...document.querySelectorAll(which)].filter((one) => box(one).width);
-  return JSON.stringify({
-    wider: all("main *").filter((one) => box(one).right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 200)),
-    pictures: [...document.querySelectorAll("img.nsa-twin")].map((one) => one.naturalWidth > 0 && box(one).width > 300),
-    drawings: all(".nsa-chart").length,
-    sentences: all("td.nsa-prose").map((one) => box(one).width),
-  });
-}"""
 
 
 def test_a_page_is_printed_whole(opened, tmp_path):
