@@ -6,7 +6,8 @@ import torch
 
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.preflight.finding import Finding, at_most, within_budget
-from nsa_lib.worker.preflight.own.numbers import budgets, error_of, widest
+from nsa_lib.worker.preflight.own.numbers import budgets, error_of
+from nsa_lib.worker.preflight.own.precision import widest
 from nsa_lib.worker.preflight.own.trial import Trial, outcome
 
 

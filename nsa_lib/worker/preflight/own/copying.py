@@ -14,7 +14,7 @@ import torch
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject import training
 from nsa_lib.worker.preflight.finding import Finding
-from nsa_lib.worker.preflight.own.numbers import widest
+from nsa_lib.worker.preflight.own.precision import widest
 from nsa_lib.worker.preflight.own.trial import Trial, trained_model
 
 COPIED = 8

@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from nsa_lib.contract.figures import name_of_largest
 from nsa_lib.worker.preflight.finding import Finding
+from nsa_lib.worker.preflight.own.numbers import LONGEST
+from nsa_lib.worker.preflight.own.precision import dtype_name, rounding, widest
 from nsa_lib.worker.preflight.own.trial import SHORT, Trial
 
 CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64": 1e-9}
 """Change of a row that may not change, over the largest row. Most code keeps its bits; code that places rows by what
 others chose may round its sums otherwise, and a near tie may choose another block."""
+
+LEAK_ROUNDINGS = 2048
+"""The same in the widest dtype, in roundings of the code itself: a Fourier transform of 2 T entries rounds each row by
+log2(2 T) of the largest entry, here an edited one, of which products may go with the third power of EDIT_SIZE. What a
+mask of -20 lets through is a hundred thousand times that."""
 
 EDITS = 8
 """Random tokens of a long sequence that are edited, beside the edges of likely blocks; of a short one it is all."""
@@ -25,30 +32,58 @@ PADDING = 31
 
 
 def future(trial: Trial) -> Finding:
-    """Edit tokens: no row before may change. Send a gradient into a row: it may reach no later token."""
-    module, limit = trial.fresh(), CHANGE_LIMIT[trial.case.dtype]
-    found: dict[str, float] = {}
-    moved = True
-    for length in sorted({min(SHORT, trial.case.seq_len), trial.case.seq_len}):
-        given = trial.input(1, length)
-        with torch.no_grad():
-            before, _ = trial.run(module, given)
-            for start in _edits(length):
-                after, _ = trial.run(module, trial.edited(given, start))
-                found[f"rows before token {start} of {length} when it is edited"] = change(before, after, slice(start))
-                moved &= not torch.equal(before[:, start:], after[:, start:])
-                trial.alive()
-        found |= _backward(trial, module, given)
-        found |= _beyond_window(trial, module, given, before)
-    worst = name_of_largest(found)
-    detail = f"largest change of {worst}, over the largest row; {len(found)} edits and gradients"
+    """Edit tokens: no row before may change. Send a gradient into a row: it may reach no later token.
+
+    In the run's dtype, at two lengths, of two sequences; in the widest one, where less than a rounding shows; and a
+    short look at each layer that is made, for they need not be alike.
+    """
+    limit, full = CHANGE_LIMIT[trial.case.dtype], trial.case.seq_len
+    short = min(SHORT, full)
+    module, used, moved = trial.fresh(), {}, True
+    for length in sorted({short, full}):
+        found, all_moved = _looked_ahead(trial, module, length, _edits(length))
+        used |= {name: (value, limit) for name, value in found.items()}
+        moved &= all_moved
+    for layer in range(1, trial.case.model.layers if trial.case.model.brings != "model" else 1):
+        found, _ = _looked_ahead(trial, trial.fresh(), short, [short // 2], cotangents=1)
+        used |= {f"{name}, layer {layer}": (value, limit) for name, value in found.items()}
+    wide = widest(trial)
+    if wide is not None:
+        bound = min(CHANGE_LIMIT["float32"], LEAK_ROUNDINGS * rounding(trial, wide))
+        length = min(LONGEST, full)
+        found, _ = _looked_ahead(trial, trial.fresh(wide), length, sorted({1, length // 2, length - 1}), cotangents=3)
+        used |= {f"{name} in {dtype_name(wide)}": (value, bound) for name, value in found.items()}
+    worst = name_of_largest({name: value / most for name, (value, most) in used.items()})
+    detail = f"largest change of {worst}, over the largest row; {len(used)} edits and gradients"
     if not moved:
         detail = "an edited token changed no row at all"
-    return Finding(_short(found[worst]), limit, "", detail, moved and found[worst] <= limit)
+    value, most = used[worst]
+    return Finding(_short(value), _short(most), "", detail, moved and value <= most)
+
+
+def _looked_ahead(
+    trial: Trial, module: nn.Module, length: int, edits: list[int], *, cotangents: int = COTANGENTS
+) -> tuple[dict[str, float], bool]:
+    """Return what reaches rows that it may not reach, and whether each edited token changed a row that it may."""
+    given, found, moved = trial.input(2, length), {}, True
+    with torch.no_grad():
+        before, _ = trial.run(module, given)
+        for start in edits:
+            if not 0 < start < length:
+                continue
+            after, _ = trial.run(module, trial.edited(given, start))
+            found[f"rows before token {start} of {length} when it is edited"] = change(before, after, slice(start))
+            moved &= not torch.equal(before[:, start:], after[:, start:])
+            trial.alive()
+    found |= _backward(trial, module, given, cotangents)
+    return found | _beyond_window(trial, module, given, before), moved
 
 
 def others(trial: Trial) -> Finding:
-    """Edit one sequence of a batch: no other one may change. Pad to another length: rows before keep their values."""
+    """Edit one sequence of a batch: no other one may change, nor one of a later call.
+
+    Pad to another length: rows before keep their values.
+    """
     module, limit = trial.fresh(), CHANGE_LIMIT[trial.case.dtype]
     found: dict[str, float] = {}
     for length in sorted({min(SHORT, trial.case.seq_len), trial.case.seq_len}):
@@ -68,11 +103,20 @@ def others(trial: Trial) -> Finding:
             shorter = max(1, length - PADDING)
             cut, _ = trial.run(module, given[:, :shorter].clone())
             found[f"rows before {PADDING} tokens of padding, length {length}"] = _distance(cut, before[:, :shorter])
+            found[f"a call after one of other sequences, length {length}"] = _after_another(trial, given, before)
         found[f"gradient of other sequences, length {length}"] = _gradient_of_others(trial, module, given)
         trial.alive()
     worst = name_of_largest(found)
     detail = f"largest change of {worst}; {len(found)} were looked at"
     return Finding(_short(found[worst]), limit, "", detail, found[worst] <= limit)
+
+
+def _after_another(trial: Trial, given: Tensor, before: Tensor) -> float:
+    """Return how far an output is from itself where the module has seen other sequences, of the same shape, first."""
+    module = trial.fresh()
+    trial.run(module, trial.input(*given.shape[:2], seed=7))
+    after, _ = trial.run(module, given)
+    return _distance(after, before)
 
 
 def _edits(length: int) -> list[int]:
@@ -83,21 +127,22 @@ def _edits(length: int) -> list[int]:
     return sorted({1, length // 2, length - 2, length - 1, *edges, *random.Random(0).sample(range(1, length), EDITS)})
 
 
-def _backward(trial: Trial, module: nn.Module, given: Tensor) -> dict[str, float]:
+def _backward(trial: Trial, module: nn.Module, given: Tensor, cotangents: int) -> dict[str, float]:
     """Return what the gradient of some rows has at later tokens, over its largest entry."""
     length, found = given.shape[1], {}
     draw = random.Random(1)
-    rows = sorted({0, length // 2, length - 2, *(draw.randrange(length) for _ in range(COTANGENTS - 3))} - {-1})
-    for row in rows:
-        if row >= length - 1:
-            continue
+    rows = [length // 2, 0, length - 2, *(draw.randrange(length) for _ in range(COTANGENTS - 3))][:cotangents]
+    for row in sorted({row for row in rows if 0 <= row < length - 1}):
         output, entered = trial.run(module, given)
         if entered is None or not output.requires_grad:
             return {}
-        (gradient,) = torch.autograd.grad(output[0, row].float().square().sum(), entered, allow_unused=True)
-        if gradient is not None:
-            found[f"the gradient of row {row} of {length} at later tokens"] = _share(gradient[0, row + 1 :], gradient)
+        of_row = output[:, row].to(torch.promote_types(output.dtype, torch.float32)).square().sum()
+        of_row.backward()  # not autograd.grad, which reentrant checkpoints refuse
+        if entered.grad is not None:
+            later = entered.grad[:, row + 1 :]
+            found[f"the gradient of row {row} of {length} at later tokens"] = _share(later, entered.grad)
         trial.alive()
+    module.zero_grad(set_to_none=True)
     return found
 
 
@@ -119,14 +164,14 @@ def _gradient_of_others(trial: Trial, module: nn.Module, given: Tensor) -> float
     output, entered = trial.run(module, given)
     if entered is None or not output.requires_grad:
         return 0.0
-    (gradient,) = torch.autograd.grad(output[0].float().square().sum(), entered, allow_unused=True)
-    return 0.0 if gradient is None else _share(gradient[1:], gradient)
+    output[0].float().square().sum().backward()
+    return 0.0 if entered.grad is None else _share(entered.grad[1:], entered.grad)
 
 
 def change(before: Tensor, after: Tensor, rows: slice) -> float:
     """Return the largest change of a row, over the norm of the largest row."""
-    moved = (after[:, rows] - before[:, rows]).float().flatten(2).norm(dim=-1)
-    return float(moved.max() / before.float().flatten(2).norm(dim=-1).max()) if moved.numel() else 0.0
+    moved = (after[:, rows] - before[:, rows]).double().flatten(2).norm(dim=-1)
+    return float(moved.max() / before.double().flatten(2).norm(dim=-1).max()) if moved.numel() else 0.0
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

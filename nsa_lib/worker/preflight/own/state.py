@@ -49,16 +49,26 @@ def checkpointing(trial: Trial) -> Finding:
         gradients = {n.removeprefix("module."): p.grad for n, p in module.named_parameters() if p.requires_grad}
         gradients |= {"input": None if entered is None else entered.grad}
         found.append((gradients, _moved(before, state_of(module)), same_rng, drawn))
-    return _compared_with_checkpointing(trial, *found)
+    return _compared_with_checkpointing(trial, *found, reseeds=_reseeds(trial, given, found[0][3]))
 
 
-def _compared_with_checkpointing(trial: Trial, plain: tuple, again: tuple) -> Finding:
+def _reseeds(trial: Trial, given: Tensor, left: Tensor) -> bool:
+    """Return whether a call leaves the generator where another call, after another seed, left it."""
+    module = trial.fresh()
+    torch.manual_seed(trial.case.seed + 5)
+    with torch.no_grad():
+        trial.run(module, given)
+    return torch.equal(_rng(trial), left)
+
+
+def _compared_with_checkpointing(trial: Trial, plain: tuple, again: tuple, *, reseeds: bool) -> Finding:
     allowed = steps(trial.dtype, roundings=ROUNDINGS, terms=trial.case.seq_len)
     errors = {name: _gradient_error(again[0][name], gradient) for name, gradient in plain[0].items()}
     wrong = [f"gradient of {name} is off by {error:.2g}" for name, error in errors.items() if not error <= allowed]
     wrong += [f"{name} is another afterwards" for name in _changed(plain[1], again[1])]
     wrong += [] if torch.equal(plain[3], again[3]) else ["forward leaves the generator in another state"]
     wrong += [] if plain[2] and again[2] else ["backward draws random numbers"]
+    wrong += ["it sets the seed"] if reseeds else []
     detail = (
         f"{'; '.join(wrong[:3]) or 'gradients, buffers, counters and generator are the same'} (budget {allowed:.2g})"
     )
@@ -144,7 +154,7 @@ def gradients(trial: Trial) -> Finding:
 
 
 def inputs(trial: Trial) -> Finding:
-    """See that it does not write into its input, does not keep it, and does not grow by each call."""
+    """See that it does not write into its input, keeps neither that nor what it made of it, and does not grow."""
     module, given, wrong = trial.fresh(), trial.input(1, trial.case.seq_len), []
     entering = given.clone()
     kept = StorageWeakRef(entering.untyped_storage())
@@ -154,10 +164,26 @@ def inputs(trial: Trial) -> Finding:
     del entering
     gc.collect()
     wrong += [] if kept.expired() else ["it keeps its input alive"]
+    graph = _kept_graph(trial, module, given)
+    if graph:
+        wrong.append(f"it keeps {graph:,} bytes of a call, with the graph behind them")
     sizes = [_size(trial, module, given) for _ in range(2 + CALLS)][1:]
     if all(later > sooner for sooner, later in zip(sizes, sizes[1:], strict=False)):
         wrong.append(f"it holds {sizes[-1] - sizes[0]:,} more bytes or entries after {CALLS} more calls")
     return at_most(len(wrong), 0, "findings", "; ".join(wrong) or "not written, not kept, nothing grows")
+
+
+def _kept_graph(trial: Trial, module: nn.Module, given: Tensor) -> int:
+    """Return the bytes that stay, with their graph, of a call whose output is gone, if they are many.
+
+    What is as large as a tenth of the output is an activation; less may be a loss that a train step fetches later.
+    """
+    output, entered = trial.run(module, given)
+    large = output.untyped_storage().nbytes() // 10
+    del output, entered
+    gc.collect()
+    held = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors() if tensor.grad_fn is not None}
+    return sum(held.values()) if sum(held.values()) > large else 0
 
 
 def _size(trial: Trial, module: nn.Module, given: Tensor) -> int:

@@ -38,7 +38,10 @@ class Trial(Protocol):
     alive: Callable[[], None]
 
     def fresh(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """Return it, with the weights that it has each time, rounded to the run's dtype and then in `dtype`."""
+        """Return it, with the weights that it has each time, rounded to the run's dtype and then in `dtype`.
+
+        What starts at zero does not here (`stirred`).
+        """
 
     def input(self, batch: int, length: int, seed: int = 0) -> Tensor:
         """Return an input, the same for one seed."""
@@ -67,7 +70,7 @@ class AttentionTrial:
         torch.manual_seed(self.case.seed)
         config = self.case.model
         made = OwnAttention(config.own) if config.attention == OWN else ATTENTIONS[config.attention](config)
-        return made.to(self.dtype).to(dtype or self.dtype).to(self.case.device)
+        return stirred(with_one_epsilon(made, self.dtype)).to(self.dtype).to(dtype or self.dtype).to(self.case.device)
 
     def input(self, batch: int, length: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(self.case.seed + seed)
@@ -101,7 +104,7 @@ class ModelTrial:
     def fresh(self, dtype: torch.dtype | None = None) -> OwnModel:
         torch.manual_seed(self.case.seed)
         made = OwnModel(self.case.model.own)
-        return made.to(self.dtype).to(dtype or self.dtype).to(self.case.device)
+        return stirred(with_one_epsilon(made, self.dtype)).to(self.dtype).to(dtype or self.dtype).to(self.case.device)
 
     def input(self, batch: int, length: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(self.case.seed + seed)
@@ -138,6 +141,34 @@ def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def with_one_epsilon(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Give torch's own RMSNorm the epsilon that it takes in the run's dtype: left open, it is another one in each."""
+    for part in module.modules():
+        if isinstance(part, nn.RMSNorm) and part.eps is None:
+            part.eps = torch.finfo(dtype).eps
+    return module
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """Give small random values to parameters that start at zero: an output projection, a gate, a bias.
+
+    What they multiply has no part in the output and no gradient, so that no check would see a mistake in it.
+    """
+    generator = torch.Generator().manual_seed(STIRRED_SEED)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter.numel() and not parameter.any():
+                size = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else STIRRED_VECTOR
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+STIRRED_SEED = 5
+
+STIRRED_VECTOR = 0.1
+"""Of biases and gates; a matrix gets what keeps the size of what it multiplies."""
 
 
 def trial_of(case: CaseConfig, alive: Callable[[], None]) -> Trial:
