@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from nsa_lib.subject import training
 from nsa_lib.worker.preflight.error_budget import steps
 from nsa_lib.worker.preflight.finding import Finding, at_most, not_judged
-from nsa_lib.worker.preflight.own.numbers import error_of
+from nsa_lib.worker.preflight.own.numbers import ROUNDINGS, error_of
 from nsa_lib.worker.preflight.own.trial import Trial, outcome, trained_model
 
 LAYERS = 2
@@ -24,8 +24,6 @@ STEPS = 3
 """Steps in one of which every parameter must get a gradient: a layer that starts at zero hides others in the first."""
 
 CALLS = 4
-
-ROUNDINGS = 32
 
 
 def checkpointing(trial: Trial) -> Finding:
