@@ -95,5 +95,5 @@ def test_installed_it_runs_its_own_notebooks_and_leaves_everything_in_reports_of
     again = shlex.split(open_run(run).info["reproduce"])
     assert again[:5] == ["python", "-m", "nsa_lib", "run", "smoke"]
     planned = python("-m", "nsa_lib", "check", *again[4:])
-    assert "cases: training\n" in planned.stdout, planned.stderr
+    assert "cases: training" in planned.stdout, planned.stderr
     assert re.search(r"^seq_len +128 +given", planned.stdout, re.MULTILINE)
