@@ -176,12 +176,18 @@ def _kept_graph(trial: Trial, module: nn.Module, given: Tensor) -> int:
 
     What is as large as a tenth of the output is an activation; less may be a loss that a train step fetches later.
     """
+    before = set(_of_graphs())
     output, entered = trial.run(module, given)
     large = output.untyped_storage().nbytes() // 10
     del output, entered
     gc.collect()
-    held = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors() if tensor.grad_fn is not None}
-    return sum(held.values()) if sum(held.values()) > large else 0
+    held = sum(size for storage, size in _of_graphs().items() if storage not in before)
+    return held if held > large else 0
+
+
+def _of_graphs() -> dict[int, int]:
+    """Return the bytes of all tensors that a graph stands behind, by storage."""
+    return {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors() if tensor.grad_fn is not None}
 
 
 def _size(trial: Trial, module: nn.Module, given: Tensor) -> int:
