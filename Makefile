@@ -39,6 +39,7 @@ bench: .venv/tested  ## measure what the promises of speed and cost rest on
 	$(BIN)/python -m tests.bench_trend
 	$(BIN)/python -m tests.bench_false_alarms
 	$(BIN)/python -m tests.bench_own_false_alarms
+	$(BIN)/python -m tests.bench_fleet
 
 bench-gpu: .venv/tested  ## measure every attention against dense on this machine's GPU: table, chart, JSON
 	$(BIN)/python -m tests.bench_gpu

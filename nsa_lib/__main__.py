@@ -33,9 +33,13 @@ from nsa_lib.selftest import TRIALS, selftest
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import validate
 from nsa_lib.workbook.comparison import comparison_page, figures_table
-from nsa_lib.workbook.decide import foretell
+from nsa_lib.workbook.decide import REQUEST, foretell
+from nsa_lib.workbook.fleet.parameters import REQUEST as FLEET
 from nsa_lib.workbook.history import HISTORY, write_index
+from nsa_lib.workbook.launch import foretell_fleet
 from nsa_lib.workbook.on_trial import foretold_on_trial
+from nsa_lib.workbook.profiles import PROLOG
+from nsa_lib.workbook.prolog import prolog
 from nsa_lib.workbook.questions import QUESTIONS, plan
 from nsa_lib.workbook.replay import write_report
 from nsa_lib.workbook.run import compare, judged_run
@@ -80,7 +84,7 @@ def _check(asked: argparse.Namespace) -> int:
     given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
     refuse_unknown(asked.notebook, QUESTIONS[asked.notebook].request.parameters, given)
     if QUESTIONS[asked.notebook].request.cases is None:
-        print(*foretell(given), sep="\n")
+        print(*FORETOLD[asked.notebook](given), sep="\n")
         return 0
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
@@ -105,6 +109,9 @@ def _from_files(paths: list[Path]) -> dict[str, object]:
 def _run(asked: argparse.Namespace) -> int:
     if asked.notebook == ALL:
         return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=reports_folder())
+    given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
+    if given.get("profile") == PROLOG:
+        return prolog(asked.notebook, given)
     output = new_output(reports_folder(), asked.notebook, datetime.now(timezone.utc))
     options = ["--engine", "nsa", "--log-output"]
     for path in asked.parameters_file:
@@ -156,6 +163,9 @@ def _compare(asked: argparse.Namespace) -> int:
 def _selftest(asked: argparse.Namespace) -> int:
     return selftest(reports_folder(), TRIALS)
 
+
+FORETOLD = {REQUEST.notebook: foretell, FLEET.notebook: foretell_fleet}
+"""Of the notebooks that run no case themselves: what they would do."""
 
 COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": _selftest}
 

@@ -41,6 +41,12 @@ RANK_FAULTS = {
 }
 """The faults that a process by itself cannot have."""
 
+MEMBER_FAULTS = {
+    "wrong_bit": "a GPU computes the same wrong bit every time, so low that rounding explains it",
+    "slow_gpu": "every step takes six times as long",
+}
+"""Faults of one GPU that only a comparison with others shows: a smoke by itself is GO with them."""
+
 FAULT_RANK = 1
 """The rank that a fault strikes where there are several."""
 

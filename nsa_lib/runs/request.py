@@ -27,6 +27,9 @@ FREE = (
 """Parameters that do not make a run another one than its profile's. The checklist leaves open what is on
 trial: a contrast recommends a backend, and a user may bring hers. The others change nothing that is computed."""
 
+SHORTENED = {"prolog": "profile=prolog: shorter than the checklist"}
+"""Profiles whose runs are judged and never counted by readiness."""
+
 MORE = ("steps", "rounds")
 """Parameters of which a run may have more."""
 
@@ -118,7 +121,7 @@ class Request:
     def differences(self, values: Values, *, profile: str) -> list[str]:
         """Return how a run differs from its profile: in every parameter but FREE, and MORE where it is no more."""
         unset = self.resolve({name: parameter.default for name, parameter in self.parameters.items()}, profile=profile)
-        said = []
+        said = [SHORTENED[profile]] if profile in SHORTENED else []
         for name, value in values.items():
             # What the library derives from other values is no difference of its own.
             own = self.derive({**values, name: unset[name]})[name].value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -80,6 +80,15 @@ def launch(namespace: Mapping[str, object]) -> Launched:
     folder = Path(task.folder)
     found = {LOCAL: _local, SLURM: _slurm, NOBODY: lambda *_: None}[str(read["launcher"])](read, task)
     return Launched(read, folder.name, folder.parent.parent, expected_members(read["expected"], found))
+
+
+def foretell_fleet(given: Mapping[str, object]) -> Iterator[str]:
+    """Yield what a fleet would run, a line each; nothing is started. Raises ConfigError as `launch` does."""
+    read = REQUEST.read(given)
+    task = _task(read)
+    yield f"launcher: {read['launcher']}"
+    yield f"folder: {task.folder}"
+    yield f"expected: {expected_members(read['expected'], None).total or 'as many as are started'}"
 
 
 def _task(read: Mapping[str, Read]) -> Task:

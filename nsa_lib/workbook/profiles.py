@@ -6,11 +6,20 @@ from dataclasses import replace
 
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import DEVICES, GRAPH
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MEMBER_FAULTS
 from nsa_lib.runs.parameters import Parameter, Read
 
 PROFILE = {
     "profile": Parameter(str, "checklist (needs CUDA), laptop, or auto", "auto", ("auto", "checklist", "laptop")),
+}
+
+PROLOG = "prolog"
+"""The profile of a smoke that a scheduler runs before each job: short, of the checklist's sizes but for its depth."""
+
+PROFILE_OR_PROLOG = {
+    "profile": Parameter(
+        str, "checklist (needs CUDA), laptop, prolog, or auto", "auto", ("auto", "checklist", "laptop", PROLOG)
+    ),
 }
 
 MACHINE = {
@@ -46,7 +55,7 @@ MEMBER = {
 
 FAULT = {"fault": Parameter(str, "seeded fault, to test the workbook itself", "none", tuple(FAULTS))}
 
-FAULT_AT = {"fault": replace(FAULT["fault"], choices=(*FAULTS, *FAULTS_AT))}
+FAULT_AT = {"fault": replace(FAULT["fault"], choices=(*FAULTS, *FAULTS_AT, *MEMBER_FAULTS))}
 """Of a notebook whose cases train: there the first and the last step are moments of their own."""
 
 CHECKLIST_ALLOC_CONF = ALLOCATOR_SETTINGS["both"]

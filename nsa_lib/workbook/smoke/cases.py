@@ -11,12 +11,26 @@ from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
-from nsa_lib.workbook.profiles import BACKEND, COMPILE, FAULT_AT, MACHINE, MEMBER, PROFILE, RUN, SIZES_OF, profiles
+from nsa_lib.workbook.profiles import (
+    BACKEND,
+    COMPILE,
+    FAULT_AT,
+    MACHINE,
+    MEMBER,
+    PROFILE_OR_PROLOG,
+    PROLOG,
+    RUN,
+    SIZES_OF,
+    profiles,
+)
 
 ANOMALY_STEPS = 10
 
 HOT = "hot"
 """The case that takes the first steps of the training again, when it has heated the GPU."""
+
+OF_PROLOG = {"layers": 4, "steps": JUDGED_STEPS, "reserved_limit_mib": 70000.0, "total_timeout_s": 120.0}
+"""What a smoke of two minutes does besides the checklist's; what still runs then is ended."""
 
 DENSE_STEPS = 30
 
@@ -87,7 +101,7 @@ def smoke_notices(values: Mapping[str, Value]) -> list[str]:
 REQUEST = Request(
     notebook="smoke",
     parameters={
-        **PROFILE,
+        **PROFILE_OR_PROLOG,
         "steps": Parameter(int, f"training steps; fewer than {JUDGED_STEPS} cannot be judged", above=0),
         **SIZES,
         "data": Parameter(str, "synthetic, or the path of a text file read as bytes", "synthetic"),
@@ -105,7 +119,10 @@ REQUEST = Request(
         **MEMBER,
         **FAULT_AT,
     },
-    profiles=profiles(checklist={"steps": 100, "reserved_limit_mib": 70000.0}, laptop={"steps": 100}),
+    profiles={
+        **profiles(checklist={"steps": 100, "reserved_limit_mib": 70000.0}, laptop={"steps": 100}),
+        PROLOG: SIZES_OF["checklist"] | OF_PROLOG,
+    },
     cases=smoke_cases,
     derive=with_laptop_limit,
     notices=smoke_notices,

@@ -12,7 +12,7 @@ from functools import partial
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.faults import FAULT_RANK
-from nsa_lib.worker.faults import of_bits, of_code, of_ranks, of_run
+from nsa_lib.worker.faults import of_bits, of_code, of_members, of_ranks, of_run
 from nsa_lib.worker.faults.replacing import from_step
 from nsa_lib.worker.ranks.group import rank_and_count
 
@@ -67,5 +67,7 @@ PLANTS: dict[str, Callable[[CaseConfig], AbstractContextManager[None]]] = {
     "flipped_bit": of_ranks.flipped_bit,
     "other_data": of_ranks.other_data,
     "other_seed": of_ranks.other_seed,
+    "wrong_bit": of_members.wrong_bit,
+    "slow_gpu": of_members.slow_gpu,
 }
 """How each fault of `contract.faults` is planted."""

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, NEEDS_STEPS, RANK_FAULTS, moment_of
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MEMBER_FAULTS, MOMENTS, NEEDS_STEPS, RANK_FAULTS, moment_of
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import attention, training
 from nsa_lib.subject.attention import module as attention_module
@@ -15,7 +15,7 @@ from tests.worker.faults.planted import planted
 
 
 def test_every_fault_of_the_table_can_be_planted():
-    assert list(faults.PLANTS) == [*FAULTS, *RANK_FAULTS]
+    assert list(faults.PLANTS) == [*FAULTS, *RANK_FAULTS, *MEMBER_FAULTS]
 
 
 ORIGINAL_INIT, FIGURES = TinyLM.__init__, {"loss": 1.0}

@@ -1,0 +1,86 @@
+"""A smoke for a scheduler's prolog: an exit status that tells what to do with the node, and one line of JSON on stdout.
+
+`python -m nsa_lib run smoke -p profile prolog`. Everything else that it prints goes to a log beside its report.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+import nbformat
+
+from nsa_lib.report.verdict import Verdict, read_verdict
+from nsa_lib.runs import environment, papermill
+from nsa_lib.runs.folder import new_output, written
+from nsa_lib.runs.member import fleet_folder
+from nsa_lib.runs.parameters import refuse_unknown
+from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.questions import QUESTIONS
+
+STATUSES = {
+    "GO": (0, "healthy"),
+    "INCOMPLETE": (2, "could not run"),
+    "NO-GO": (3, "defective"),
+    "REVIEW": (4, "doubtful"),
+}
+"""Exit status and word of each verdict. 1 is Python's own, for a bug of ours."""
+
+
+def prolog(notebook: str, given: Mapping[str, object]) -> int:
+    """Run a notebook, print one line of JSON, and return the exit status of STATUSES.
+
+    Args:
+        notebook: its name.
+        given: its parameters.
+    """
+    began = time.monotonic()
+    try:
+        refuse_unknown(notebook, QUESTIONS[notebook].request.parameters, given)
+        verdict, report = _run(notebook, given)
+    except (ConfigError, OSError) as error:
+        verdict, report = Verdict("INCOMPLETE", str(error)), None
+    status, word = STATUSES[verdict.word]
+    told = {
+        "status": word,
+        "exit_status": status,
+        "verdict": verdict.word,
+        "headline": verdict.headline,
+        "reasons": list(verdict.reasons),
+        **_place(verdict, given),
+        "report": report and str(report),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    print(json.dumps(told), flush=True)
+    return status
+
+
+def _run(notebook: str, given: Mapping[str, object]) -> tuple[Verdict, Path]:
+    reports = environment.out_dir_of(given.get("out_dir"))
+    output = new_output(reports, notebook, datetime.now(timezone.utc))
+    options = ["--engine", "nsa", "--no-progress-bar", *papermill.parameters(given)]
+    command = papermill.command(environment.notebook_path(notebook), output, *options)
+    with StopButton(signal.SIGINT, signal.SIGTERM) as stop, output.with_suffix(".log").open("wb") as log:
+        exit_status, _ = papermill.supervise(command, stop, log=log)
+    if not written(output):
+        said = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+        why = said[-1] if said else f"exit status {exit_status}"
+        return Verdict("INCOMPLETE", f"papermill left no notebook: {why}"), output.with_suffix(".log")
+    return read_verdict(nbformat.read(output, as_version=4)), output.with_suffix(".html")
+
+
+def _place(verdict: Verdict, given: Mapping[str, object]) -> dict[str, object]:
+    """Return on which host and GPU a run was, and its folder; None where it did not get so far."""
+    out_dir = environment.out_dir_of(given.get("out_dir"))
+    if given.get("fleet"):
+        out_dir = fleet_folder(out_dir, str(given["fleet"]))
+    folder = out_dir / "runs" / verdict.run_id
+    path = folder / "run.json"
+    facts = json.loads(path.read_text())["environment"] if verdict.run_id and path.exists() else {}
+    named = {name: facts.get(name) for name in ("host", "gpu", "gpu_uuid")}
+    return {**named, "run": str(folder) if facts else None}

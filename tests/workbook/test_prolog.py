@@ -1,0 +1,71 @@
+"""A scheduler learns from an exit status and one line of JSON whether a GPU is healthy, defective or unknown."""
+
+import json
+
+import pytest
+
+from nsa_lib.__main__ import main
+from nsa_lib.report.verdict import Verdict
+from nsa_lib.workbook import prolog as module
+from nsa_lib.workbook.prolog import STATUSES, prolog
+from nsa_lib.workbook.questions import QUESTIONS
+from tests.made import resolved
+
+SMALL = {
+    "profile": "prolog", "device": "cpu", "dtype": "float32", "dim": 64, "layers": 1, "heads": 2, "groups": 2,
+    "seq_len": 128, "vocab": 64, "n_sel": 4, "w": 64, "d_k": 32, "d_v": 32, "reserved_limit_mib": 70000.0,
+    "total_timeout_s": 600.0,
+}  # fmt: skip
+"""On a machine without a GPU and in less than two minutes, also where it is busy."""
+
+
+def ran(capsys, given):
+    status = prolog("smoke", given)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1, "one line and nothing else"
+    told = json.loads(out)
+    assert told["exit_status"] == status
+    return status, told
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "word"),
+    [({}, 0, "healthy"), ({"fault": "sigkill"}, 3, "defective"), ({"device": "cuda"}, 2, "could not run")],
+    ids=["healthy", "defective", "could-not-run"],
+)
+def test_a_real_run_ends_with_its_status(capsys, tmp_path, given, status, word):
+    found, told = ran(capsys, {**SMALL, "out_dir": str(tmp_path), **given})
+    assert (found, told["status"]) == (status, word), told
+    if status != 2:
+        assert told["host"]
+        assert (tmp_path / "runs").samefile(told["run"].rpartition("/")[0])
+
+
+@pytest.mark.parametrize("given", [{"stepz": 3}, {"out_dir": "/proc/here"}], ids=["unknown", "no-folder"])
+def test_what_cannot_be_started_could_not_run(capsys, tmp_path, given):
+    found, told = ran(capsys, {"profile": "prolog", "out_dir": str(tmp_path), **given})
+    assert (found, told["status"], told["host"]) == (2, "could not run", None)
+    assert told["headline"]
+
+
+def test_every_verdict_has_a_status_of_its_own(capsys, monkeypatch, tmp_path):
+    for word in STATUSES:
+        monkeypatch.setattr(module, "_run", lambda notebook, given, word=word: (Verdict(word, "made"), None))
+        ran(capsys, {"out_dir": str(tmp_path)})
+    statuses = [status for status, _ in STATUSES.values()]
+    assert len(set(statuses)) == len(statuses)
+    assert 1 not in statuses, "Python's own"
+
+
+def test_the_command_line_takes_the_profile(capsys, monkeypatch):
+    monkeypatch.setattr(module, "_run", lambda notebook, given: (Verdict("NO-GO", "made"), None))
+    assert main(["run", "smoke", "-p", "profile", "prolog"]) == 3
+    assert json.loads(capsys.readouterr().out)["status"] == "defective"
+
+
+def test_it_is_a_smoke_of_two_minutes_that_readiness_does_not_count():
+    request = QUESTIONS["smoke"].request
+    values = resolved("smoke", profile="prolog")
+    assert (values["total_timeout_s"].value, values["device"].value) == (120.0, "cuda")
+    assert request.differences(values, profile="prolog") == ["profile=prolog: shorter than the checklist"]
+    assert request.differences(resolved("smoke", profile="checklist"), profile="checklist") == []
