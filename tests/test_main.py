@@ -153,6 +153,8 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
     monkeypatch.setattr(environment, "PROJECT", tmp_path)
     (tmp_path / "reports").mkdir()
     monkeypatch.setattr(worker_main.papermill, "supervise", papermill)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text("seed: 3\n")
     ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
     (command,) = commands
     source, output = command[4:6]

@@ -1,0 +1,112 @@
+"""A Slurm of several nodes on this machine, with a munge of its own: for tests, which start it and end it.
+
+It needs Debian's `slurm-wlm` and `munge`, and root. Nodes claim more cores than there are. Nothing of it lies outside
+its folder, and no Slurm or munge that this machine has otherwise is touched.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
+
+WHY_NOT = next((f"{name} is not installed" for name in DAEMONS if shutil.which(name) is None), "")
+WHY_NOT = WHY_NOT or ("" if os.geteuid() == 0 else "it needs root")
+
+PATIENCE_S = 120
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MpiDefault=none
+KillWait=5
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=8000 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=8000 State=UNKNOWN
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@contextmanager
+def running(folder: Path):
+    """Yield the environment in which Slurm's commands find the Slurm that runs meanwhile, all of it in a folder."""
+    folder.mkdir(mode=0o755, parents=True)
+    key = folder / "munge.key"
+    key.write_bytes(secrets.token_bytes(1024))
+    key.chmod(0o400)
+    (folder / "state").mkdir()
+    config = folder / "slurm.conf"
+    host = socket.gethostname().split(".")[0]
+    config.write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
+    environment = {**os.environ, "SLURM_CONF": str(config)}
+    files = [f"--{name}-file={folder / 'munge'}.{name}" for name in ("pid", "log", "seed")]
+    commands = [
+        ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", *files],
+        ["slurmctld", "-D"],
+        ["slurmd", "-D", "-N", "n1"],
+        ["slurmd", "-D", "-N", "n2"],
+    ]
+    started = []
+    try:
+        for command in commands:
+            with (folder / f"{command[0]}-{len(started)}.out").open("wb") as log:
+                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            if command[0] == "munged":
+                _until((folder / "munge.socket").exists, started)
+        _until(lambda: _idle_nodes(environment) == 2, started)
+        yield environment
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+        for process in reversed(started):
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _until(holds, started: list) -> None:
+    """Wait until something holds. Raises AssertionError if a daemon ends before, or it takes too long."""
+    ends = time.monotonic() + PATIENCE_S
+    while not holds():
+        dead = [process.args for process in started if process.poll() is not None]
+        assert not dead, f"ended at once: {dead}"
+        assert time.monotonic() < ends, "Slurm did not come up"
+        time.sleep(0.2)
+
+
+def _idle_nodes(environment) -> int:
+    """Return how many nodes are ready for a job."""
+    command = ["sinfo", "--noheader", "--Node", "--format=%T"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return said.stdout.split().count("idle")
