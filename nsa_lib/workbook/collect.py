@@ -28,7 +28,7 @@ from nsa_lib.runs.report_file import report_of, told_report
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.fleet.band import SIGMA
-from nsa_lib.workbook.fleet.members import Member, newest_of_each, write_members
+from nsa_lib.workbook.fleet.members import NOT_COMPARED, Member, newest_of_each, write_members
 from nsa_lib.workbook.fleet.parameters import REQUEST
 from nsa_lib.workbook.launch import Launched
 from nsa_lib.workbook.questions import judged
@@ -143,9 +143,14 @@ def _figures(run: Run) -> dict[str, object]:
 
 
 def fingerprint_of(run: Run) -> tuple[str | None, str]:
-    """Return a hash of what the training computed, or None and why there is none."""
-    if not ended_well(run.case("training")):
+    """Return a hash of all bits that the training's fingerprint tells of, or None and why there is none to compare."""
+    training = run.case("training")
+    if not ended_well(training):
         return None, "its training did not come to its end"
-    rows = run.of("training")
-    bits = json.dumps(rows[["loss", "grad_norm"]].astype(float).to_numpy().tolist())
+    found = training["fingerprint"]
+    if not found:
+        return None, "its training left no fingerprint"
+    if not found["deterministic"]:
+        return None, f"{NOT_COMPARED}{found['why_not']}"
+    bits = json.dumps([found["losses"], found["steps"]], sort_keys=True)
     return hashlib.sha256(bits.encode()).hexdigest(), ""

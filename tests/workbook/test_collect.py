@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nsa_lib.contract.fingerprint import FILE
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.collect import collect, members_in
 from nsa_lib.workbook.fleet.gates import quarantine, ruled
@@ -61,10 +62,9 @@ def test_a_member_is_judged_anew_whatever_its_summary_says(add, tmp_path):
 def test_other_bits_in_one_step_are_found(add, tmp_path):
     for rank in range(3):
         folder = add(rank)
-    path = folder / "cases" / "training" / "heartbeat.jsonl"
-    beats = [json.loads(line) for line in path.read_text().splitlines()]
-    beats[40]["loss"] *= 1 + 2**-52
-    path.write_text("".join(json.dumps(beat) + "\n" for beat in beats))
+    path = folder / "cases" / "training" / FILE
+    losses = json.loads(path.read_text())["losses"]
+    edit(path, losses=[*losses[:40], "another", *losses[41:]])
     run = judged(tmp_path, expected="3")
     (named,) = quarantine(ruled(run))
     assert (named.member.rank, named.findings[0].rule, run.verdict) == (2, "fingerprints", "NO-GO")

@@ -16,6 +16,9 @@ FILE = "members.json"
 
 SCHEMA = 1
 
+NOT_COMPARED = "not compared, "
+"""How the reason begins why a member's bits need not be those of another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:

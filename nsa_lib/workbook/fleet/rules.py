@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from nsa_lib.contract.figures import written
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.workbook.fleet.band import FEWEST, Band, learned_band
-from nsa_lib.workbook.fleet.members import Fleet, Member, majority
+from nsa_lib.workbook.fleet.members import NOT_COMPARED, Fleet, Member, majority
 
 OUTCOME_OF = {"REVIEW": WARN, "NO-GO": FAIL, "INCOMPLETE": NOT_RUN}
 """What a member's verdict is to the fleet."""
@@ -42,7 +42,9 @@ class Ruled:
 
 
 def fingerprints(fleet: Fleet) -> Ruled:
-    """Judge that all GPUs of a kind computed the same bits."""
+    """Judge that all GPUs of a kind computed the same bits; only shown where no backend gives the same bits twice."""
+    if fleet.members and all(member.no_fingerprint.startswith(NOT_COMPARED) for member in fleet.members):
+        return Ruled(said=fleet.members[0].no_fingerprint, judged=False, required=False)
     return _same(fleet, "fingerprints", lambda member: member.fingerprint, "computed other bits than", _no_fingerprint)
 
 

@@ -93,6 +93,14 @@ def test_a_split_without_a_majority_names_all_and_believes_those_that_are_go_by_
     assert [finding.member.rank for finding in named] == [0, 1, 2, 3]
 
 
+def test_bits_that_need_not_be_the_same_are_only_shown(tmp_path):
+    why = {"fingerprint": None, "no_fingerprint": "not compared, backend=masked: adds in no fixed order"}
+    run = saved(fleet(**{f"m{rank}": why for rank in range(8)}), tmp_path)
+    gate = next(gate for gate in run.gates if gate.name == "fingerprints")
+    assert (gate.outcome, gate.required, run.verdict) == (NOT_RUN, False, "GO")
+    assert "backend=masked" in gate.detail
+
+
 def test_a_member_alone_of_its_kind_has_nobody_to_be_compared_with():
     found = judged_fleet(fleet(m5={"kind": "NVIDIA H100", "fingerprint": "b" * 64, "peak_alloc_bytes": 1}))
     assert [(f.member.rank, f.outcome) for f in found["fingerprints"].findings] == [(5, NOT_RUN)]
