@@ -64,7 +64,7 @@ def test_check_reads_a_file_of_parameters_which_the_command_line_overrules(ask, 
     status, out, _ = ask("check", "smoke", "-f", tmp_path / "p.yaml", "-p", "seed", "4")
     rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert (status, rows["steps"][1], rows["seed"][1]) == (0, "80", "4")
-    assert "cases: training\n" in out
+    assert "cases: training, hot\n" in out
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert ask("check", "smoke", "-f", tmp_path / "empty.yaml", "-p", "out_dir", tmp_path)[0] == 0
 
