@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN
-from nsa_lib.report.charts.chart import BLUE, GREY, ORANGE, VERMILION, Chart, empty_chart, nothing, thinned
+from nsa_lib.report.charts.chart import BLUE, GREY, MOST_POINTS, ORANGE, VERMILION, Chart, empty_chart, nothing, thinned
 from nsa_lib.report.tables import OUTCOMES, Cell, Table, format_value, linked, verdict_cell
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.fleet.gates import Quarantined, quarantine, ruled
@@ -81,7 +81,7 @@ def members_table(run: Recorded) -> Table:
 def worst_first(fleet: Fleet, found: Sequence[Quarantined]) -> list[Member]:
     """Return the members as charts show them: those to take out first, the most certain on top, then the healthy."""
     places = {one.member.key: place for place, one in enumerate(found) if one.member is not None}
-    return sorted(fleet.members, key=lambda member: places.get(member.key, len(places)))
+    return sorted(fleet.members, key=lambda member: places.get(member.key, len(found)))
 
 
 def gate_map(run: Recorded) -> Chart:
@@ -155,7 +155,7 @@ def _add_points(figure: Chart, members: list[Member], values: np.ndarray, marked
     """Add the members of one panel: the healthy thinned to what a chart can show, those to take out all and named."""
     places = np.arange(len(members))
     healthy = places[~marked]
-    healthy = healthy[thinned(values[healthy])] if len(healthy) else healthy
+    healthy = healthy[thinned(values[healthy], MOST_POINTS)] if len(healthy) else healthy
     dots = {"size": 5, "color": BLUE}
     hover = "member %{x}: %{y:,.6~g}<extra></extra>"
     figure.add_trace(
