@@ -18,7 +18,7 @@ test: .venv/tested  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lab: .venv/installed  ## open JupyterLab on the project; no browser is started, the address with its token is printed
-	$(BIN)/jupyter lab --no-browser --ServerApp.root_dir=. --ContentsManager.pre_save_hook=nsa_lib.report.lab.strip_outputs $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/jupyter lab --no-browser --ServerApp.root_dir=. --ServerApp.contents_manager_class=nsa_lib.report.lab.ProjectContents --ContentsManager.pre_save_hook=nsa_lib.report.lab.strip_outputs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test-versions: .venv/tested  ## read a run with Python 3.10 to 3.13, make one with torch's floor and the newest, as far as they are here
 	$(BIN)/python -m tests.versions

@@ -11,7 +11,8 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     del sys.path[0]  # `python -m` puts the working folder there: a random.py of the user's must not be ours
 
 import argparse
-import signal
+import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path, reports_folder
 from nsa_lib.runs.folder import new_output, written
 from nsa_lib.runs.found import find
-from nsa_lib.runs.parameters import refuse_unknown
+from nsa_lib.runs.parameters import read_value, refuse_unknown, unknown
 from nsa_lib.runs.report_file import report_beside
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.selftest import TRIALS, selftest
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("run", "execute a notebook and write its report; all: the whole checklist, and one verdict"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("notebook", choices=(*runnable, *([ALL] if name == "run" else [])))
+        command.add_argument("notebook", type=_one_of(*runnable, *([ALL] if name == "run" else [])))
         command.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
         command.add_argument(
             "-f", "--parameters_file", type=Path, action="append", default=[], help="flat YAML of parameters"
@@ -72,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("run_a", help=NAMES_OF_A_RUN)
     command.add_argument("run_b", help="the same")
     commands.add_parser("selftest", help="run every seeded fault through the notebook that must catch it")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        parser.error(unknown(arguments[0], "command", COMMANDS))
     asked = parser.parse_args(arguments)
     try:
         return COMMANDS[asked.command](asked)
@@ -80,9 +84,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _one_of(*notebooks: str) -> Callable[[str], str]:
+    """Return what reads the name of a notebook, for a parser."""
+
+    def read(name: str) -> str:
+        if name not in notebooks:
+            raise argparse.ArgumentTypeError(unknown(name, "notebook", notebooks))
+        return name
+
+    return read
+
+
 def _check(asked: argparse.Namespace) -> int:
-    given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
-    refuse_unknown(asked.notebook, QUESTIONS[asked.notebook].request.parameters, given)
+    given = _given(asked)
     if QUESTIONS[asked.notebook].request.cases is None:
         print(*FORETOLD[asked.notebook](given), sep="\n")
         return 0
@@ -93,6 +107,16 @@ def _check(asked: argparse.Namespace) -> int:
     for notice in found.notices:
         print(notice)
     return 0
+
+
+def _given(asked: argparse.Namespace) -> dict[str, object]:
+    """Return what was given to one notebook. Raises ConfigError for a name that it does not know, or a wrong value."""
+    given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
+    declared = QUESTIONS[asked.notebook].request.parameters
+    refuse_unknown(asked.notebook, declared, given)
+    for name, value in given.items():
+        read_value(declared, name, value)
+    return given
 
 
 def _from_files(paths: list[Path]) -> dict[str, object]:
@@ -112,13 +136,14 @@ def _run(asked: argparse.Namespace) -> int:
     given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
     if given.get("profile") == PROLOG:
         return prolog(asked.notebook, given)
+    _given(asked)  # refused here in a line, and not by a kernel in many
     output = new_output(reports_folder(), asked.notebook, datetime.now(timezone.utc))
     options = ["--engine", "nsa", "--log-output"]
     for path in asked.parameters_file:
         options += ["-f", str(path)]
     options += papermill.parameters(dict(asked.parameters))
     command = papermill.command(notebook_path(asked.notebook), output, *options)
-    with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
+    with StopButton() as stop:
         status, _ = papermill.supervise(command, stop)
     if not written(output):
         return status or 1  # papermill has said why

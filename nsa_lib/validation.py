@@ -7,7 +7,6 @@ Readiness decides over the runs made here and no others, so that an older run ca
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path, out_dir_of
 from nsa_lib.runs.folder import new_output, written
-from nsa_lib.runs.parameters import read_value
+from nsa_lib.runs.parameters import read_value, unknown
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.decide import REQUEST
@@ -72,7 +71,7 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
     check_parameters(given)
     began = datetime.now(timezone.utc)
     run_ids: list[str] = []
-    with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
+    with StopButton() as stop:
         for place, notebook in enumerate(VALIDATE_ORDER):
             own = {**on_line, "runs": ",".join(run_ids)} if notebook == VALIDATE_ORDER[-1] else on_line
             output = new_output(reports, notebook, began)
@@ -93,7 +92,8 @@ def check_parameters(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         declaring = [notebook for notebook in VALIDATE_ORDER if name in QUESTIONS[notebook].request.parameters]
         if not declaring:
-            raise ConfigError(f"{name}: no such parameter of {', '.join(VALIDATE_ORDER)}")
+            declared = dict.fromkeys(name for each in VALIDATE_ORDER for name in QUESTIONS[each].request.parameters)
+            raise ConfigError(unknown(name, f"parameter of {', '.join(VALIDATE_ORDER)}", declared))
         for notebook in declaring:
             read_value(QUESTIONS[notebook].request.parameters, name, value)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -154,14 +155,15 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
     (tmp_path / "reports").mkdir()
     monkeypatch.setattr(worker_main.papermill, "supervise", papermill)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.yaml").write_text("seed: 3\n")
-    ended, out, _ = ask("run", "smoke", "-f", "p.yaml", "-p", "tag", "007", "-p", "steps", "60")
+    (tmp_path / "p.yaml").write_text("layers: 2")
+    given = str(tmp_path / "p.yaml")
+    ended, out, _ = ask("run", "smoke", "-f", given, "-p", "tag", "007", "-p", "steps", "60")
     (command,) = commands
     source, output = command[4:6]
     assert command[:3] == [sys.executable, "-m", "nsa_lib.runs.papermill"]
     assert command[6:9] == ["--engine", "nsa", "--log-output"]
     assert source == str(tmp_path / "notebooks" / "smoke.ipynb")
-    assert command[9:] == ["-f", "p.yaml", "-r", "tag", "007", "-r", "steps", "60"]
+    assert command[9:] == ["-f", given, "-r", "tag", "007", "-r", "steps", "60"]
     assert ended == status
     assert f"{verdict}: 12 layers trained" in out
     assert ("  - because" in out) == (verdict == "NO-GO")
@@ -172,6 +174,7 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
     ("arguments", "line"),
     [
         (["-p", "stepz", "3"], "stepz: no such parameter of preflight, backward_scaling, smoke"),
+        (["-p", "seq_lenz", "[64]"], "seq_lenz: no such parameter of preflight, backward_scaling, smoke"),
         (["-p", "runs", "newest"], "runs: a validation decides over the runs that it makes"),
         (["-f", "/no/p.yaml"], "[Errno 2] No such file or directory: '/no/p.yaml'"),
     ],
@@ -181,7 +184,36 @@ def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, argu
     status, out, err = ask("run", "all", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(line)
+    assert "no such parameter" not in line or "did you mean" in err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-p", "stepz", "3"], "stepz: no such parameter of smoke; did you mean steps?"),
+        (["-p", "steps", "ten"], "steps='ten': accepts a whole number above 0"),
+        (["-f", "p.yaml"], "layerz: no such parameter of smoke; did you mean layers?"),
+    ],
+)
+def test_run_refuses_in_a_line_before_papermill_starts(ask, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
+    monkeypatch.setattr(worker_main.papermill, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text("layerz: 2")
+    status, out, err = ask("run", "smoke", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["chek", "smoke"], "check"), (["check", "smoek"], "smoke"), (["run", "preflihgt"], "preflight")],
+)
+def test_a_misspelt_command_or_notebook_is_answered_by_the_one_it_may_be(capsys, arguments, meant):
+    with pytest.raises(SystemExit):
+        worker_main.main(arguments)
+    assert f"did you mean {meant}?" in capsys.readouterr().err
 
 
 def test_run_all_hands_over_files_in_their_order_and_values_as_text_and_its_status(ask, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Figures: the largest of some, among which NaN is never overlooked, and how one is written.
+"""Figures: the largest of some, among which NaN is never overlooked, and how one is written, alone or with its unit.
 
 Python's own `max` passes over a NaN that is not the first.
 """
@@ -31,3 +31,21 @@ def written(value: object) -> str:
     if math.isfinite(value) and (abs(value) >= 1000 or value == int(value)):
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+COUNTED = (
+    "calls", "cases", "checks", "contestants", "contradictions", "differences", "findings", "layers", "operators",
+    "pairs", "ranks", "rows", "runs", "stale runs", "steps",
+)  # fmt: skip
+"""Units that count: of one they are in the singular."""
+
+
+def with_unit(value: object, unit: str) -> str:
+    """Return a value with its unit: `3 steps`, `1 step`, `75,420 MiB`."""
+    one = unit in COUNTED and value == 1 and not isinstance(value, bool)
+    return f"{written(value)} {unit[:-1] if one else unit}".rstrip()
+
+
+def counted(count: int, thing: str) -> str:
+    """Return how many there are of a thing that is named in the singular: `1 step`, `2,000 steps`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

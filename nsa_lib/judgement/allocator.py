@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from nsa_lib.contract.allocator import options_of
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 
@@ -32,7 +33,11 @@ def allocator_gate(run: Recorded, case_ids: Iterable[str], name: str = "allocato
         return replace(gate, detail=f"no step of {', '.join(unseen) or 'any case'} was recorded")
     if silent := sorted({case["case_id"] for case, reading in readings if "setting" not in reading}):
         return replace(gate, detail=f"which setting is in force was not told in {', '.join(silent)}")
-    gate = replace(gate, outcome=PASS, detail=f"in force in {len(readings)} recorded steps of {len(seen)} cases")
+    gate = replace(
+        gate,
+        outcome=PASS,
+        detail=f"in force in {counted(len(readings), 'recorded step')} of {counted(len(seen), 'case')}",
+    )
     return next((cut for case in seen if (cut := unless_cut_short(gate, case)) != gate), gate)
 
 

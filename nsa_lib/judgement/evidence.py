@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.contract.origin import MACHINE
 from nsa_lib.judgement.gate import NOT_RUN, PASS, GateResult, ended_well
 from nsa_lib.runs.found import CLOCK_S
@@ -30,7 +31,7 @@ def evidence_gate(run: Recorded, request: Request) -> GateResult:
         more = f"; {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return replace(gate, measured=len(found), detail="; ".join(found[:SHOWN]) + more)
     told = sum(case["origin"] is not None for case in run.each_case())
-    detail = f"{told} of {len(run.cases)} cases ran what case.json and run.json say, where and when they say"
+    detail = f"{told} of {counted(len(run.cases), 'case')} ran what case.json and run.json say, where and when they say"
     return replace(gate, outcome=PASS, measured=0, detail=detail)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nsa_lib.contract.figures import written
+from nsa_lib.contract.figures import counted, with_unit, written
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import OWN
 
@@ -80,9 +80,14 @@ def verdict(gates: Sequence[GateResult]) -> tuple[str, list[str]]:
 def _reason(gate: GateResult) -> str:
     word = {FAIL: "failed", WARN: "warns", NOT_RUN: "did not run"}[gate.outcome]
     figures = ""
-    if gate.measured is not None and gate.outcome != NOT_RUN:
-        figures = f" at {written(gate.measured)} {gate.unit}".rstrip() + f" (limit {written(gate.limit)})"
+    if _is_known(gate.measured) and gate.outcome != NOT_RUN:
+        limit = f" (limit {written(gate.limit)})" if _is_known(gate.limit) else ""
+        figures = f" at {with_unit(gate.measured, gate.unit)}{limit}"
     return f"{gate.name} {word}{figures}" + (f": {gate.detail}" if gate.detail else "")
+
+
+def _is_known(figure: float | str | None) -> bool:
+    return figure is not None and figure == figure  # NaN is not
 
 
 def ended_well(case: Mapping[str, object] | None) -> bool:
@@ -101,7 +106,7 @@ def steps_gate(run: Recorded, case_id: str, name: str, *, required: bool = True)
     if not ended_well(case):
         return replace(gate, outcome=outcome_of(case))
     if done != asked:
-        return replace(gate, outcome=FAIL, detail=f"ended after {done} of {asked} steps")
+        return replace(gate, outcome=FAIL, detail=f"ended after {done:,} of {counted(asked, 'step')}")
     if steps != list(range(1, asked + 1)):
         return replace(gate, outcome=FAIL, detail=f"its {done} heartbeats are not of {asked} steps, each once")
     return replace(gate, outcome=PASS)

@@ -34,6 +34,7 @@ from statistics import NormalDist
 import numpy as np
 
 from nsa_lib.contract.case import TREND_WINDOW, WARMUP_STEPS
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.trend_windows import (
     MEDIAN_ERROR,
     PARTS,
@@ -89,7 +90,7 @@ def judge_trend(steps: Sequence[int], values_mib: Sequence[float | None], *, flo
         return _not_run("the steps do not ascend: one was recorded twice, or they are not in order")
     levels = _levels(steps, values_mib)
     if len(levels) < TREND_WINDOW:
-        return _not_run(f"{len(levels)} steps after the warm-up, needs {TREND_WINDOW}")
+        return _not_run(f"{counted(len(levels), 'step')} after the warm-up, needs {TREND_WINDOW}")
     missing = np.isnan(levels)
     if missing.all():
         return _not_run("values are missing: there is none")

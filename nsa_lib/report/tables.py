@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from nsa_lib.contract.figures import written
+from nsa_lib.contract.figures import with_unit
 from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.session import session_mark
@@ -251,7 +251,7 @@ def format_value(value: object, unit: str = "") -> str:
     """Format a value for reading: thousands separators, four significant digits, the unit; absent is "–"."""
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{written(value)} {unit}".rstrip()
+    return with_unit(value, unit)
 
 
 def verdict_cell(word: str) -> Cell:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from nsa_lib.runs.parameters import Parameter
 from nsa_lib.subject.config import ConfigError
@@ -49,6 +50,15 @@ def _assigned(declared: Mapping[str, Parameter], source: str) -> Assigned | None
         return None
     named = {_target(statement).id: statement.value for statement in statements}
     return {name: value for name, value in named.items() if not name.startswith(OF_PAPERMILL)}
+
+
+def own_names(namespace: Mapping[str, object]) -> set[str]:
+    """Return the names that the cells which ran so far assign plainly, `step = 60`."""
+    names = set()
+    for source in namespace.get("In", ()):
+        with suppress(SyntaxError):  # a cell with magics
+            names |= {_target(statement).id for statement in ast.parse(source).body if _is_plain(statement)}
+    return names
 
 
 def _is_plain(statement: ast.stmt) -> bool:

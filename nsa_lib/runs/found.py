@@ -91,7 +91,10 @@ def find(which: str | Path, out_dir: Path) -> Path:
 def _newest(notebook: str, out_dir: Path) -> Path:
     found = [one for one in runs_in(out_dir) if notebook in ("", one.info.get("notebook"))]
     if not found:
-        raise FileNotFoundError(f"no run{f' of {notebook}' if notebook else ''} in {out_dir / 'runs'}")
+        known = {str(one.info.get("notebook")) for one in runs_in(out_dir)}
+        near = get_close_matches(notebook, known, n=1)
+        meant = f"; did you mean {NEWEST}:{near[0]}?" if near else ""
+        raise FileNotFoundError(f"no run{f' of {notebook}' if notebook else ''} in {out_dir / 'runs'}{meant}")
     newest, *older = found
     why = "custom" if newest.custom else "stopped" if newest.stopped else ""
     alike = (one for one in older if one.info.get("notebook") == newest.info.get("notebook"))

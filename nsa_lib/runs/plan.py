@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nsa_lib.contract.allocator import AllocatorSettings
@@ -39,6 +39,8 @@ class Plan:
     out_dir: Path
     overwritten: tuple[str, ...] = ()
     """Parameters whose names hold something else in the notebook than its cells of parameters say."""
+    mistyped: Mapping[str, str] = field(default_factory=dict)
+    """Names in the notebook's cells that are nearly a parameter's, and which."""
     on_trial: Mapping[str, object] | None = None
     """What is known of what a user brings, if she brings something."""
 
@@ -71,6 +73,10 @@ class Plan:
         said += [
             f"{name}: assigned again outside of the parameters cell; this run takes {self[name]} from there."
             for name in self.overwritten
+        ]
+        said += [
+            f"{name}: a name in your cells, no parameter; did you mean {meant}? This run takes {meant}={self[meant]}."
+            for name, meant in self.mistyped.items()
         ]
         if self.on_trial:
             said.append(f"on trial: {self.on_trial['label']}, {self.on_trial['judged']}.")
@@ -122,6 +128,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         environment={**facts, **environment.machine_facts(), **provenance(notebooks), **room},
         out_dir=out_dir,
         overwritten=tuple(request.overwritten(namespace)),
+        mistyped=request.mistyped(namespace),
         on_trial=_tried(cases, imagined=request.imagined),
     )
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from nsa_lib.contract.thinning import thinned
+from nsa_lib.runs.panel import in_corner, in_jupyter, write_page
 
 PERIOD_S = 1.0
 
@@ -24,15 +26,23 @@ PRINT_PERIOD_S = 20.0
 class Progress:
     """The progress of one run, case after case."""
 
-    def __init__(self, case_steps: dict[str, int], *, where: str = "", limit_mib: float | None = None):
+    def __init__(
+        self,
+        case_steps: dict[str, int],
+        *,
+        where: Path | None = None,
+        limit_mib: float | None = None,
+        notices: Sequence[str] = (),
+    ):
         """Begin.
 
         Args:
             case_steps: how many steps each case takes, in their order.
-            where: the run folder, to look into after a reload of the page, which shows no display that is live.
+            where: the run folder; its page shows the same after a reload, which no display survives.
             limit_mib: what the peak of reserved memory is judged against.
+            notices: what to say of the run as long as it goes on.
         """
-        self._case_steps, self._where, self._limit_mib = case_steps, where, limit_mib
+        self._case_steps, self._where, self._limit_mib, self._notices = case_steps, where, limit_mib, notices
         self._handle: DisplayHandle | None = None
         self._shown_at = 0.0
         self._printed_at = time.monotonic()
@@ -64,9 +74,8 @@ class Progress:
         words = self._words(case_id, step, step_s, phase) + self._figures(loss, memory_mib, reserved_mib)
         if time.monotonic() - self._shown_at >= PERIOD_S:
             last = f"<br><code>{escape(said)}</code>" if said else ""
-            self._update(
-                words, _bar(step, self._case_steps[case_id]) + sparkline_svg(memory_mib) + last + self._folder()
-            )
+            drawing = _bar(step, self._case_steps[case_id]) + sparkline_svg(memory_mib)
+            self._update(words, f"<div>{escape(words)}{drawing}{last}{self._around()}</div>")
         if time.monotonic() - self._printed_at >= PRINT_PERIOD_S:
             self._print(words)
 
@@ -91,20 +100,24 @@ class Progress:
     def end(self, case_id: str, status: str, reason: str, seconds: float) -> None:
         """Show how a case ended."""
         self._print(f"{case_id}: {status} after {_duration(seconds)}" + (f" ({reason})" if reason else ""))
-        self._update("", "")
+        self._update("", "<div></div>")
 
-    def _folder(self) -> str:
-        return f'<br><small style="opacity:.7">recorded in {escape(self._where)}</small>' if self._where else ""
+    def _around(self) -> str:
+        lines = [*self._notices, *([f"recorded in {self._where}"] if self._where else ())]
+        return "".join(f'<br><small style="opacity:.7">{escape(line)}</small>' for line in lines)
 
     def _print(self, words: str) -> None:
         self._printed_at = time.monotonic()
         print(words, flush=True)
 
-    def _update(self, words: str, drawing: str) -> None:
+    def _update(self, words: str, html: str) -> None:
         if get_ipython() is None:
             return
         self._shown_at = time.monotonic()
-        bundle = {"text/html": f"<div>{escape(words)}{drawing}</div>", "text/plain": words}
+        if words and self._where and in_jupyter():
+            write_page(self._where, html)
+        corner = in_corner(html) if words and in_jupyter() else ""
+        bundle = {"text/html": html + corner, "text/plain": words}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:

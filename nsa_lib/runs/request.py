@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.runs.cells import parameters_cells, said_in_cells
+from nsa_lib.runs.cells import own_names, parameters_cells, said_in_cells
 from nsa_lib.runs.parameters import (
     Parameter,
     Read,
@@ -32,6 +33,9 @@ SHORTENED = {"prolog": "profile=prolog: shorter than the checklist"}
 
 MORE = ("steps", "rounds")
 """Parameters of which a run may have more."""
+
+NEAR = 0.8
+"""Likeness from which on a name may be meant for a parameter's."""
 
 TOLD = {"fault": "a seeded fault", "device_budget_gib": "an emulated device"}
 """What a parameter that a profile does not have makes of a run."""
@@ -84,6 +88,11 @@ class Request:
             for name in self.parameters
             if name in said and name in namespace and not _same(said[name], namespace[name])
         ]
+
+    def mistyped(self, namespace: Mapping[str, object]) -> dict[str, str]:
+        """Return the names that a reader's own cells assign and that are nearly those of parameters, and whose."""
+        near = {name: get_close_matches(name, self.parameters, n=1, cutoff=NEAR) for name in own_names(namespace)}
+        return {name: meant[0] for name, meant in near.items() if meant and name not in self.parameters}
 
     def _said(self, namespace: Mapping[str, object]) -> Mapping[str, object]:
         cells = parameters_cells(self.parameters, namespace.get("In", ()))

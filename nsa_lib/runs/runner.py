@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +23,11 @@ from nsa_lib.contract.heartbeat import HeartbeatReader
 from nsa_lib.contract.source import OTHER_SOURCE, package_sha256, why_outdated
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment, gpu_health, ranks
+from nsa_lib.runs.at_work import runs_at_work
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
-from nsa_lib.runs.processes import adopt_orphans, children, end_tree, processes_with
+from nsa_lib.runs.processes import adopt_orphans, children, end_tree
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.runs.watch import Limits, RanksWatch, Watch
@@ -54,14 +55,15 @@ def execute(plan: Plan) -> Path:
     changed since this process imported it, ConfigError is raised before any work, and no further case is started.
     """
     environment.refuse_outdated()
-    for notice in (*plan.notices, *_others_at_work()):
+    others = _others_at_work()
+    for notice in (*plan.notices, *others):
         print(notice, flush=True)
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
     adopt_orphans()
     with StopButton() as stop, _told_in_a_line(plan.out_dir), ExitStack() as around:
         folder = make_run_folder(plan)
         around.enter_context(gpu_health.recorded(folder, plan.environment.get("gpu_uuid")))
-        progress = _progress(plan, folder)
+        progress = _progress(plan, folder, others)
         folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
         started: list[subprocess.Popen] = []
         predicted = list(folders) if plan.request.predicted else []
@@ -98,16 +100,18 @@ def _told_in_a_line(out_dir: Path) -> Iterator[None]:
         raise ConfigError(f"out_dir={out_dir}: {error.strerror or error}; {ended}") from None
 
 
-def _progress(plan: Plan, folder: Path) -> Progress:
+def _progress(plan: Plan, folder: Path, others: Sequence[str]) -> Progress:
     limit = plan.values.get("reserved_limit_mib")
     steps = {case.case_id: case.steps for case in plan.cases}
-    return Progress(steps, where=str(folder), limit_mib=limit and limit.value)
+    return Progress(steps, where=folder, limit_mib=limit and limit.value, notices=others)
 
 
 def _others_at_work() -> list[str]:
     """Return what to say of other runs whose cases are running on this machine now."""
-    others = sorted({Path(case).parent.parent.parent.name for case in processes_with("nsa_lib.worker", "case.json")})
-    return [f"{name} is running on this machine too: both take longer, and share its memory." for name in others]
+    names = [folder.name for folder in runs_at_work()]
+    are = "is" if len(names) == 1 else "are"
+    said = f"{', '.join(names)} {are} running on this machine too: all take longer, and share its memory."
+    return [said] if names else []
 
 
 def _end_all(started: list[subprocess.Popen], predictor: Predictor | None) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import signal
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and the polite end that a papermill stopped by Ctrl-C sends its kernel two and a half seconds later, as batch
+systems do: five seconds after the first comes one that nobody hears, and until then the run can be recorded."""
+
 
 class StopButton:
     """Ctrl-C, which is also JupyterLab's stop button, as a flag for the supervising loop to read.
@@ -12,13 +16,12 @@ class StopButton:
     running; or in the middle of a result. Python hears signals in the main thread only, where notebooks run.
     """
 
-    def __init__(self, *signals: signal.Signals):
-        """Hear these signals; Ctrl-C alone by default."""
+    def __init__(self):
+        """Hear Ctrl-C and SIGTERM once entered."""
         self.pressed = False
-        self._signals = signals or (signal.SIGINT,)
 
     def __enter__(self) -> StopButton:
-        self._before = {number: signal.signal(number, self._press) for number in self._signals}
+        self._before = {number: signal.signal(number, self._press) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

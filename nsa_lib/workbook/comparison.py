@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.report.charts.overlay import overlay
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.tables import Cell, Table, format_value, frame_table, verdict_cell
@@ -90,7 +91,7 @@ def _differences_table(run_a: Run, run_b: Run) -> Table:
 def differences_table(changed: pd.DataFrame) -> Table:
     """Tabulate what differs between two runs (`run.compare`)."""
     short = changed.map(lambda value: HASH.sub(r"\1…", value) if isinstance(value, str) else value)
-    caption = f"{len(changed)} differences" if len(changed) else "Nothing differs"
+    caption = counted(len(changed), "difference") if len(changed) else "Nothing differs"
     if NO_SECOND in changed:
         caption = 'No second run to compare with; name one with the parameter "other"'
     return frame_table(caption, short, {name: name for name in changed})

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.contract.files import write_text
 from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.page import Section, page
@@ -139,7 +140,11 @@ def index_page(out_dir: Path, lines: Sequence[Mapping], problems: Sequence[str])
     regular = [line for line in newest_first if not line["custom"]]
     charts = [over_runs(regular, column, title, unit) for column, title, unit in TRENDS]
     sections = [
-        Section("Runs", [f"{len(lines)} runs, newest first. Times are UTC."], [_runs_table(newest_first, out_dir)]),
+        Section(
+            "Runs",
+            [f"{counted(len(lines), 'run')}, newest first. Times are UTC."],
+            [_runs_table(newest_first, out_dir)],
+        ),
         Section(
             "Trend",
             ["One line for each notebook, profile and machine. Custom runs are left out: their sizes are their own."],

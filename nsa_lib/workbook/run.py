@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,9 @@ from nsa_lib.report.guard import guarded, show
 from nsa_lib.runs import environment
 from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.found import NEWEST, find
+from nsa_lib.runs.panel import PAGE, write_page
 from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, write_csv
+from nsa_lib.runs.report_file import report_command
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS, Judging, Question
@@ -184,13 +187,22 @@ def record(folder: Path) -> Run:
 
     On a disk that takes no more, each that cannot be written is a line, and the run has its verdict all the same.
     """
-    run = Run.read(folder)
-    summary = run.summary
     with StopButton():  # a second press right after the first must not stop what saves the run
+        run = Run.read(folder)
+        summary = run.summary
         show(lambda: write_json(folder / "summary.json", summary))  # the verdict before all that only decorates it
         show(lambda: write_csv(run.cases, folder / "cases.csv"))
         show(lambda: write_csv(run.steps, folder / "steps.csv"))
+        if (folder / PAGE).exists():
+            write_page(folder, _ended_html(run), ended=True)
     return run
+
+
+def _ended_html(run: Run) -> str:
+    """Return what the page of a run says once it has ended; a notebook that was loaded again shows it."""
+    again = report_command(run.folder)
+    said = f"<p>{escape(run.folder.name)} has ended.</p><p><b>{run.verdict}</b>: {escape(run.summary['headline'])}</p>"
+    return f"{said}<p>Its report: <code>{escape(again)}</code></p>" if again else said
 
 
 def compare(run_a: Run, run_b: Run) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from nsa_lib.contract.figures import largest, name_of_largest
+from nsa_lib.contract.figures import COUNTED, counted, largest, name_of_largest, with_unit
 
 
 def test_the_largest_is_found_wherever_it_stands():
@@ -23,3 +23,25 @@ def test_nan_is_the_largest_wherever_it_stands(others):
 
 def test_of_no_figures_nothing_is_known():
     assert math.isnan(largest([]))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (75420.0, "MiB", "75,420 MiB"),
+        (1.0, "MiB", "1 MiB"),
+        (1, "steps", "1 step"),
+        (1, "stale runs", "1 stale run"),
+        (0, "differences", "0 differences"),
+        (2000, "steps", "2,000 steps"),
+        ("GO", "", "GO"),
+        (True, "checks", "True checks"),
+    ],
+)
+def test_a_value_is_written_with_its_unit_in_the_number_that_it_has(value, unit, said):
+    assert with_unit(value, unit) == said
+
+
+def test_one_is_not_many():
+    assert [counted(n, "step") for n in (0, 1, 2, 2000)] == ["0 steps", "1 step", "2 steps", "2,000 steps"]
+    assert not [unit for unit in COUNTED if with_unit(1, unit).endswith("s")]

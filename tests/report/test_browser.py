@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 
 import pytest
 
+from nsa_lib.report.tables import gate_row, ranked
 from tests.samples import GATES, code_cell, concluded, export, notebook, sample_notebook, shown
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -98,6 +100,36 @@ def test_keys_search_and_sorting_find_what_failed(tmp_path):
     assert down == up[::-1]
     assert seen["here"] == "gate-peak reserved memory"
     assert seen["labels"] == "measured"
+
+
+def test_the_key_c_copies_as_text_the_gate_that_n_went_to(tmp_path):
+    press = """<script nonce="NONCE">addEventListener("load", () => setTimeout(() => {
+      const copied = [];
+      document.execCommand = (command) => {  // headless, without a hand on the keys, there is no clipboard to read
+        const told = { clipboardData: new DataTransfer(), bubbles: true, cancelable: true };
+        const event = new ClipboardEvent(command, told);
+        copied.push([document.dispatchEvent(event), event.clipboardData.getData("text/plain")]);
+        return true;
+      };
+      const key = (name) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+      for (const name of ["n", "n", "c", "x"]) key(name);
+      document.documentElement.dataset.copied = JSON.stringify(copied);
+    }, 3000));</script>"""
+    gates = [GATES[0], *({**gate, "outcome": "FAIL"} for gate in GATES[1:3]), *GATES[3:]]
+    page = export(sample_notebook("NO-GO", gates=gates))
+    nonce = re.search(r"'nonce-(\w+)'", page)[1]
+    (tmp_path / "copy.html").write_text(page.replace("<title>", press.replace("NONCE", nonce) + "<title>", 1))
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "copy.html").as_uri()]
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ((dispatched, text),) = json.loads(unescape(re.search(r'data-copied="([^"]*)"', browser.stdout)[1]))
+    assert not dispatched, "the page puts its own text there, instead of the selection"
+    second = [gate["name"] for gate in ranked(gates) if gate["outcome"] == "FAIL" and gate["required"]][1]
+    assert text.split(" | ")[:2] == ["✘ FAIL", second]
+    assert text.split(" | ")[2:] == [cell.text for cell in gate_row(gates_by_name(gates)[second])[2:] if cell.text]
+
+
+def gates_by_name(gates):
+    return {gate["name"]: gate for gate in gates}
 
 
 def test_zooming_one_chart_of_steps_zooms_the_others(tmp_path):

@@ -1,15 +1,19 @@
 """What JupyterLab saves of a notebook of the project: the notebook as it is kept."""
 
+import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 from nbformat import v4
 
-from nsa_lib.report.lab import strip_outputs
+from nsa_lib.report import lab
+from nsa_lib.report.lab import ProjectContents, strip_outputs
 from nsa_lib.runs.environment import PROJECT, notebook_path
+from nsa_lib.runs.panel import PAGE
 from nsa_lib.workbook.questions import QUESTIONS
 
 
@@ -49,3 +53,65 @@ def test_make_lab_opens_the_project_with_this_hook():
     (hook,) = [word.partition("=")[2] for word in said.split() if word.startswith("--ContentsManager.pre_save_hook=")]
     assert AsyncLargeFileManager(pre_save_hook=hook).pre_save_hook is strip_outputs
     assert sys.modules[strip_outputs.__module__].FOLDER == "notebooks/"
+
+
+@pytest.fixture
+def contents(tmp_path, monkeypatch):
+    """The files of a project in which a smoke runs, as JupyterLab is given them."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("smoke", "preflight"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(notebook_path(name).read_text())
+    folder = tmp_path / "reports" / "runs" / "smoke-1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"schema": 1, "notebook": "smoke"}')
+    (folder / PAGE).write_text("step 3")
+    monkeypatch.setattr(lab, "runs_at_work", lambda: [folder])
+    return ProjectContents(root_dir=str(tmp_path), pre_save_hook="nsa_lib.report.lab.strip_outputs")
+
+
+def outputs(model):
+    return {cell["id"]: cell["outputs"] for cell in model["content"]["cells"] if cell.get("outputs")}
+
+
+def get(contents, name):
+    return asyncio.run(contents.get(f"notebooks/{name}.ipynb"))
+
+
+def test_a_notebook_that_is_loaded_while_it_runs_shows_the_run_and_not_its_verdict(contents):
+    model = get(contents, "smoke")
+    ((cell, (shown,)),) = outputs(model).items()
+    assert cell == "run"
+    assert "smoke-1 is running" in shown["data"]["text/plain"]
+    assert '<iframe src="/files/reports/runs/smoke-1/progress.html"' in shown["data"]["text/html"]
+    (trusted,) = [cell for cell in model["content"]["cells"] if cell["id"] == "run"]
+    assert trusted["metadata"]["trusted"], "else JupyterLab would take the corner out"
+    asyncio.run(contents.save(model, "notebooks/smoke.ipynb"))
+    assert '"outputs": []' in contents_of(contents, "smoke")
+    assert "is running" not in contents_of(contents, "smoke")
+
+
+def contents_of(contents, name):
+    return Path(contents.root_dir, "notebooks", f"{name}.ipynb").read_text()
+
+
+def test_a_notebook_that_does_not_run_shows_nothing(contents, monkeypatch):
+    assert outputs(get(contents, "preflight")) == {}
+    monkeypatch.setattr(lab, "runs_at_work", lambda: [])
+    assert outputs(get(contents, "smoke")) == {}
+
+
+def test_of_several_runs_the_one_of_the_project_is_shown(contents, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "smoke-2"
+    elsewhere.mkdir()
+    (elsewhere / "run.json").write_text('{"schema": 1, "notebook": "smoke"}')
+    own = Path(contents.root_dir, "reports", "runs", "smoke-1")
+    for at_work, wanted in (([own, elsewhere], "smoke-1"), ([elsewhere], "smoke-2")):
+        monkeypatch.setattr(lab, "runs_at_work", lambda found=at_work: found)
+        ((shown,),) = outputs(get(contents, "smoke")).values()
+        assert f"{wanted} is running" in shown["data"]["text/plain"]
+        assert ("<iframe" in shown["data"]["text/html"]) == (wanted == "smoke-1"), "only the project's files are served"
+
+
+def test_make_lab_serves_these_contents():
+    said = subprocess.run(["make", "-n", "lab"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert f"--ServerApp.contents_manager_class={ProjectContents.__module__}.{ProjectContents.__name__} " in said

@@ -217,7 +217,7 @@ def test_a_figure_is_drawn_over_the_time_of_the_runs():
     assert (list(figure.data[0].x), list(figure.data[0].y)) == ([day(1), day(2)], [34.0, 36.0])
     assert list(figure.data[0].text) == ["a", "b"]
     assert figure.layout.title.subtitle.text == "3 runs"
-    assert over_runs(runs[:1], "mib", "Memory", "MiB").layout.title.subtitle.text == "one run"
+    assert over_runs(runs[:1], "mib", "Memory", "MiB").layout.title.subtitle.text == "1 run"
 
 
 @pytest.mark.parametrize("runs", [[], [made("a", 1, None)], [made("a", 1, float("nan"))]])

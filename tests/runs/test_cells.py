@@ -105,3 +105,8 @@ def test_a_parameter_that_is_deleted_from_its_cell_has_its_default_again():
 def test_paths_that_papermill_injects_are_no_parameters():
     injected = "# Parameters\nPAPERMILL_INPUT_PATH = 'a'\nPAPERMILL_OUTPUT_PATH = 'b'\nsteps = 10\n"
     assert SMOKE.read(ran(DECLARED, injected))["steps"] == 10
+
+
+def test_a_name_of_a_readers_own_that_is_nearly_a_parameter_is_told():
+    assert SMOKE.mistyped(ran(DECLARED, "stepz = 3\nrows = 4")) == {"stepz": "steps"}
+    assert SMOKE.mistyped(ran(DECLARED, "x = 1", "steps = 3")) == {}, "overwritten tells of the second"

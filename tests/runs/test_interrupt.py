@@ -3,6 +3,7 @@
 Nothing is left running, what was recorded can be opened, and the next run starts afresh.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from jupyter_client.manager import start_new_kernel
 
 from nsa_lib.report.verdict import MIME, read_verdict
 from nsa_lib.runs.processes import descendants
+from nsa_lib.workbook.replay import write_report
 from nsa_lib.workbook.run import open_run
 from tests.runs.test_runner import gone, processes
 from tests.test_notebooks import FOLDER, TINY
@@ -112,11 +114,31 @@ def test_a_killed_run_leaves_no_process_and_is_incomplete(killed, way):
     assert (opened.folder / "summary.json").exists() == (way == "ctrl-c")
 
 
+def test_ctrl_c_without_the_engine_leaves_what_the_stop_button_leaves_and_the_page_is_made_of_it(killed):
+    folder, *_ = killed["ctrl-c"]
+    run = open_run("newest", out_dir=folder)
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
+    written = json.loads((run.folder / "summary.json").read_text())
+    assert (written["verdict"], written["run_id"]) == ("INCOMPLETE", run.folder.name)
+    page = write_report(run.folder).read_text()
+    assert page.index("INCOMPLETE") < page.index(run.folder.name)
+    assert page.count('class="nsa-chart"') >= 4
+
+
+def test_a_kernel_that_is_terminated_hears_the_stop_button(lab, tmp_path):
+    lab.set_parameters(out_dir=str(tmp_path), steps=ENDLESS)
+    acting = when_at_work(tmp_path, lambda _, kernel: os.kill(kernel, signal.SIGTERM))
+    _, reply = lab.run_all()
+    acting.join()
+    assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "INCOMPLETE")
+    assert list(open_run("newest", out_dir=tmp_path).cases["reason"]) == ["stopped by the user", "not started"]
+
+
 SUPERVISED = """
-import signal, sys
+import sys
 from nsa_lib.runs import papermill
 from nsa_lib.runs.stop_button import StopButton
-with StopButton(signal.SIGINT, signal.SIGTERM) as stop:
+with StopButton() as stop:
     sys.exit(papermill.supervise(papermill.command(*sys.argv[1:]), stop)[0])
 """
 

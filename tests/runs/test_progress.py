@@ -1,10 +1,12 @@
 """Progress: one display that is updated in place, no more than once a second, and a line printed now and then."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from nsa_lib.runs import progress
+from nsa_lib.runs.panel import PAGE
 from nsa_lib.runs.progress import Progress, sparkline_svg
 
 
@@ -57,12 +59,32 @@ def test_a_display_is_made_once_and_then_updated_at_most_once_a_second(screen, c
 
 
 def test_it_tells_which_case_of_how_many_loss_limit_the_workers_last_line_and_where_to_look(screen):
-    run = Progress({"training": 100, "anomaly": 10}, where="/runs/<smoke>", limit_mib=70_000.0)
+    run = Progress({"training": 100, "anomaly": 10}, where=Path("/runs/<smoke>"), limit_mib=70_000.0)
     run.show("anomaly", 4, 1.0, [10.0], phase="step", loss=6.25, reserved_mib=1762.0, said="warning: <b>")
     for text in ("case 2 of 2, anomaly: step 4 of 10", "loss 6.250", "reserved 1,762 of 70,000 MiB"):
         assert text in screen.html
     assert "<code>warning: &lt;b&gt;</code>" in screen.html
     assert "recorded in /runs/&lt;smoke&gt;" in screen.html
+
+
+def test_in_jupyter_the_panel_stands_in_the_corner_and_in_the_run_folder_until_the_case_ends(
+    screen, clock, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JPY_SESSION_NAME", "smoke.ipynb")
+    run = Progress({"training": 100}, where=tmp_path, notices=["another run shares its memory"])
+    run.show("training", 4, 1.0, [10.0], phase="step")
+    page = (tmp_path / PAGE).read_text()
+    for shown in (screen.html.partition("<script>")[0], screen.html.partition("<script>")[2], page):
+        assert "training: step 4 of 100" in shown
+        assert "another run shares its memory" in shown
+    clock[0] += 5
+    run.end("training", "ok", "", 5.0)
+    assert "<script>" not in screen.html, "what stays in the notebook runs nothing"
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    clock[0] += 5
+    run.show("training", 5, 1.0, [10.0], phase="step")
+    assert "<script>" not in screen.html, "there is no window to stand in"
+    assert (tmp_path / PAGE).read_text() == page
 
 
 def test_it_tells_the_step_the_pace_what_is_left_and_the_memory(screen):

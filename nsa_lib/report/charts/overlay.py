@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.report.charts.chart import (
     BLUE,
@@ -85,7 +86,7 @@ def over_runs(runs: Sequence[Mapping], column: str, title: str, unit: str) -> Ch
     drawn = frame[pd.to_numeric(frame[column], errors="coerce").notna()] if len(frame) else frame
     if drawn.empty:
         return nothing(title, unit, "no run with this figure yet")
-    figure = empty_chart(title, unit, f"{len(drawn)} runs" if len(drawn) > 1 else "one run")
+    figure = empty_chart(title, unit, counted(len(drawn), "run"))
     series = drawn.sort_values("created").groupby(["notebook", "profile", "machine"], sort=True, dropna=False)
     for number, (names, rows) in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.contract.allocator import options_of
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, ended_well, how_it_ended, outcome_of
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
@@ -180,4 +181,4 @@ def preflight_headline(run: Recorded) -> str:
     """Return the figures that a preflight's verdict is said with."""
     recorded = [check for checks in run.cases["checks"] for check in checks or ()]
     machine = run.info["environment"].get("gpu") or run.info["environment"].get("cpu")
-    return f"{len(recorded)} checks made on {machine}, {run.parameter('dtype')}"
+    return f"{counted(len(recorded), 'check')} made on {machine}, {run.parameter('dtype')}"

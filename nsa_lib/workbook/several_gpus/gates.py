@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from nsa_lib.contract.case import DDP, FSDP2
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, steps_gate, unless_cut_short
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.judgement.prediction import prediction_advice
@@ -86,7 +87,9 @@ def executed_gate(run: Recorded, strategy: str) -> GateResult:
                 backend, passes = max(found - {wanted[:2]} or found)
                 said = _words(backend, passes, ", ".join(sorted(dtypes)), ", ".join(step["devices"]))
                 return replace(gate, outcome=FAIL, measured=said, detail=f"rank {rank}, step {step['step']}")
-    return unless_cut_short(replace(gate, outcome=PASS, measured=_words(*wanted), detail=f"{len(seen)} ranks"), case)
+    return unless_cut_short(
+        replace(gate, outcome=PASS, measured=_words(*wanted), detail=counted(len(seen), "rank")), case
+    )
 
 
 def _words(backend: str, passes: int, dtype: str, device: str) -> str:

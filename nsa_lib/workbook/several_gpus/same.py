@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from nsa_lib.contract.case import DDP
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.several_gpus.cases import ONE
@@ -52,7 +53,9 @@ def start_gate(run: Recorded, strategy: str) -> GateResult:
     wrong = odd_ones([start["hash"] for start in starts], one["hash"])
     if wrong:
         return replace(gate, outcome=FAIL, measured=len(wrong), detail=f"{named(wrong)} began with other weights")
-    return replace(gate, outcome=PASS, measured=0, detail=f"{len(starts)} ranks, the same bits as on one GPU")
+    return replace(
+        gate, outcome=PASS, measured=0, detail=f"{counted(len(starts), 'rank')}, the same bits as on one GPU"
+    )
 
 
 def data_gate(run: Recorded, strategy: str) -> GateResult:
@@ -70,7 +73,9 @@ def data_gate(run: Recorded, strategy: str) -> GateResult:
     if wrong:
         said = f"{named(list(wrong))}: other sequences than its share from step {min(wrong.values())} on"
         return replace(gate, outcome=FAIL, measured=len(wrong), detail=said)
-    gate = replace(gate, outcome=PASS, measured=0, detail=f"{len(ranks)} steps of {ranks.shape[1]} ranks")
+    gate = replace(
+        gate, outcome=PASS, measured=0, detail=f"{counted(len(ranks), 'step')} of {counted(ranks.shape[1], 'rank')}"
+    )
     return unless_cut_short(gate, run.case(strategy))
 
 
@@ -84,7 +89,7 @@ def loss_gate(run: Recorded, strategy: str) -> GateResult:
     worst = found.abs().idxmax()
     measured = 100 * abs(float(found[worst]))
     gate = replace(gate, measured=float(f"{measured:.3g}"), margin=budget - measured)
-    gate = replace(gate, detail=f"largest in step {worst}; {len(found)} steps, over one GPU's first loss")
+    gate = replace(gate, detail=f"largest in step {worst}; {counted(len(found), 'step')}, over one GPU's first loss")
     return unless_cut_short(replace(gate, outcome=PASS if measured <= budget else FAIL), run.case(strategy))
 
 
@@ -136,7 +141,8 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
     measured, step, part = worst
     gate = replace(gate, measured=float(f"{measured:.3g}"), margin=budget - measured)
     compared = len(min(ranks, key=len))
-    detail = f"the same bits on {len(ranks)} ranks, {compared} times; furthest from one GPU's after step {step}"
+    times = f"{counted(len(ranks), 'rank')}, compared {counted(compared, 'time')}"
+    detail = f"the same bits on {times}; furthest from one GPU's after step {step}"
     gate = replace(gate, outcome=PASS if measured <= budget else FAIL, detail=f"{detail}, in the rows of rank {part}")
     return unless_cut_short(gate, run.case(strategy))
 

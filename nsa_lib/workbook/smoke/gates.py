@@ -9,6 +9,7 @@ from statistics import median
 import pandas as pd
 
 from nsa_lib.contract.case import WARMUP_STEPS
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate, replay_gate
 from nsa_lib.judgement.compiled import compiled_gate
@@ -107,7 +108,7 @@ def anomaly_gate(run: Recorded) -> GateResult:
         return replace(gate, outcome=done.outcome if case["executed"] else NOT_RUN, detail=done.detail)
     if not all(step["detects_anomalies"] for step in case["executed"]):
         return replace(gate, outcome=FAIL, detail="anomaly detection was not in force")
-    return replace(gate, outcome=PASS, detail=f"{len(run.of('anomaly'))} steps without a finding")
+    return replace(gate, outcome=PASS, detail=f"{counted(len(run.of('anomaly')), 'step')} without a finding")
 
 
 def loss_gate(run: Recorded) -> GateResult:
@@ -271,4 +272,4 @@ def smoke_headline(run: Recorded) -> str:
     """Return the figures that a smoke's verdict is said with."""
     steps = run.of("training")
     peak = "" if steps.empty else f", peak reserved {steps['peak_reserved_mib'].max():,.0f} MiB"
-    return f"{len(steps)} steps recorded{peak}"
+    return f"{counted(len(steps), 'step')} recorded{peak}"
