@@ -49,3 +49,8 @@ def with_unit(value: object, unit: str) -> str:
 def counted(count: int, thing: str) -> str:
     """Return how many there are of a thing that is named in the singular: `1 step`, `2,000 steps`."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def short(figure: float, digits: int) -> str:
+    """Return a figure with so many significant digits, and all of those before its point: `0.123`, `2,249`."""
+    return f"{figure:,.0f}" if abs(figure) >= 10 ** (digits - 1) else f"{figure:.{digits}g}"

@@ -16,7 +16,7 @@ from jupyter_server.services.contents.largefilemanager import AsyncLargeFileMana
 from nbformat.v4 import new_output
 
 from nsa_lib.runs.at_work import runs_at_work
-from nsa_lib.runs.panel import PAGE, in_corner
+from nsa_lib.runs.panel import PAGE, following, in_corner
 from nsa_lib.runs.recorded import read_info
 from nsa_lib.subject.config import ConfigError
 
@@ -55,13 +55,13 @@ def _notebook_of(folder: Path) -> str | None:
 def show_running(notebook: Mapping, folder: Path, root: Path, *, base_url: str) -> None:
     """Let the cell that runs the cases show that a run goes on, in the corner too; the notebook is changed in place."""
     said = f"{folder.name} is running; the cells of this page, which was loaded later, do not show it."
-    html, page = f"<p>{escape(said)}</p>", folder / PAGE
+    html, script, page = f"<p>{escape(said)}</p>", "", folder / PAGE
     if page.is_file() and page.is_relative_to(root):
-        address = f"{base_url}files/{quote(str(page.relative_to(root)))}"
-        html += f'<iframe src="{address}" title="{escape(said)}" style="width:100%;height:150px;border:0"></iframe>'
+        place, script = following(f"{base_url}files/{quote(str(page.relative_to(root)))}")
+        html += place
     for cell in notebook["cells"]:
         if cell.get("id") == RUN_CELL:
-            shown = {"text/html": html + in_corner(html, seconds=0), "text/plain": said}
+            shown = {"text/html": html + in_corner(html, seconds=0) + script, "text/plain": said}
             cell["outputs"] = [new_output("display_data", data=shown)]
             cell["metadata"]["trusted"] = True  # it is ours, and not of the file
 

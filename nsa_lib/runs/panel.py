@@ -50,6 +50,24 @@ def in_corner(html: str, *, seconds: float = CORNER_S) -> str:
     return f"<script>{CORNER}({text}, {seconds:g});</script>"
 
 
+FOLLOW = """(async function follow(address, id) {
+  const asked = await fetch(address, { credentials: "same-origin", cache: "no-store" });
+  const page = new DOMParser().parseFromString(await asked.text(), "text/html");
+  const places = document.querySelectorAll("." + id);
+  if (asked.ok) places.forEach((place) => (place.innerHTML = page.body.innerHTML));
+  if (page.querySelector("meta[http-equiv=refresh]")) setTimeout(() => follow(address, id), 1000 * SECONDS);
+})"""
+
+
+def following(address: str) -> tuple[str, str]:
+    """Return the place where a run's page is shown, as HTML, and the script that keeps it up to date until the end.
+
+    A frame would not do: JupyterLab lets no page of a frame load itself again.
+    """
+    script = f"{FOLLOW.replace('SECONDS', str(REFRESH_S))}({json.dumps(address)}, 'nsa-follows');"
+    return '<div class="nsa-follows"></div>', f"<script>{script}</script>"
+
+
 def in_jupyter() -> bool:
     """Return whether this kernel was started by a Jupyter server for a notebook that somebody looks at."""
     return "JPY_SESSION_NAME" in os.environ

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from nsa_lib.contract.figures import COUNTED, counted, largest, name_of_largest, with_unit
+from nsa_lib.contract.figures import COUNTED, counted, largest, name_of_largest, short, with_unit
 
 
 def test_the_largest_is_found_wherever_it_stands():
@@ -45,3 +45,18 @@ def test_a_value_is_written_with_its_unit_in_the_number_that_it_has(value, unit,
 def test_one_is_not_many():
     assert [counted(n, "step") for n in (0, 1, 2, 2000)] == ["0 steps", "1 step", "2 steps", "2,000 steps"]
     assert not [unit for unit in COUNTED if with_unit(1, unit).endswith("s")]
+
+
+@pytest.mark.parametrize(
+    ("figure", "digits", "said"),
+    [
+        (2249.4, 3, "2,249"),
+        (962.4, 3, "962"),
+        (13.44, 3, "13.4"),
+        (0.01234, 3, "0.0123"),
+        (112.0, 2, "112"),
+        (3.44, 2, "3.4"),
+    ],
+)
+def test_a_short_figure_has_no_exponent_where_it_has_digits_before_its_point(figure, digits, said):
+    assert short(figure, digits) == said

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from nsa_lib.contract.figures import short
 from nsa_lib.report.charts.chart import (
     BLUE,
     GREEN,
@@ -47,7 +48,7 @@ def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulat
         return nothing("Memory", "MiB")
     facts = f"highest {values.max():,.0f} MiB"
     if limit_mib is not None:
-        facts += f", {100 * values.max() / limit_mib:,.3g} % of the limit {limit_mib:,.0f} MiB"
+        facts += f", {short(100 * values.max() / limit_mib, 3)} % of the limit {limit_mib:,.0f} MiB"
     figure = empty_chart("Memory", "MiB", facts)
     for column, name, colour, dash in series:
         figure.add_traces(trace(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
@@ -79,7 +80,7 @@ def grad_norm(steps: pd.DataFrame) -> Chart:
         return nothing("Gradient norm", "norm")
     settled = finite(steps[steps["phase"] == "step"], ["grad_norm"])
     median = np.median(settled if settled.size else values)
-    facts = f"median {median:,.3g}, highest {values.max():,.3g}"
+    facts = f"median {short(median, 3)}, highest {short(values.max(), 3)}"
     figure = empty_chart("Gradient norm", "norm", facts, legend=False)
     figure.add_traces(trace(steps, "grad_norm", "gradient norm", PURPLE, "%{y:,.4g}"))
     if values.min() > 0:

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.contract.agenda import DENSE, NO_BACKEND
+from nsa_lib.contract.figures import short
 from nsa_lib.report.charts.attention_map import BRANCH_WORDS
 from nsa_lib.report.charts.chart import (
     BLUE,
@@ -76,7 +77,7 @@ def time_points(timed: pd.DataFrame, subject: str, *, seq_len: int) -> Chart:
             "width": 4,
         }
         marks = go.Scatter(x=middle, y=names, name=phase, mode="markers+text", error_x=whiskers, textposition=place)
-        marks.update(text=[f"{ms:,.3g}" for ms in middle], textfont={"size": 12}, cliponaxis=False)
+        marks.update(text=[short(ms, 3) for ms in middle], textfont={"size": 12}, cliponaxis=False)
         figure.add_trace(marks.update(marker={"size": 9, "color": colour}, hovertemplate="%{y}: %{x:,.3f} ms"))
     every = timed[["forward_ms", "backward_ms"]].to_numpy().ravel()
     figure.update_xaxes(type="log", title_text="ms, logarithmic", dtick=log_ticks(every), nticks=None)

@@ -9,7 +9,7 @@ from itertools import combinations
 import pandas as pd
 
 from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
-from nsa_lib.contract.figures import largest
+from nsa_lib.contract.figures import largest, short
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, brings, replay_gate, why_no_reference
 from nsa_lib.judgement.gate import (
@@ -181,7 +181,7 @@ def _reason(rows: pd.DataFrame, chosen: str) -> str:
     own = rows.loc[chosen]
     said = f"Use {chosen}: it is right, and forward and backward of the model take {own['total_ms']:,.1f} ms"
     others = [
-        f"{name} {rows.loc[name, 'total_ms'] / own['total_ms']:.2g}x as long"
+        f"{name} {short(rows.loc[name, 'total_ms'] / own['total_ms'], 2)}x as long"
         for name in rows.index
         if name != chosen and rows.loc[name, "total_ms"] > 0
     ]
@@ -202,7 +202,7 @@ def contrast_headline(run: Recorded) -> str:
         return "no backend can be recommended"
     total_ms = contrast_rows(run).set_index("backend")["total_ms"]
     others = [
-        f"{name} {total_ms[name] / total_ms[chosen]:.2g}x as long"
+        f"{name} {short(total_ms[name] / total_ms[chosen], 2)}x as long"
         for name in run.backends
         if name != chosen and total_ms[name] > 0
     ]
