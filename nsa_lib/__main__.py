@@ -165,6 +165,7 @@ def _report(asked: argparse.Namespace) -> int:
         write_text(path, html)
     else:
         folder = find(asked.which, reports_folder())
+        print(f"making the report of {folder.resolve().name}", file=sys.stderr, flush=True)  # it takes some seconds
         path = write_report(folder)
         out_dir = folder.resolve().parent.parent
         if (out_dir / HISTORY).exists():

@@ -25,6 +25,9 @@ from nsa_lib.report.guard import guarded
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
 
+QUIET = "--IPKernelApp.log_level=40"
+"""Errors of the kernel, without its warning that it talks in plain text: it does so on this machine's loopback alone."""
+
 UNFINISHED = "it is being made, or papermill was killed before its end"
 
 
@@ -55,7 +58,7 @@ class NsaEngine(NBClientEngine):
             super().execute_managed_notebook(
                 nb_man,
                 kernel_name,
-                extra_arguments=[*extra_arguments, *told],
+                extra_arguments=[*extra_arguments, QUIET, *told],
                 kernel_manager_class=StoppableKernel,
                 **kwargs,
             )
