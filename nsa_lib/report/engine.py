@@ -26,7 +26,7 @@ from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
 
 QUIET = "--IPKernelApp.log_level=40"
-"""Errors of the kernel, without its warning that it talks in plain text: it does so on this machine's loopback alone."""
+"""Errors of the kernel, without its warning that it talks in plain text: it does so on the loopback alone."""
 
 UNFINISHED = "it is being made, or papermill was killed before its end"
 
