@@ -256,3 +256,8 @@ def notebook_path(name: str) -> Path:
 def is_installed() -> bool:
     """Return whether the library came as a wheel, which carries the notebooks (hatch_build.py)."""
     return (PACKAGE / "notebooks").is_dir()
+
+
+def in_jupyter() -> bool:
+    """Return whether this kernel was started by a Jupyter server for a notebook that somebody looks at."""
+    return "JPY_SESSION_NAME" in os.environ

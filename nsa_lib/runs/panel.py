@@ -7,7 +7,6 @@ the window too while the run goes on. The page does what a cell cannot: it is th
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -66,11 +65,6 @@ def following(address: str) -> tuple[str, str]:
     """
     script = f"{FOLLOW.replace('SECONDS', str(REFRESH_S))}({json.dumps(address)}, 'nsa-follows');"
     return '<div class="nsa-follows"></div>', f"<script>{script}</script>"
-
-
-def in_jupyter() -> bool:
-    """Return whether this kernel was started by a Jupyter server for a notebook that somebody looks at."""
-    return "JPY_SESSION_NAME" in os.environ
 
 
 def write_page(folder: Path, html: str, *, ended: bool = False) -> None:

@@ -16,7 +16,8 @@ from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from nsa_lib.contract.thinning import thinned
-from nsa_lib.runs.panel import in_corner, in_jupyter, write_page
+from nsa_lib.runs.environment import in_jupyter
+from nsa_lib.runs.panel import in_corner, write_page
 
 PERIOD_S = 1.0
 

@@ -56,8 +56,7 @@ def execute(plan: Plan) -> Path:
     """
     environment.refuse_outdated()
     others = _others_at_work()
-    for notice in (*plan.notices, *others):
-        print(notice, flush=True)
+    print("".join(f"{notice}\n" for notice in (*plan.notices, *others)), end="", flush=True)
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
     adopt_orphans()
     with StopButton() as stop, _told_in_a_line(plan.out_dir), ExitStack() as around:

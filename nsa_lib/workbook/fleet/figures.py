@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN
 from nsa_lib.report.charts.chart import BLUE, GREY, MOST_POINTS, ORANGE, VERMILION, Chart, empty_chart, nothing, thinned
 from nsa_lib.report.tables import OUTCOMES, Cell, Table, format_value, linked, verdict_cell
@@ -99,7 +100,7 @@ def gate_map(run: Recorded) -> Chart:
         for name, outcome in member.gates.items():
             cells[row, columns[name]] = order.index(outcome)
     red = sum(FAIL in member.gates.values() for member in members)
-    facts = f"{len(members):,} members, {red:,} with a gate that fails; worst on top"
+    facts = f"{counted(len(members), 'member')}, {red:,} with a gate that fails; worst on top"
     figure = empty_chart(title, "member", facts, legend=False)
     shown = np.where(cells < 0, np.nan, cells.astype(np.float32))
     figure.add_trace(go.Heatmap(z=shown, x=names, coloraxis="coloraxis", hoverongaps=False, hovertemplate=_HOVER))

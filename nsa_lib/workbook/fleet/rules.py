@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nsa_lib.contract.figures import written
+from nsa_lib.contract.figures import counted, written
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.workbook.fleet.band import FEWEST, Band, learned_band
 from nsa_lib.workbook.fleet.members import NOT_COMPARED, Fleet, Member, majority
@@ -128,7 +128,7 @@ def pinned(fleet: Fleet) -> Ruled:
             of_gpu.setdefault(member.gpu_uuid, []).append(member)
     shared = [members for members in of_gpu.values() if len(members) > 1]
     findings = [
-        _finding("pinned", member, FAIL, f"{len(members)} members ran on this GPU: {_numbers(members)}")
+        _finding("pinned", member, FAIL, f"{counted(len(members), 'member')} ran on this GPU: {_numbers(members)}")
         for members in shared
         for member in members
     ]
@@ -200,7 +200,7 @@ def health(fleet: Fleet) -> Ruled:
             findings.append(_finding("health", member, NOT_RUN, "unknown: its driver told nothing"))
             continue
         findings += [_finding("health", member, outcome, why) for outcome, why in _ills(member)]
-    return Ruled(findings, f"nvidia-smi told of {len(told)} members")
+    return Ruled(findings, f"nvidia-smi told of {counted(len(told), 'member')}")
 
 
 def _ends(member: Member) -> tuple[Mapping, Mapping]:
