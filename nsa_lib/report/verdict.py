@@ -139,7 +139,7 @@ def read_verdict(nb: NotebookNode) -> Verdict:
     if not records:
         return _incomplete("no verdict was recorded")
     if len(records) > 1:
-        return _incomplete(f"it recorded its verdict {len(records)} times, where once is expected")
+        return _incomplete(f"{len(records)} verdicts were recorded, where one is expected")
     if not _of_one_session(cells, records[0][0]):
         return _incomplete("its outputs are of several sessions; run the notebook from top to bottom in one kernel")
     counts = [cell.execution_count for cell in cells]
