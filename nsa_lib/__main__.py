@@ -11,7 +11,6 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     del sys.path[0]  # `python -m` puts the working folder there: a random.py of the user's must not be ours
 
 import argparse
-import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
