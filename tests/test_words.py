@@ -17,6 +17,7 @@ MANY = re.compile(r"(?<!of )\x00 (?:[a-z]+ )?[a-z]+s\b")
 
 NEVER_ONE = {
     "report/verdict.py": "more than one verdict is what it complains of",
+    "judgement/fingerprint.py": "further takes are three at each place",
     "judgement/trend.py": "an error of the code, not of a run",
     "workbook/several_gpus/gates.py": "said of more than one rank alone",
     "workbook/backward_scaling/measures.py": "an error of the code, not of a run",
