@@ -5,6 +5,7 @@ Nothing of the user's is imported here: her code may print, raise, end its proce
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -116,6 +117,16 @@ def try_own(case: CaseConfig) -> dict[str, object]:
     if "refusal" in outcome:
         raise UsersError(outcome["refusal"], outcome["user_traceback"])
     return outcome
+
+
+def why_changed(on_trial: Mapping[str, object] | None) -> str:
+    """Return why no further case may run what a user brings, because its file is not the one that was tried; or ""."""
+    if on_trial is None:
+        return ""
+    path = Path(str(on_trial["path"]))
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == on_trial["file_sha256"]:
+        return ""
+    return f"{path} has changed since it was tried; run again"
 
 
 def _how_it_died(status: int | None, said: str) -> str:

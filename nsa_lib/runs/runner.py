@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment, gpu_health, ranks
 from nsa_lib.runs.at_work import runs_at_work
 from nsa_lib.runs.folder import SCHEMA, make_run_folder
+from nsa_lib.runs.own import why_changed
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
 from nsa_lib.runs.processes import adopt_orphans, children, end_tree
@@ -69,7 +70,7 @@ def execute(plan: Plan) -> Path:
         predictor: Predictor | None = None
         try:
             for case, following in zip(plan.cases, (*plan.cases[1:], None), strict=True):
-                if why_not := _why_not_started(stop, limits):
+                if why_not := _why_not_started(stop, limits, plan.on_trial):
                     result = _result(case, "interrupted", why_not)
                     write_json(folders[case.case_id] / "result.json", result)
                 else:
@@ -123,11 +124,11 @@ def _end_all(started: list[subprocess.Popen], predictor: Predictor | None) -> No
         predictor.end()
 
 
-def _why_not_started(stop: StopButton, limits: Limits) -> str:
+def _why_not_started(stop: StopButton, limits: Limits, on_trial: Mapping[str, object] | None) -> str:
     """Return why no further case is started, or ""."""
     if stop.pressed:
         return "not started"
-    why = limits.overtime(0) or why_outdated()
+    why = limits.overtime(0) or why_outdated() or why_changed(on_trial)
     return why and f"not started: {why}"
 
 

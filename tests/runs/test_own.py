@@ -139,3 +139,14 @@ def test_a_spec_that_names_nothing_is_refused_before_any_process(ask, monkeypatc
         ask(**given)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_changed_since_it_was_tried_is_not_run(ask, tmp_path):
+    path = tmp_path / "good.py"
+    path.write_text(GOOD)
+    tried = ask(attention="good.py:Good").on_trial
+    assert own.why_changed(tried) == own.why_changed(None) == ""
+    path.write_text(GOOD + "half saved(")
+    assert own.why_changed(tried) == f"{path} has changed since it was tried; run again"
+    path.unlink()
+    assert own.why_changed(tried)
