@@ -54,7 +54,7 @@ def _notebook_of(folder: Path) -> str | None:
 
 def show_running(notebook: Mapping, folder: Path, root: Path, *, base_url: str) -> None:
     """Let the cell that runs the cases show that a run goes on, in the corner too; the notebook is changed in place."""
-    said = f"{folder.name} is running; the cells of this page, which was loaded later, do not show it."
+    said = f"{folder.name} was running when this page was loaded, so its cells do not show it."
     html, script, page = f"<p>{escape(said)}</p>", "", folder / PAGE
     if page.is_file() and page.is_relative_to(root):
         place, script = following(f"{base_url}files/{quote(str(page.relative_to(root)))}")

@@ -81,13 +81,13 @@ def test_a_notebook_that_is_loaded_while_it_runs_shows_the_run_and_not_its_verdi
     model = get(contents, "smoke")
     ((cell, (shown,)),) = outputs(model).items()
     assert cell == "run"
-    assert "smoke-1 is running" in shown["data"]["text/plain"]
+    assert "smoke-1 was running" in shown["data"]["text/plain"]
     assert '("/files/reports/runs/smoke-1/progress.html", ' in shown["data"]["text/html"]
     (trusted,) = [cell for cell in model["content"]["cells"] if cell["id"] == "run"]
     assert trusted["metadata"]["trusted"], "else JupyterLab would take the corner out"
     asyncio.run(contents.save(model, "notebooks/smoke.ipynb"))
     assert '"outputs": []' in contents_of(contents, "smoke")
-    assert "is running" not in contents_of(contents, "smoke")
+    assert "was running" not in contents_of(contents, "smoke")
 
 
 def contents_of(contents, name):
@@ -108,7 +108,7 @@ def test_of_several_runs_the_one_of_the_project_is_shown(contents, monkeypatch, 
     for at_work, wanted in (([own, elsewhere], "smoke-1"), ([elsewhere], "smoke-2")):
         monkeypatch.setattr(lab, "runs_at_work", lambda found=at_work: found)
         ((shown,),) = outputs(get(contents, "smoke")).values()
-        assert f"{wanted} is running" in shown["data"]["text/plain"]
+        assert f"{wanted} was running" in shown["data"]["text/plain"]
         assert ("/files/" in shown["data"]["text/html"]) == (wanted == "smoke-1"), "only the project's files are served"
 
 

@@ -145,7 +145,7 @@ def test_a_disk_without_locks_has_its_page_which_says_so(history, tmp_path, monk
     said = "history.jsonl cannot be locked (No locks available): of two runs that end at once one may be missing"
     assert capsys.readouterr().out == f"{said}\n"
     assert said in html
-    assert "1 runs, newest first" in html
+    assert "1 run, newest first" in html
 
 
 def test_a_lock_that_cannot_be_had_for_another_reason_is_an_error(history, tmp_path, monkeypatch):
