@@ -2,7 +2,9 @@
 
 Small laptop runs of all notebooks over seeds, sizes, dtypes and backends, judged by the notebooks' own gates. A gate
 that fails or warns is a false alarm. Two processes share the runs; every one is kept by a line as it ends, so that a
-count which was stopped goes on where it was, and one of other source begins anew.
+count which was stopped goes on where it was, and one of other source begins anew. The end of it, or
+`python -m tests.bench_false_alarms FILE.jsonl` with the lines of a count made elsewhere, writes the table and the file
+that the reports read their rates from.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,16 +19,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import torch
 
 from nsa_lib.contract.files import write_text
 from nsa_lib.contract.source import package_sha256
+from nsa_lib.judgement.false_alarms import COUNTED, Count, Rate, gate_kind, write_count
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.runs import environment
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.runner import make_run_folder
-from nsa_lib.subject.config import BACKEND_NAMES
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import Run
 from nsa_lib.worker.loop import run_to_result
@@ -42,9 +44,6 @@ LINES = PROJECT / "reports" / "false_alarms.jsonl"
 TABLE = PROJECT / "reports" / "false_alarms.md"
 
 GOAL = 1 / 200
-
-OF_WHAT = re.compile(rf"(_({'|'.join(BACKEND_NAMES)}|\d+))+$")
-"""What a gate's name ends with where one gate judges several backends or lengths."""
 
 OF_NOTEBOOK = {
     "smoke": {"steps": 60},
@@ -106,7 +105,7 @@ def set_allocator(alloc_conf: str) -> None:
 def work(worker: int) -> None:
     """Make every AT_ONCE-th run that is not kept yet."""
     environment.torch_facts = cache(environment.torch_facts)
-    source, done = package_sha256(), {(row["notebook"], row["number"]) for row in rows()}
+    source, done = package_sha256(), {(row["notebook"], row["number"]) for row in rows(LINES, package_sha256())}
     for place, (notebook, number) in enumerate(in_turn()):
         if place % AT_ONCE != worker or (notebook, number) in done:
             continue
@@ -117,61 +116,67 @@ def work(worker: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def rows() -> list[dict]:
-    """Return the kept runs of this source."""
-    lines = LINES.read_text().splitlines() if LINES.exists() else []
-    return [row for row in map(json.loads, lines) if row["source"] == package_sha256()]
+def rows(lines: Path, source: str | None = None) -> list[dict]:
+    """Return the kept runs of a source, or of the last one that there is."""
+    found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    source = source or (found[-1]["source"] if found else None)
+    return [row for row in found if row["source"] == source]
 
 
-def count() -> dict[str, dict[str, int]]:
-    """Return for each kind of gate the runs in which it judged, and those in which it was false."""
+def count(found: list[dict]) -> dict[str, Rate]:
+    """Return how often each kind of gate was false in some runs."""
     runs, alarms = Counter(), Counter()
-    for row in rows():
+    for row in found:
         judged = {gate_kind(gate["name"]) for gate in row["gates"]}
         false = {gate_kind(g["name"]) for g in row["gates"] if g["required"] and g["outcome"] in (FAIL, WARN)}
         runs.update(judged)
         alarms.update(false)
-    return {kind: {"runs": runs[kind], "alarms": alarms[kind]} for kind in sorted(runs)}
+    return {kind: Rate(alarms[kind], runs[kind]) for kind in sorted(runs)}
 
 
-def gate_kind(name: str) -> str:
-    """Return the name of a gate without the backend or length that it judges."""
-    return OF_WHAT.sub("", name)
-
-
-def table(kinds: dict[str, dict[str, int]]) -> str:
+def table(counted: Count) -> str:
     """Return the counts in Markdown, with date and machine."""
-    machine = environment.machine_facts()["cpu"]
-    rows = [f"| {kind} | {found['alarms']} | {found['runs']} |" for kind, found in kinds.items()]
+    lines = [f"| {kind} | {rate.alarms} | {rate.runs} |" for kind, rate in counted.rates.items()]
     return (
-        f"# False alarms of every gate on honest runs\n\n`python -m tests.bench_false_alarms`, "
-        f"{time.strftime('%Y-%m-%d')}, {machine}, torch {torch.__version__}, source {package_sha256()[:12]}.\n\n"
-        "| gate | false alarms | honest runs |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        f"# False alarms of every gate on honest runs\n\n`python -m tests.bench_false_alarms`, {counted.date}, "
+        f"{counted.machine}, torch {torch.__version__}, source {counted.source_sha256[:12]}.\n\n"
+        "| gate | false alarms | honest runs |\n|---|---|---|\n" + "\n".join(lines) + "\n"
     )
 
 
-def main() -> int:
-    """Make the runs that are missing, print the counts, keep them, and return 1 if a gate is above the goal."""
-    LINES.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.bench_false_alarms"]
-    workers = [subprocess.Popen([*command, str(number)], cwd=PROJECT) for number in range(AT_ONCE)]
-    try:
-        failed = sum(process.wait() != 0 for process in workers) > 0
-    finally:
-        for process in workers:
-            process.kill()
-    kinds = count()
-    for kind, found in kinds.items():
-        print(f"{kind:24} {found['alarms']:4} of {found['runs']:4}")
-    write_text(TABLE, table(kinds))
-    above = [kind for kind, found in kinds.items() if found["alarms"] > GOAL * found["runs"]]
+def publish(found: list[dict]) -> list[str]:
+    """Print the counts of some runs, write the table and the file of the reports; return the gates above the goal."""
+    machine = str(environment.machine_facts()["cpu"])
+    counted = Count(count(found), found[-1]["source"], time.strftime("%Y-%m-%d"), machine)
+    for kind, rate in counted.rates.items():
+        print(f"{kind:24} {rate.alarms:4} of {rate.runs:4}")
+    write_text(TABLE, table(counted))
+    write_count(counted)
+    print(f"{TABLE}; {COUNTED}")
+    return [kind for kind, rate in counted.rates.items() if rate.alarms > GOAL * rate.runs]
+
+
+def main(lines: Path | None) -> int:
+    """Make the runs that are missing, or take those of `lines`; publish the counts, return 1 if one is too high."""
+    failed = False
+    if lines is None:
+        LINES.parent.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "tests.bench_false_alarms"]
+        workers = [subprocess.Popen([*command, str(number)], cwd=PROJECT) for number in range(AT_ONCE)]
+        try:
+            failed = sum(process.wait() != 0 for process in workers) > 0
+        finally:
+            for process in workers:
+                process.kill()
+    above = publish(rows(LINES, package_sha256()) if lines is None else rows(lines))
     print(f"above 1 in {1 / GOAL:.0f}: {', '.join(above) or 'none'}")
     return 1 if failed or above else 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    given = sys.argv[1] if len(sys.argv) > 1 else None
+    if given is not None and given.isdecimal():
         os.nice(10)
-        work(int(sys.argv[1]))
+        work(int(given))
     else:
-        sys.exit(main())
+        sys.exit(main(given and Path(given)))

@@ -82,11 +82,9 @@ def seen(asked):
         for step in steps
     ]}  # fmt: skip
     if asked["attest"] and is_nsa:
-        layer = {"parts": {"output": {}, "d_x": {}}, "choice": {}}
         wrong = {area: {} for area in AREAS}
         facts["attestation"] = [
-            {"step": step, "compared": "layers all", "layers": [layer] * layers, "wrong": wrong, "not_compared": {},
-             "blocks": {"parts": {"block 1 output": 0.1}, "not_compared": {}}}
+            {"step": step, "compared": "layers all", "wrong": wrong, "coverage": covered(layers)}
             for step in steps
         ]  # fmt: skip
         inner = list(range(2, min(12, asked["steps"])))
@@ -124,6 +122,16 @@ def fingerprint(asked, **changes):
         "steps": steps,
         **changes,
     }  # fmt: skip
+
+
+EVERY_LAYER = {"attention": "output", "choice": "choice", "backward": "d_x", "blocks": "block"}
+
+
+def covered(layers):
+    """Return what an honest judge compares of a step: in each layer, and the loss."""
+    inside = [(area, part, layer + 1) for area, part in EVERY_LAYER.items() for layer in range(layers)]
+    rows = [*inside, ("train_step", "loss", None)]
+    return [{"area": area, "part": part, "layer": layer, "why_not": None} for area, part, layer in rows]
 
 
 def routed(run, case_id, *routes):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from nsa_lib.contract.agenda import DENSE, check_names, contestants
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import record
@@ -27,7 +28,7 @@ def day(number):
 def described(notebook):
     """Return what run.json says of a run on the first day, besides its parameters and cases."""
     return {
-        "schema": 1, "run_id": notebook, "notebook": notebook, "profile": "laptop", "created": day(1),
+        "schema": SCHEMA, "run_id": notebook, "notebook": notebook, "profile": "laptop", "created": day(1),
         "environment": MACHINE, "reproduce": "papermill", "report": None,
     }  # fmt: skip
 

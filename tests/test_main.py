@@ -265,10 +265,13 @@ def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(a
     assert page.with_name("compare-a-a.html").exists()
 
 
-def test_compare_refuses_a_run_of_a_newer_library_in_one_line(ask, tmp_path):
+@pytest.mark.parametrize(("schema", "said"), [(3, "schema 3 is newer"), (1, "recorded by an older nsa_lib (schema 1")])
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_run_of_another_library_is_refused_in_one_line(ask, tmp_path, schema, said, command):
     for name in ("a", "b"):
         save(healthy("laptop"), tmp_path / name)
-    with_schema(tmp_path / "b" / "run.json", 2)
-    status, out, err = ask("compare", tmp_path / "a", tmp_path / "b")
+    with_schema(tmp_path / "b" / "run.json", schema)
+    first = [tmp_path / "a"] if command == "compare" else []
+    status, out, err = ask(command, *first, tmp_path / "b")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"{tmp_path / 'b' / 'run.json'}: schema 2")
+    assert err.startswith(f"{tmp_path / 'b' / 'run.json'}: {said}")

@@ -60,10 +60,19 @@ MOMENTS = {
 }
 """When a fault may strike instead: `sigkill@last`."""
 
-NEEDS_STEPS = (
-    "leak_12", "leak_30", "pool_creep", "operator_growth", "growing_shapes", "bit_once", "stuck_bit", "unordered_sum",
-)  # fmt: skip
-"""Faults that grow over many steps, or that show where steps are taken again, and so have no moment."""
+NO_MOMENT = {
+    **dict.fromkeys(
+        ("leak_12", "leak_30", "pool_creep", "growing_shapes"),
+        "a rise is judged over 50 steps after the warm-up: from the first step on it is the same fault, and one step "
+        "of it is no trend",
+    ),
+    **dict.fromkeys(
+        ("bit_once", "stuck_bit", "unordered_sum"), "they show where steps are taken again, at a place of their own"
+    ),
+    "operator_growth": "early steps are compared with late ones: from the first step on it is the same fault, and what "
+    "one step calls more often than another is no growth",
+}
+"""Faults that need many steps or show where steps are taken again, and why none strikes at a moment."""
 
 IN_FORCE = ("wrong_backend", "first_key", "future_leak", "late_binding", "dead_parameter", "unshifted_labels")
 """Faults of the code that are in force from the build on: they strike at no moment of their own."""
@@ -73,7 +82,7 @@ NEEDS_A_STEP = ("nan_loss", "inf_gradient", "disk_full", *IN_FORCE)
 
 
 def _moments(fault: str) -> tuple[str, ...]:
-    if fault == "none" or fault in NEEDS_STEPS:
+    if fault == "none" or fault in NO_MOMENT:
         return ()
     return tuple(moment for moment in MOMENTS if moment != "build" or fault not in NEEDS_A_STEP)
 

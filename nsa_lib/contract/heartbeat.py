@@ -23,7 +23,8 @@ STEP_COLUMNS = (
 )  # fmt: skip
 
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of what a run leaves. It rises when gates need what older runs did not record: those can no longer be judged."""
 
 PHASES = ("start", "build", "warmup", "step")
 """Phases of a case, in order. `start` is the time before the first beat."""

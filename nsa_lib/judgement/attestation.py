@@ -24,7 +24,13 @@ GATES = {"attention": "attention", "choice": "choice", "backward": "gradients", 
          "blocks": "blocks"}  # fmt: skip
 """The gate of each area."""
 
-NO_BLOCKS = {"parts": {}, "not_compared": {"blocks": "they were not recorded"}}
+OF_EACH_LAYER = {"attention": "output", "choice": "choice", "blocks": "block"}
+"""What of an area every layer has: it must have been compared in FEWEST_LAYERS of them, if there are so many."""
+
+FEWEST_LAYERS = 2
+
+FEWEST_STEPS = 3
+"""Steps that are recorded of a case, if it has so many: the first, one on the way, the last."""
 
 SHOWN = 3
 """Findings that a gate's detail names."""
@@ -44,9 +50,7 @@ def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> G
     if wrong:
         more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong[:SHOWN]) + more)
-    if steps[-1]["step"] != case["asked"]["steps"]:
-        return replace(gate, detail="the last step was not judged")
-    if missing := _not_compared(steps, area):
+    if missing := [*_unseen_steps(steps, case["asked"]), *_not_compared(steps, area, case["asked"])]:
         return replace(gate, detail=f"not compared: {'; '.join(missing[:SHOWN])}")
     detail = f"{AREAS[area]}; steps {', '.join(str(s['step']) for s in steps)}; {steps[0]['compared']}"
     return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
@@ -83,6 +87,8 @@ def replay_gate(run: Recorded, case_id: str, suffix: str = "") -> GateResult:
         more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong[:SHOWN]) + more)
     steps = found["steps"]
+    if not steps and case["asked"]["steps"] >= FEWEST_STEPS:
+        return replace(gate, detail="no step was taken again")
     detail = "every step was recorded"
     if steps:
         same = "losses and gradient norms agree within what sums of another order may change"
@@ -92,27 +98,40 @@ def replay_gate(run: Recorded, case_id: str, suffix: str = "") -> GateResult:
     return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
 
 
-def _not_compared(steps: Sequence[Mapping], area: str) -> list[str]:
-    """Return what of an area no layer was compared in, with the reason: in the first and the last step."""
+def _unseen_steps(steps: Sequence[Mapping], asked: Mapping) -> list[str]:
+    """Return which of the steps that must be judged were not."""
+    found, last = [step["step"] for step in steps], asked["steps"]
+    missing = [f"step {step}: it was not recorded" for step in dict.fromkeys((1, last)) if step not in found]
+    few = len(set(found)) < min(FEWEST_STEPS, last)
+    return missing or (["a step between the first and the last: none was recorded"] if few else [])
+
+
+def _not_compared(steps: Sequence[Mapping], area: str, asked: Mapping) -> list[str]:
+    """Return what of an area was compared in no layer, or in too few, in the first or the last step."""
     found = []
     for step in (steps[0], steps[-1]):
-        compared = {part for layer in step["layers"] for part in layer["parts"]}
-        compared |= {"blocks" for _ in (step.get("blocks") or {}).get("parts", ())}
-        compared |= {"choice" for layer in step["layers"] if layer["choice"] is not None}
-        for what, why in {**step["not_compared"], **(step.get("blocks") or NO_BLOCKS)["not_compared"]}.items():
-            part = what.rpartition(" ")[2]
-            of_layers = part == "layers" and area not in ("train_step", "blocks")
-            if (_area(part) == area or of_layers) and part not in compared:
-                found.append(f"step {step['step']}, {what}: {why}")
+        rows = [row for row in step["coverage"] if row["area"] == area]
+        compared = {row["part"] for row in rows if row["why_not"] is None}
+        without = [row for row in rows if row["why_not"] is not None and row["part"] not in compared]
+        missing = [f"{_named(row)}: {row['why_not']}" for row in without] or _too_few(rows, area, asked)
+        found += [f"step {step['step']}, {what}" for what in missing]
     return found
 
 
-def _area(part: str) -> str:
-    if part in ("layers", "choice", "blocks"):
-        return part
-    if part.startswith("loss"):
-        return "train_step"
-    return "backward" if part.startswith("d_") else "attention"
+def _too_few(rows: Sequence[Mapping], area: str, asked: Mapping) -> list[str]:
+    """Return it if what every layer has was compared in fewer layers than it must, or nothing of an area at all."""
+    compared = [row for row in rows if row["why_not"] is None]
+    if area == "choice" and "slc" not in asked["model"]["nsa"]["branches"]:
+        return []
+    if area not in OF_EACH_LAYER:
+        return [] if compared else ["nothing of it was compared"]
+    part, wanted = OF_EACH_LAYER[area], min(FEWEST_LAYERS, asked["model"]["layers"])
+    layers = {row["layer"] for row in compared if row["part"] == part}
+    return [] if len(layers) >= wanted else [f"{part}: compared in {len(layers)} layers, in {wanted} is asked"]
+
+
+def _named(row: Mapping) -> str:
+    return row["part"] if row["layer"] is None else f"layer {row['layer']} {row['part']}"
 
 
 def executed_gate(run: Recorded, case_id: str) -> GateResult:

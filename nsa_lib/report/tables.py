@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from nsa_lib.contract.figures import with_unit
+from nsa_lib.judgement.false_alarms import counted, gate_kind
 from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.session import session_mark
@@ -124,11 +125,18 @@ def _wrapped(texts: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def gates_table(gates: Iterable[Mapping], *, caption: str = "Gates", kind: str = "gate") -> Table:
-    """Tabulate gate results as `ranked` orders them; `kind` is the heading over their names."""
-    header, shown = ("outcome", kind, "measured", "limit", "margin", "detail"), ranked(gates)
+    """Tabulate gate results as `ranked` orders them; `kind` is the heading over their names.
+
+    A column says how often each was false on honest runs, if that was counted for one of them.
+    """
+    header, shown, rates = ("outcome", kind, "measured", "limit", "margin", "detail"), ranked(gates), counted().rates
     anchors = [f"{kind}-{gate['name']}" for gate in shown]
-    said = caption if shown else f"{caption}: none"
-    return Table(said, header, [gate_row(gate) for gate in shown], anchors=anchors, sorts=True)
+    caption = caption if shown else f"{caption}: none"
+    rows, found = [gate_row(gate) for gate in shown], [rates.get(gate_kind(str(gate["name"]))) for gate in shown]
+    if any(found):
+        header, caption = (*header, "false alarms"), f"{caption}. {counted().said}."
+        rows = [(*row, Cell(rate.said if rate else "", numeric=True)) for row, rate in zip(rows, found, strict=True)]
+    return Table(caption, header, rows, anchors=anchors, sorts=True)
 
 
 def ranked(gates: Iterable[Mapping]) -> list[Mapping]:

@@ -6,11 +6,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.runs.member import member_of, run_tag
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.report_file import told_report
-
-SCHEMA = 1
 
 
 def stamp(moment: datetime) -> str:

@@ -12,11 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.contract.heartbeat import HeartbeatReader, rank_folder
+from nsa_lib.contract.heartbeat import SCHEMA, HeartbeatReader, rank_folder
 from nsa_lib.contract.source import OTHER_SOURCE
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs.flights import who_waits
-from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.processes import children
 from nsa_lib.runs.watch import RanksWatch, Watch
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from nsa_lib.contract.files import replacing
 from nsa_lib.contract.fingerprint import FILE as FINGERPRINT_FILE
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.contract.origin import ORIGIN, case_sha256
 from nsa_lib.runs.fingerprints import read_fingerprint
-from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.steps import read_steps, readers_of
 from nsa_lib.subject.config import ConfigError
 
@@ -138,8 +138,29 @@ def machine_name(info: Mapping[str, object]) -> str | None:
 
 
 def read_info(folder: Path) -> dict[str, object]:
-    """Return run.json. Raises ConfigError if it is not JSON or of a newer schema."""
-    return _read_json(folder / "run.json")
+    """Return run.json. Raises ConfigError if it is not JSON, or of another schema."""
+    info = _read_json(folder / "run.json")
+    if info["schema"] < SCHEMA:
+        raise ConfigError(f"{folder / 'run.json'}: {_too_old(info)}")
+    return info
+
+
+def _too_old(info: Mapping[str, object]) -> str:
+    """Return who recorded a run of an older schema, and what to do."""
+    facts = info.get("environment")
+    facts = facts if isinstance(facts, Mapping) else {}
+    told = {
+        "schema": info["schema"],
+        "source": facts.get("source_sha256"),
+        "commit": facts.get("git_commit"),
+        "host": facts.get("host"),
+        "at": info.get("created"),
+    }
+    who = ", ".join(f"{what} {str(value)[:19]}" for what, value in told.items() if value)
+    return (
+        f"recorded by an older nsa_lib ({who}), without what is judged since schema {SCHEMA}: run "
+        f"{info.get('notebook')} again, or open it with the nsa_lib that recorded it"
+    )
 
 
 def read_summary(folder: Path) -> dict[str, object]:

@@ -19,12 +19,12 @@ from statistics import median
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json, write_text
-from nsa_lib.contract.heartbeat import HeartbeatReader
+from nsa_lib.contract.heartbeat import SCHEMA, HeartbeatReader
 from nsa_lib.contract.source import OTHER_SOURCE, package_sha256, why_outdated
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment, gpu_health, ranks
 from nsa_lib.runs.at_work import runs_at_work
-from nsa_lib.runs.folder import SCHEMA, make_run_folder
+from nsa_lib.runs.folder import make_run_folder
 from nsa_lib.runs.own import why_changed
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor

@@ -45,7 +45,7 @@ class TinyLM(nn.Module):
         super().__init__()
         dim = config.nsa.dim
         self.grad_checkpointing = grad_checkpointing
-        self.run_block = run_random_block if config.attention == OWN else run_block
+        self.run_block = partial(run_block, is_random=config.attention == OWN)
         self.is_compiled = False
         self.embedding = nn.Embedding(config.vocab, dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -90,26 +90,19 @@ def run_block(
     block: Block,
     x: torch.Tensor,
     grad_checkpointing: bool,
+    *,
+    is_random: bool = False,
     call: Callable[[Block, torch.Tensor], torch.Tensor] = call_block,
 ) -> torch.Tensor:
-    """Return block(x), by `call`; with checkpointing it keeps only x, and is computed again in backward."""
+    """Return block(x), by `call`; with checkpointing it keeps only x, and is computed again in backward.
+
+    Where something in it `is_random`, as a user's attention may be, that is the same when computed again.
+    """
     if not grad_checkpointing:
         return call(block, x)
     # Reentrant checkpointing puts no hook on each saved tensor; the hooks took a sixth of an eager step that waits for
-    # launches. A block does not need what it lacks: keyword inputs, gradients of other inputs. Nothing in it is random.
-    return checkpoint(call, block, x, use_reentrant=True, preserve_rng_state=False)
-
-
-def run_random_block(
-    block: Block,
-    x: torch.Tensor,
-    grad_checkpointing: bool,
-    call: Callable[[Block, torch.Tensor], torch.Tensor] = call_block,
-) -> torch.Tensor:
-    """Run a block of a user's attention as `run_block` does; what is random in it is the same when computed again."""
-    if not grad_checkpointing:
-        return call(block, x)
-    return checkpoint(call, block, x, use_reentrant=True, preserve_rng_state=True)
+    # launches. A block does not need what it lacks: keyword inputs, gradients of other inputs.
+    return checkpoint(call, block, x, use_reentrant=True, preserve_rng_state=is_random)
 
 
 def make_model(config: ModelConfig, *, grad_checkpointing: bool = False) -> TinyLM | OwnModel:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.contract.files import write_json
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment, gpu_health
-from nsa_lib.runs.folder import SCHEMA, new_run_folder
+from nsa_lib.runs.folder import new_run_folder
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.plan import reproduce
 from nsa_lib.runs.provenance import provenance

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json, write_text
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment
-from nsa_lib.runs.folder import SCHEMA, new_run_folder
+from nsa_lib.runs.folder import new_run_folder
 from nsa_lib.runs.found import NEWEST, Found, newest_first
 from nsa_lib.runs.parameters import Read
 from nsa_lib.runs.plan import reproduce

@@ -192,7 +192,7 @@ def _without_a_line(runs: Path, known: set[object]) -> tuple[list[dict[str, obje
 
 def _unrecorded(info: Mapping[str, object]) -> dict[str, object]:
     figures = dict.fromkeys(name for name, *_ in TRENDS)
-    named = {name: info[name] for name in ("schema", "run_id", "notebook", "created", "profile", "custom")}
+    named = {"schema": SCHEMA} | {name: info[name] for name in ("run_id", "notebook", "created", "profile", "custom")}
     told = {"verdict": "INCOMPLETE", "headline": "no verdict recorded"}
     return _checked({**named, **told, **figures, "machine": _machine(info), "report": info.get("report")})
 

@@ -20,12 +20,12 @@ import plotly.graph_objects as go
 
 from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.contract.files import write_json
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.evidence import evidence_gate
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
 from nsa_lib.judgement.identity import DATA
 from nsa_lib.report.guard import guarded, show
 from nsa_lib.runs import environment
-from nsa_lib.runs.folder import SCHEMA
 from nsa_lib.runs.found import NEWEST, find
 from nsa_lib.runs.panel import PAGE, write_page
 from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, write_csv

@@ -32,6 +32,7 @@ from nsa_lib.worker.graphed import GraphedStep
 from nsa_lib.worker.memory import CpuMeter, CudaMeter, meter_check
 from nsa_lib.worker.memory_snapshot import run_snapshot
 from nsa_lib.worker.origin import origin
+from nsa_lib.worker.phases import in_order
 from nsa_lib.worker.ranks.collectives import run_collectives
 from nsa_lib.worker.ranks.share import own_sequences
 from nsa_lib.worker.ranks.step_recorder import StepRecorder
@@ -115,7 +116,7 @@ def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     optimizer = training.make_optimizer(model, case.lr)
 
     def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
-        return step(model, optimizer, tokens, mark=meter.mark), {}
+        return step(model, optimizer, tokens, mark=in_order(model, meter.mark)), {}
 
     if case.is_graph:
         for group in optimizer.param_groups:
@@ -129,7 +130,7 @@ def backward(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     model = built(case)
 
     def take(tokens: torch.Tensor, meter: CudaMeter | CpuMeter) -> tuple[training.StepResult, dict[str, float]]:
-        clock = PhaseClock(case.device, meter.mark)
+        clock = PhaseClock(case.device, in_order(model, meter.mark))
         result = training.backward_step(model, tokens, mark=clock.mark, loss_chunk=case.loss_chunk)
         return result, clock.phases_ms
 

@@ -11,7 +11,7 @@ code, scratch inside one operator, sparse tensors, and the new size of a storage
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -21,7 +21,8 @@ from nsa_lib.worker.allocator import AllocatorSimulation, Block
 from nsa_lib.worker.process import started_with
 from nsa_lib.worker.storages import StorageTracker
 
-METER_CHECK_BYTES = 2**19
+METER_CHECK = {0.5: 2**19, 16.0: 2**24}
+"""What is held to check a meter: MiB, and as many bytes in figures, so that no constant of ours is on both sides."""
 
 
 class _StepPeaks:
@@ -204,17 +205,22 @@ def meter_check(meter: CudaMeter | CpuMeter, device: str) -> dict[str, float]:
     """Hold something of a known size for a while in each phase, and return what the meter says of it.
 
     Returns:
-        `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by, where they are off the most.
+        `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by. Where they are off the most, of
+        the sizes in METER_CHECK.
     """
-    held_mib, rises = METER_CHECK_BYTES / MIB, []
+    found = [(held_mib, read_mib) for held_mib in METER_CHECK for read_mib in _rises(meter, device, held_mib)]
+    held_mib, read_mib = max(found, key=lambda pair: abs(pair[1] / pair[0] - 1))
+    return {"held_mib": held_mib, "read_mib": read_mib}
+
+
+def _rises(meter: CudaMeter | CpuMeter, device: str, held_mib: float) -> Iterator[float]:
     for holding in training.PHASES:
         meter.begin_step()
         before_mib = meter.read()["peak_alloc_mib"]
         for phase in training.PHASES:
             if phase == holding:
-                held = torch.empty(METER_CHECK_BYTES, dtype=torch.uint8, device=device)
+                held = torch.empty(METER_CHECK[held_mib], dtype=torch.uint8, device=device)
                 del held
             meter.mark(phase)
         read = meter.read()
-        rises += [read[name] - before_mib for name in ("peak_alloc_mib", f"peak_alloc_{holding}_mib")]
-    return {"held_mib": held_mib, "read_mib": max(rises, key=lambda mib: abs(mib - held_mib))}
+        yield from (read[name] - before_mib for name in ("peak_alloc_mib", f"peak_alloc_{holding}_mib"))

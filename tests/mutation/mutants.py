@@ -193,7 +193,34 @@ OF_THE_INSTRUMENT = (
     Mutant("a case gets no allocator setting", "nsa_lib/runs/environment.py", "case_environment", "| inherited | settings", "| inherited", ("allocator",)),
 )  # fmt: skip
 
+OF_AN_ATTACK = (
+    training("rows in the middle of every weight never updated", "train_step", "optimizer.step()",
+             "kept = {p: p.detach()[3 * len(p) // 8 : 3 * len(p) // 8 + 3].clone() for p in model.parameters() if p.dim() == 2}\n    optimizer.step()\n    for p, rows in kept.items():\n        p.data[3 * len(p) // 8 : 3 * len(p) // 8 + 3] = rows", "train_step"),
+    training("second moment of one row in eight kept", "train_step", "optimizer.step()",
+             "kept = {p: optimizer.state[p]['exp_avg_sq'][3::8].clone() for p in optimizer.state if p.dim() == 2}\n    optimizer.step()\n    for p, rows in kept.items():\n        optimizer.state[p]['exp_avg_sq'][3::8] = rows", "train_step"),
+    training("learning rate three percent too high in bfloat16", "make_optimizer", "lr=lr, fused=True", "lr=1.03 * lr, fused=True", "train_step", dtype="bfloat16"),
+    training("gradient norm without the last parameter", "grad_norm", "torch._foreach_norm(list(gradients.values()))", "torch._foreach_norm(list(gradients.values())[:-1])", "train_step"),
+    training("the head's last tokens get no gradient", "_ChunkedCrossEntropy.backward", "d_head * scale.to(d_head.dtype)", "torch.cat([d_head[:-4], 0 * d_head[-4:]]) * scale.to(d_head.dtype)", "train_step", vocab=4096, dtype="bfloat16"),
+    training("forward ends after backward", "backward_step", 'mark("forward")\n    loss.backward()', 'loss.backward()\n    mark("forward")', "steps"),
+    training("phases swapped", "backward_step", 'mark("forward")\n    loss.backward()\n    mark("backward")', 'mark("backward")\n    loss.backward()\n    mark("forward")', "steps"),
+    Mutant("positions in bfloat16", f"{ATTENTION}/rope.py", "rotation", "positions = torch.arange(length, dtype=dtype, device=device) * stride + offset",
+           "positions = (torch.arange(length, dtype=dtype, device=device) * stride + offset).bfloat16().to(dtype)", ROWS, {"dtype": "bfloat16"}),
+    Mutant("last compressed block lost at odd lengths", f"{ATTENTION}/compression.py", "compress", "return phi(x.unfold(2, l, d).transpose(-1, -2))",
+           "out = phi(x.unfold(2, l, d).transpose(-1, -2))\n    return torch.cat([out[:, :, :-1], 0 * out[:, :, -1:]], dim=2) if x.shape[2] % 2 else out", ROWS, {"seq_len": 509}),
+    model("an inner layer adds a hundredth less", "TinyLM.hidden", BLOCK_CALL, "y = x\n            " + BLOCK_CALL + "\n            x = x if block is not self.blocks[1] else y + 0.99 * (x - y)", "blocks", layers=4),
+    Mutant("the meter does not see storages above a MiB", f"{WORKER}/storages.py", "StorageTracker._follow", "if nbytes == 0:", "if nbytes == 0 or nbytes > 2**20:", ("memory_order",)),
+    Mutant("a MiB of a million bytes", "nsa_lib/contract/allocator.py", "*", "MIB = 2**20", "MIB = 10**6", ("memory_order",)),
+    Mutant("step times in seconds", f"{WORKER}/loop.py", "_measured_step", '"step_ms": 1000 * step_s', '"step_ms": step_s', ("clock",)),
+    Mutant("one step has no time", f"{WORKER}/loop.py", "_measured_step", '"step_ms": 1000 * step_s', '"step_ms": float("nan")', ("clock",)),
+    Mutant("tokens a second of one sequence", f"{WORKER}/loop.py", "_measured_step", "case.batch * case.seq_len / step_s", "case.seq_len / step_s", ("clock",), BATCH_OF_TWO),
+    Mutant("no layer is judged", f"{WORKER}/attestation/witness.py", "Witness._sample", "judged = step in (1, self._case.steps) or self._captures(step)", "judged = False", ROWS),
+    Mutant("gradients of no layer are judged", f"{WORKER}/attestation/sample.py", "sample", "return Sample(layers, gradient_layers,", "return Sample(layers, (),", ("gradients",)),
+    Mutant("only the last step is recorded", f"{WORKER}/attestation/witness.py", "Witness.__init__", "steps = {1, _inner_step(case), case.steps}", "steps = {case.steps}", ROWS),
+    Mutant("no step is taken again", f"{WORKER}/attestation/replay.py", "span_of", "inner = range(2, steps)", "inner = range(2, 2)", ("unrecorded",)),
+)  # fmt: skip
+"""Those that lived when they were first tried, or were caught by little, and some of other kinds beside them."""
+
 MUTANTS = (
     *OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT,
-    *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE,
+    *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE, *OF_AN_ATTACK,
 )  # fmt: skip

@@ -6,9 +6,10 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.runs.found import find, newest_first, runs_in
 
-INFO = {"schema": 1, "notebook": "smoke", "custom": [], "case_ids": []}
+INFO = {"schema": SCHEMA, "notebook": "smoke", "custom": [], "case_ids": []}
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_of_runs_of_one_moment_the_later_name_comes_first(put, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{", "not JSON"), ("[]", "it has no schema"), (json.dumps({"schema": 1}), "cannot be read (KeyError")],
+    [("{", "not JSON"), ("[]", "it has no schema"), (json.dumps({"schema": SCHEMA}), "cannot be read (KeyError")],
 )
 def test_a_broken_run_says_why_and_has_the_time_of_its_file(put, tmp_path, text, problem):
     sound, broken = put("sound", created=day(1)), put("broken", text)

@@ -443,7 +443,7 @@ def write(name, text):
 
 
 def newer_result(folder):
-    edit(folder / "cases" / "anomaly" / "result.json", schema=2)
+    edit(folder / "cases" / "anomaly" / "result.json", schema=3)
 
 
 def torn_result(folder):
@@ -459,7 +459,8 @@ BROKEN = {
     "empty": write("run.json", ""),
     "a list": write("run.json", "[]"),
     "bytes": lambda folder: (folder / "run.json").write_bytes(b"\xff\xfe\x00"),
-    "newer": lambda folder: edit(folder / "run.json", schema=2),
+    "newer": lambda folder: edit(folder / "run.json", schema=3),
+    "older": lambda folder: edit(folder / "run.json", schema=1),
     "no run.json": lambda folder: (folder / "run.json").unlink(),
     "no date": lambda folder: edit(folder / "run.json", created="yesterday"),
     "no cases": lambda folder: edit(folder / "run.json", case_ids=None),
@@ -493,7 +494,7 @@ def test_a_newest_run_that_cannot_be_read_is_told_and_no_older_one_counts(put, a
 
 def test_an_older_run_that_cannot_be_read_is_in_nobodys_way(put, ask):
     newer = put("smoke", "smoke-1", created=day(1))
-    edit(newer / "run.json", schema=2, created=day(1))
+    edit(newer / "run.json", schema=3, created=day(1))
     put("smoke", "smoke-2", created=day(2))
     run = ask()
     assert (gates_of(run)["smoke"].outcome, run.info["left_out"]) == (PASS, [])

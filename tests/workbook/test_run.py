@@ -78,9 +78,9 @@ def test_the_summary_holds_what_the_design_says(folder):
     record(folder)
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     assert list(summary) == SUMMARY_KEYS
-    assert (summary["schema"], summary["verdict"], summary["profile"]) == (1, "GO", "laptop")
+    assert (summary["schema"], summary["verdict"], summary["profile"]) == (2, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
-    assert summary["headline"] == "22 of 22 required gates passed; 100 steps recorded, peak reserved 36 MiB"
+    assert summary["headline"] == "23 of 23 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
     assert [case["case_id"] for case in summary["cases"]] == ["training", "hot", "anomaly"]
     assert all(isinstance(text, str) for text in (*summary["reasons"], *summary["advice"], *summary["custom"]))
@@ -162,15 +162,35 @@ def test_a_failed_case_is_the_same_when_it_is_read_again(tmp_path, status):
 @pytest.mark.parametrize("content", [None, '{"schema": 1, "run_'])
 def test_a_newer_or_broken_file_is_refused_in_one_line(folder, name, content):
     if content is None:
-        with_schema(folder / name, 2)
+        with_schema(folder / name, 3)
     else:
         (folder / name).write_text(content)
     with pytest.raises(ConfigError) as refusal:
         _ = open_run(folder).verdict
     line = str(refusal.value)
     assert line.startswith(str(folder / name))
-    assert ("schema 2 is newer than this library reads (1)" if content is None else "not JSON") in line
+    assert ("schema 3 is newer than this library reads (2)" if content is None else "not JSON") in line
     assert "\n" not in line
+
+
+def test_a_run_of_an_older_library_says_who_recorded_it_and_what_to_do(folder):
+    path = folder / "run.json"
+    info = json.loads(path.read_text())
+    facts = {"host": "box-7", "source_sha256": 64 * "a", "git_commit": 40 * "b"}
+    path.write_text(json.dumps({**info, "schema": 1, "environment": {**info["environment"], **facts}}))
+    with pytest.raises(ConfigError) as refusal:
+        judged_run(folder)
+    line = str(refusal.value)
+    assert line.startswith(f"{path}: recorded by an older nsa_lib (schema 1, source aaaa")
+    for said in ("commit bbbb", "host box-7", "at 2025-03-01", "run smoke again, or open it with the nsa_lib that"):
+        assert said in line
+    assert "\n" not in line
+
+
+def test_a_run_of_an_older_library_that_tells_nothing_of_itself_is_refused_too(folder):
+    (folder / "run.json").write_text(json.dumps({"schema": 1, "environment": "unknown"}))
+    with pytest.raises(ConfigError, match=r"older nsa_lib \(schema 1\)"):
+        judged_run(folder)
 
 
 def test_no_run_is_said(tmp_path):
@@ -198,7 +218,7 @@ def test_the_newest_run_is_the_one_made_last(tmp_path):
 def test_an_old_run_that_is_broken_is_in_nobodys_way(tmp_path):
     for name, number in (("newer-library", 1), ("torn", 2), ("good", 3)):
         save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
-    with_schema(tmp_path / "runs" / "newer-library" / "run.json", 2)
+    with_schema(tmp_path / "runs" / "newer-library" / "run.json", 3)
     torn = tmp_path / "runs" / "torn" / "run.json"
     torn.write_text('{"schema": 1, "run_')
     os.utime(torn, (1.7e9, 1.7e9))
@@ -211,7 +231,7 @@ def test_a_newest_run_that_is_broken_is_an_error_and_no_older_run(tmp_path, brok
         save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
     last = tmp_path / "runs" / "last" / "run.json"
     if broken == "newer":
-        with_schema(last, 2)
+        with_schema(last, 3)
     else:
         last.write_text("")
     with pytest.raises(ConfigError, match=r"last/run\.json"):
@@ -249,10 +269,15 @@ def test_a_run_does_not_differ_from_its_copy(folder, tmp_path):
 
 def test_gates_and_figures_that_differ_are_named_once_each(tmp_path):
     run = healthy("laptop")
-    slower = with_steps(run, tokens_per_s=lambda step, pace: pace / 2, step_ms=lambda step, ms: 2 * ms)
+    slower = with_steps(
+        run,
+        ts=lambda step, ts: 1.7e9 + 2 * (ts - 1.7e9),
+        tokens_per_s=lambda step, pace: pace / 2,
+        step_ms=lambda step, ms: 2 * ms,
+    )
     changed = compare(open_run(save(run, tmp_path / "a")), open_run(save(slower, tmp_path / "b")))
     assert list(changed["kind"]) == ["figure", "figure"]
-    assert [tuple(row)[1:] for row in changed.to_numpy()] == [("step_ms", 100.0, 200.0), ("tokens_per_s", 20480, 10240)]
+    assert [tuple(row)[1:] for row in changed.to_numpy()] == [("step_ms", 100.0, 200.0), ("tokens_per_s", 5120, 2560)]
 
 
 def test_runs_of_two_notebooks_and_of_one_name_are_compared(tmp_path):
@@ -312,7 +337,7 @@ def test_a_judged_run_is_whole(folder):
     ("damage", "line"),
     [
         (lambda folder: (folder / "run.json").unlink(), "not a run folder"),
-        (lambda folder: with_schema(folder / "cases" / "anomaly" / "result.json", 2), "schema 2 is newer"),
+        (lambda folder: with_schema(folder / "cases" / "anomaly" / "result.json", 3), "schema 3 is newer"),
         (lambda folder: (folder / "run.json").write_text("{"), "not JSON"),
         (
             lambda folder: (folder / "cases" / "anomaly" / "heartbeat.jsonl").write_text("x\n"),

@@ -44,7 +44,7 @@ def test_replayed_steps_are_judged_and_train_as_eager_ones(tmp_path, backend):
     assert [step["step"] for step in facts["attestation"]] == [1, CAPTURED_STEP, (1 + STEPS) // 2, STEPS]
     for step in facts["attestation"]:
         assert not any(step["wrong"].values()), step["wrong"]
-        assert not step["not_compared"]
+        assert all(part["why_not"] is None for part in step["coverage"])
     assert [len(step["layers"]) for step in facts["attestation"]] == [2, 2, 0, 2]
     assert all(step["routes"] == [[backend]] * 2 and step["passes"] == [2, 2] for step in facts["executed"])
     assert [b["loss"] for b in replayed] == pytest.approx([b["loss"] for b in plain], rel=1e-3)

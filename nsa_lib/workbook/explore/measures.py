@@ -55,9 +55,11 @@ def _opened(parameter: str, which: str, out_dir: Path) -> Run:
 
 def _newest(parameter: str, out_dir: Path) -> Path:
     """Return the newest run that has cases and is no rerun: opening it again after a rerun gives the same one."""
-    for found in runs_in(out_dir):  # a broken one has no cases
+    for found in runs_in(out_dir):  # one that cannot be read has no cases
         if found.info.get("case_ids") and not any(said.startswith(RERUN) for said in found.custom):
             return found.folder
+    if problem := next((found.problem for found in runs_in(out_dir) if found.problem), ""):
+        raise ConfigError(problem)
     raise ConfigError(f"{parameter}={NEWEST}: no run in {out_dir / 'runs'}; accepts also the path of a run folder")
 
 

@@ -11,7 +11,7 @@ from nsa_lib.worker.attestation.recording import holding, recording
 from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.sample import Sample, sample
 from nsa_lib.worker.attestation.shown import show_always
-from nsa_lib.worker.attestation.train_step import AdamW
+from nsa_lib.worker.attestation.update import AdamW
 from nsa_lib.worker.attestation.witness import Witness
 
 __all__ = [

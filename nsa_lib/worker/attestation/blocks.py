@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
 from nsa_lib.subject.model import TinyLM
-from nsa_lib.worker.attestation.rounding import Comparison, compare
+from nsa_lib.worker.attestation.coverage import BLOCKS, Part
+from nsa_lib.worker.attestation.rounding import Comparison, banded, compare
 from nsa_lib.worker.attestation.sample import Sample
 
 CHUNK_TOKENS = 4096
@@ -130,7 +131,8 @@ class BlocksFound:
     parts: dict[str, Comparison] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     """Rows that are other bits behind a block than in front of the next, by name."""
-    not_compared: dict[str, str] = field(default_factory=dict)
+    coverage: list[Part] = field(default_factory=list)
+    """What was compared, and what could not be."""
 
     @property
     def wrong(self) -> dict[str, str]:
@@ -145,17 +147,20 @@ def judge_blocks(
     """Judge the recorded blocks of a step on a device."""
     found = BlocksFound()
     if record.why_not is not None:
-        found.not_compared["blocks"] = record.why_not
+        found.coverage.append(Part(BLOCKS, "block", why_not=record.why_not))
         return found
     for index, kept in record.kept.items():
         missing = {"x", "attended", "attention", "output", "passed", "d_output", "d_passed", "d_attended"} - set(kept)
         missing |= {"d_attention"} - set(kept)
         if missing:
-            found.not_compared[f"block {index + 1} blocks"] = f"{', '.join(sorted(missing))} was not seen"
+            why = f"{', '.join(sorted(missing))} was not seen"
+            found.coverage.append(Part(BLOCKS, "block", index + 1, why))
             continue
         _judge_block(found, index, record, device, alive)
+        found.coverage.append(Part(BLOCKS, "block", index + 1))
     if record.kept and {"x", "output", "d_x", "d_output"} <= set(record.hidden):
         _judge_ends(found, record, device)
+        found.coverage.append(Part(BLOCKS, "ends"))
     return found
 
 
@@ -173,9 +178,9 @@ def _judge_block(
     for weight in weights:
         gradient = record.gradients.get(prefix + weight)
         gradient = torch.zeros_like(weights[weight]) if gradient is None else gradient
-        whole = (x.reshape(1, -1) for x in (gradient, right[weight], rounded[weight]))
+        bands = (banded(x) for x in (gradient, right[weight], rounded[weight]))
         terms = width + kept["x"][..., 0].numel()
-        found.parts[f"{name} d_{weight}"] = compare(*whole, dtype=gradient.dtype, terms=terms)
+        found.parts[f"{name} d_{weight}"] = compare(*bands, dtype=gradient.dtype, terms=terms)
     for what in ("", "d_"):
         behind, before = kept[f"{what}output"], kept[f"{what}passed"]
         rows = _rows_that_differ(behind, before)
@@ -288,8 +293,3 @@ def _judge_ends(found: BlocksFound, record: BlocksRecord, device: str | torch.de
         rows, places = first["d_x"].flatten(0, 1), record.tokens.flatten()
         sums = (added(rows.to(a.wide), places, len(gradient), a) for a in _arithmetics(dtype))
         found.parts["embedding d_weight"] = compare(gradient, *sums, dtype=dtype, terms=terms)
-
-
-def blocks_json(found: BlocksFound) -> dict[str, object]:
-    """Return what gates read: the worst ratio of each part, and what could not be compared."""
-    return {"parts": {name: part.ratio for name, part in found.parts.items()}, "not_compared": found.not_compared}

@@ -8,21 +8,14 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from nsa_lib.worker.attestation.coverage import ATTENTION, BACKWARD, CHOICE, TRAIN_STEP, Part
 from nsa_lib.worker.attestation.layer import LayerFound, judge_layer
 from nsa_lib.worker.attestation.records import StepRecord
-from nsa_lib.worker.attestation.train_step import (
-    AdamW,
-    GradientsFound,
-    LossFound,
-    UpdateFound,
-    judge_gradients,
-    judge_loss,
-    judge_update,
-)
+from nsa_lib.worker.attestation.train_step import GradientsFound, LossFound, judge_gradients, judge_loss
+from nsa_lib.worker.attestation.update import AdamW, UpdateFound, judge_update
 
-AREAS = ("attention", "choice", "backward", "train_step")
-"""What is found is wrong in one of these: outputs of branches and layers; selected blocks; gradients inside layers; the
-loss and its gradients, the gradients of all parameters, the update."""
+AREAS = (ATTENTION, CHOICE, BACKWARD, TRAIN_STEP)
+"""What is found is wrong in one of these."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,13 @@ class StepFound:
     gradients: GradientsFound
     update: UpdateFound | None
     """None for a step without one."""
-    not_compared: dict[str, str] = field(default_factory=dict)
-    """What could not be compared, with the reason."""
+    coverage: list[Part] = field(default_factory=list)
+    """What was compared, and what could not be."""
+
+    @property
+    def not_compared(self) -> list[Part]:
+        """What could not be compared."""
+        return [part for part in self.coverage if part.why_not is not None]
 
     def wrong(self) -> dict[str, dict[str, str]]:
         """Return what is wrong, by area: {name: what was found, in a sentence}."""
@@ -55,33 +53,38 @@ class StepFound:
     def _wrong_layers(self) -> Iterator[tuple[str, str, str]]:
         for layer in self.layers:
             name = f"layer {layer.layer + 1}"
-            for part, found in layer.parts.items():
-                if not found.ok:
-                    yield "backward" if part.startswith("d_") else "attention", f"{name} {part}", found.said
+            for area, parts in ((ATTENTION, layer.parts), (BACKWARD, layer.gradients)):
+                for part, found in parts.items():
+                    if not found.ok:
+                        yield area, f"{name} {part}", found.said
             if layer.choice is not None and not layer.choice.ok:
-                yield "choice", f"{name} choice", layer.choice.said
+                yield CHOICE, f"{name} choice", layer.choice.said
             if layer.input_shape is not None:
-                yield "attention", f"{name} input", f"its shape is {list(layer.input_shape)}, not that of the step"
+                yield ATTENTION, f"{name} input", f"its shape is {list(layer.input_shape)}, not that of the step"
             if layer.recomputed_differently:
                 rows = layer.recomputed_differently
-                yield "attention", f"{name} recomputation", f"{rows} rows have other bits when computed again"
+                yield ATTENTION, f"{name} recomputation", f"{rows} rows have other bits when computed again"
 
     def _wrong_step(self) -> Iterator[tuple[str, str, str]]:
         if self.loss is not None:
             for name, said in self.loss.wrong.items():
-                yield "train_step", name, said
+                yield TRAIN_STEP, name, said
         for kind in ("missing", "not_finite", "zero"):
             for name in getattr(self.gradients, kind):
-                yield "train_step", f"gradient {name}", kind.replace("_", " ")
+                yield TRAIN_STEP, f"gradient {name}", kind.replace("_", " ")
+        if not self.gradients.norm_ok:
+            said = f"{self.gradients.norm:.6g}, but that of the gradients is {self.gradients.exact_norm:.6g}"
+            yield TRAIN_STEP, "gradient norm", said
         for name, ratio in (self.update.wrong if self.update else {}).items():
             times = "not finite, or not made at all" if ratio is None else f"{ratio:.3g} times what rounding explains"
-            yield "train_step", f"update {name}", f"its distance from AdamW's rule is {times}"
+            yield TRAIN_STEP, f"update {name}", f"its distance from AdamW's rule is {times}"
 
 
 def judge(
     record: StepRecord,
     loss: float,
     *,
+    grad_norm: float | None = None,
     step: int | None = None,
     loss_chunk: int,
     rule: AdamW | None,
@@ -95,6 +98,7 @@ def judge(
     Args:
         record: the step.
         loss: what the step returned, in nats.
+        grad_norm: what it returned; None if it is not known.
         step: its number, from 1, which the optimizer must have counted too; None if it is not known.
         loss_chunk: tokens whose logits the run holds at a time.
         rule: the update that was asked for; None for a step without one.
@@ -105,25 +109,26 @@ def judge(
         judge_layer(index, layer, record.sample, device=device, alive=alive) for index, layer in record.layers.items()
     ]
     found_loss = judge_loss(record, loss, chunk=loss_chunk, device=device, alive=alive)
+    update = None if rule is None else judge_update(record.entries, rule, step)
     return StepFound(
         compared=record.sample.said,
         dtype=None if record.hidden is None else str(record.hidden.dtype).removeprefix("torch."),
         layers=layers,
         loss=found_loss,
-        gradients=judge_gradients(record.entries),
-        update=None if rule is None else judge_update(record.entries, rule, step),
-        not_compared=_not_compared(record, layers, found_loss),
+        gradients=judge_gradients(record.entries, grad_norm),
+        update=update,
+        coverage=_coverage(record, layers, found_loss, update),
     )
 
 
-def _not_compared(record: StepRecord, layers: list[LayerFound], loss: LossFound | None) -> dict[str, str]:
-    """Return what could not be compared, with the reason."""
-    found = {f"layer {one.layer + 1} {part}": why for one in layers for part, why in one.not_compared.items()}
+def _coverage(
+    record: StepRecord, layers: list[LayerFound], loss: LossFound | None, update: UpdateFound | None
+) -> list[Part]:
+    found = [part for layer in layers for part in layer.coverage]
     if record.why_no_layers is not None:
-        found["layers"] = record.why_no_layers
-    if loss is None:
-        return found | {"loss": "the final norm was not called"}
-    return found | loss.not_compared
+        found += [Part(area, "layers", why_not=record.why_no_layers) for area in (ATTENTION, CHOICE, BACKWARD)]
+    found += [] if update is None else [Part(TRAIN_STEP, "update")]
+    return found + (loss.coverage if loss else [Part(TRAIN_STEP, "loss", why_not="the final norm was not called")])
 
 
 def _finite(value: object) -> object:

@@ -19,6 +19,7 @@ from nsa_lib.subject.attention.reference_gradients import gradients
 from nsa_lib.subject.attention.reference_rows import Layer, rows
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.worker.attestation.choice import ChoiceFound, judge_choice, unpacked
+from nsa_lib.worker.attestation.coverage import ATTENTION, BACKWARD, CHOICE, Part
 from nsa_lib.worker.attestation.records import LayerRecord
 from nsa_lib.worker.attestation.rounding import Comparison, compare
 from nsa_lib.worker.attestation.sample import Sample
@@ -34,10 +35,11 @@ class LayerFound:
     layer: int
     """From 0."""
     parts: dict[str, Comparison] = field(default_factory=dict)
-    """`cmp`, `slc`, `win`, `branch_gates`, `output`, `d_x`, `d_<parameter>`; of compiled code also `recomputed`."""
+    """`cmp`, `slc`, `win`, `branch_gates`, `output`; of compiled code also `recomputed`."""
+    gradients: dict[str, Comparison] = field(default_factory=dict)
+    """`d_x`, `d_<parameter>`."""
     choice: ChoiceFound | None = None
-    not_compared: dict[str, str] = field(default_factory=dict)
-    """Parts that could not be compared, with the reason."""
+    not_compared: list[Part] = field(default_factory=list)
     passes: int = 0
     """Times that forward ran in the step: 2 with checkpointing."""
     recomputed_differently: int = 0
@@ -45,6 +47,18 @@ class LayerFound:
     reference judges it."""
     input_shape: tuple[int, ...] | None = None
     """Of an input that is not that of the step; nothing is compared then."""
+
+    @property
+    def coverage(self) -> list[Part]:
+        """What was compared, and what could not be."""
+        found = [Part(ATTENTION, name, self.layer + 1) for name in self.parts]
+        found += [Part(BACKWARD, name, self.layer + 1) for name in self.gradients]
+        found += [] if self.choice is None else [Part(CHOICE, "choice", self.layer + 1)]
+        return found + self.not_compared
+
+    def leave_out(self, why: str, **parts: str) -> None:
+        """Note parts that could not be compared; each is named by its area."""
+        self.not_compared += [Part(area, part, self.layer + 1, why) for area, part in parts.items()]
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ def judge_layer(
     """
     found = LayerFound(index, passes=record.passes)
     if record.x is None:
-        found.not_compared["layer"] = "it was not called"
+        found.leave_out("it was not called", attention="output", choice="choice", backward="d_x")
         return found
     if record.x.shape[:2] != (sample.batch, sample.length):
         found.input_shape = tuple(record.x.shape)
@@ -89,7 +103,8 @@ def judge_layer(
         found.recomputed_differently = int((record.recomputed != record.output).any(dim=-1).sum())
     blocks, ran = None, "slc" in record.config.branches
     if ran and (blocks := unpacked(record.shown, record.config)) is None:
-        found.not_compared["layer"] = "the blocks that it selected were not shown"
+        why = "the blocks that it selected were not shown"
+        found.leave_out(why, attention="output", choice="choice", backward="d_x")
         return found
     exact, modelled = (
         Layer.of(record.x, record.parameters, record.config, arithmetic=arithmetic, device=device)
@@ -104,10 +119,10 @@ def judge_layer(
 
 
 def _leave_out_what_tells_nothing(found: LayerFound) -> None:
-    for name, part in list(found.parts.items()):
-        if not part.telling and part.ok:
-            del found.parts[name]
-            found.not_compared[name] = "smaller than what rounding leaves"
+    for area, parts in ((ATTENTION, found.parts), (BACKWARD, found.gradients)):
+        for name in [name for name, part in parts.items() if not part.telling and part.ok]:
+            del parts[name]
+            found.leave_out("smaller than what rounding leaves", **{area: name})
 
 
 def _judge_rows(found: LayerFound, trial: _Trial) -> None:
@@ -122,7 +137,7 @@ def _judge_rows(found: LayerFound, trial: _Trial) -> None:
         if name in record.shown:
             found.parts[name] = judged(*(_by_row(x) for x in (record.shown[name], *pair)))
         else:
-            found.not_compared[name] = "the layer did not show it"
+            found.leave_out("the layer did not show it", attention=name)
     found.parts["output"] = judged(record.output, right.output, rounded.output)
     if record.recomputed is not None and record.is_compiled:
         found.parts["recomputed"] = judged(record.recomputed, right.output, rounded.output)
@@ -133,7 +148,7 @@ def _judge_rows(found: LayerFound, trial: _Trial) -> None:
 def _judge_gradients(found: LayerFound, trial: _Trial) -> None:
     record, sample = trial.record, trial.sample
     if record.d_output is None:
-        found.not_compared["gradients"] = "no gradient reached the output"
+        found.leave_out("no gradient reached the output", backward="d_x")
         return
     (d_x, right), (d_x_rounded, rounded) = (
         gradients(layer, trial.blocks, record.d_output, alive=trial.alive) for layer in (trial.exact, trial.modelled)
@@ -141,13 +156,13 @@ def _judge_gradients(found: LayerFound, trial: _Trial) -> None:
     c, positions = record.config, torch.tensor(sample.positions, device=d_x.device)
     judged = partial(compare, dtype=record.x.dtype, terms=c.dim + sample.length * (1 + sample.batch))
     if record.d_x is None:
-        found.not_compared["d_x"] = "no gradient reached the input"
+        found.leave_out("no gradient reached the input", backward="d_x")
     else:
         pair = (x[:, positions] for x in (d_x, d_x_rounded))
-        found.parts["d_x"] = judged(record.d_x, *pair, positions=sample.positions)
+        found.gradients["d_x"] = judged(record.d_x, *pair, positions=sample.positions)
     for name, gradient in record.gradients.items():
         gradient = torch.zeros_like(right[name]) if gradient is None else gradient
-        found.parts[f"d_{name}"] = judged(*(_by_head(name, x, c) for x in (gradient, right[name], rounded[name])))
+        found.gradients[f"d_{name}"] = judged(*(_by_head(name, x, c) for x in (gradient, right[name], rounded[name])))
 
 
 def _by_head(name: str, gradient: Tensor, config: NSAConfig) -> Tensor:

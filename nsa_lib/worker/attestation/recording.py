@@ -36,9 +36,12 @@ from nsa_lib.worker.attestation.records import Entries, LayerRecord, StepRecord
 from nsa_lib.worker.attestation.sample import Sample
 from nsa_lib.worker.attestation.shown import INPUT, OUTPUT, listening, shows_always
 
-RUNS = 4
+RUNS = 16
 RUN_ENTRIES = 64
-"""Of each parameter, and of its optimizer state, so many runs of so many neighbouring entries are followed."""
+"""Of a parameter, and of its optimizer state, so many runs of so many neighbouring entries are followed."""
+WHOLE_ENTRIES = 2**22
+"""Entries of parameters that are followed whole in a step, together: all of a small model, of a large one others in
+each step."""
 STATE = ("exp_avg", "exp_avg_sq", "step")
 FROM_A_PASS = ("passes", "x", "shown", "output", "recomputed", "d_output", "d_x")
 """What of a layer's record is shown in a pass."""
@@ -87,7 +90,7 @@ def recording(
         take()
     with _disable_current_modes():
         for name, parameter in model.named_parameters():
-            record.entries[name].after = _values(parameter, optimizer, record.entries[name].starts)
+            record.entries[name].after = _values(parameter, optimizer, record.entries[name].places)
 
 
 @contextmanager
@@ -112,7 +115,7 @@ def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.op
         labels=copied(tokens[:, 1:]),
         head=None if model.head is None else copied(model.head.weight),
         layers={} if why else {i: _layer_record(model, i) for i in sample.layers},
-        entries=_entries(model, tokens, optimizer),
+        entries=_entries(model, tokens, sample, optimizer),
         why_no_layers=why,
     )
 
@@ -198,8 +201,10 @@ def _take_gradients(model: TinyLM, record: StepRecord) -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             entries = record.entries[name]
-            entries.gradient = _taken(parameter.grad, entries.starts)
+            entries.gradient = _taken(parameter.grad, entries.places)
             with _disable_current_modes():
+                wide = torch.promote_types(parameter.grad.dtype, torch.float32)
+                entries.gradient_norm = float(torch.linalg.vector_norm(parameter.grad.detach(), dtype=wide))
                 entries.largest_gradient = float(torch.linalg.vector_norm(parameter.grad.detach(), ord=torch.inf))
 
 
@@ -213,34 +218,45 @@ def _layer_record(model: TinyLM, index: int) -> LayerRecord:
     return LayerRecord(attention.config, attention.backend, parameters, is_compiled=model.is_compiled)
 
 
-def _entries(model: TinyLM, tokens: Tensor, optimizer: torch.optim.Optimizer | None) -> dict[str, Entries]:
-    """Choose the entries that are followed: both ends, random runs, and for a row a token those of some tokens."""
-    draw, found = random.Random(0), {}
+def _entries(
+    model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.optim.Optimizer | None
+) -> dict[str, Entries]:
+    """Choose the entries that are followed: of some parameters all, of the others some runs."""
+    draw, left, found = random.Random(repr(sample)), WHOLE_ENTRIES, {}
     some = [int(token) for token in copied(tokens[0, :RUNS])]
-    for name, parameter in model.named_parameters():
-        last = max(0, parameter.numel() - RUN_ENTRIES)
-        starts = {0, last, *(draw.randint(0, last) for _ in range(RUNS - 2))}
-        if model.head is not None and parameter.dim() == 2 and len(parameter) == len(model.head.weight):
-            starts |= {min(last, token * parameter.shape[1]) for token in some}
-        starts = tuple(sorted(starts))
-        found[name] = Entries(starts, _values(parameter, optimizer, starts), trained=parameter.requires_grad)
-    return found
+    parameters = list(model.named_parameters())
+    for name, parameter in draw.sample(parameters, len(parameters)):
+        rows = some if model.head is not None and parameter.shape == model.head.weight.shape else []
+        is_whole = parameter.numel() <= left
+        left -= parameter.numel() if is_whole else 0
+        places = (slice(None),) if is_whole else _runs(parameter, rows, draw)
+        values = _values(parameter, optimizer, places)
+        found[name] = Entries(places, values, parameter.numel(), trained=parameter.requires_grad)
+    return {name: found[name] for name, _ in parameters}
+
+
+def _runs(parameter: nn.Parameter, rows: list[int], draw: random.Random) -> tuple[slice, ...]:
+    """Return runs of entries: at both ends, at random, and at the beginnings of some rows."""
+    last = max(0, parameter.numel() - RUN_ENTRIES)
+    starts = {0, last, *(draw.randint(0, last) for _ in range(RUNS - 2))}
+    starts |= {min(last, row * parameter.shape[-1]) for row in rows}
+    return tuple(slice(start, start + RUN_ENTRIES) for start in sorted(starts))
 
 
 def _values(
-    parameter: nn.Parameter, optimizer: torch.optim.Optimizer | None, starts: tuple[int, ...]
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer | None, places: tuple[slice, ...]
 ) -> dict[str, Tensor]:
     """Return a parameter's entries, and those of its optimizer state where there is one, by name."""
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
     held = {"parameter": parameter, **{name: state[name] for name in STATE if name in state}}
-    return {name: _taken(x, starts) if x.numel() == parameter.numel() else copied(x) for name, x in held.items()}
+    return {name: _taken(x, places) if x.numel() == parameter.numel() else copied(x) for name, x in held.items()}
 
 
-def _taken(x: Tensor, starts: tuple[int, ...]) -> Tensor:
+def _taken(x: Tensor, places: tuple[slice, ...]) -> Tensor:
     """Copy some runs of entries, one after the other: each is contiguous, so that the device allocates nothing."""
     with _disable_current_modes():
         flat = x.detach().reshape(-1)
-        return torch.cat([flat[start : start + RUN_ENTRIES].to("cpu", copy=True) for start in starts])
+        return torch.cat([flat[place].to("cpu", copy=True) for place in places])
 
 
 @contextmanager

@@ -42,11 +42,15 @@ class LayerRecord:
 class Entries:
     """Some entries of a parameter: values and optimizer state before and after the update, and the gradient."""
 
-    starts: tuple[int, ...]
-    """First entry of each run."""
+    places: tuple[slice, ...]
+    """Of the runs of neighbouring entries; one for a parameter that is followed whole."""
     before: dict[str, Tensor]
+    size: int
+    """Entries of the whole parameter."""
     gradient: Tensor | None = None
     after: dict[str, Tensor] = field(default_factory=dict)
+    gradient_norm: float | None = None
+    """Of the whole parameter, in float32 or wider; None without a gradient."""
     largest_gradient: float | None = None
     """Largest |gradient| of the whole parameter; NaN if one is, None without a gradient."""
     trained: bool = True

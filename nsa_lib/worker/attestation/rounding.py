@@ -25,6 +25,9 @@ NARROW = 8
 """Entries of a row below which it is judged together with its neighbours: the ratio of two draws has no bound there."""
 NEIGHBOURHOOD = 32
 """Entries that are judged together then."""
+BAND_ROWS = 32
+"""Rows of a weight whose gradients are judged together. Inputs have a common mean, along which the errors of all tokens
+add up to one number a row: too few to be held against another draw of it."""
 TELLING = 0.5
 """Allowed relative error below which zeros, or another row in its place, could not pass."""
 
@@ -100,6 +103,17 @@ def compare(
         allowed=worst_allowed / relative,
         at=at,
     )
+
+
+def banded(weight: Tensor) -> Tensor:
+    """Return the gradient of a weight with BAND_ROWS rows side by side as one, [bands, n]; of a vector one row.
+
+    A row that is missing is nothing in the norm of thousands.
+    """
+    if weight.dim() < 2:
+        return weight.reshape(1, -1)
+    missing = -len(weight) % BAND_ROWS
+    return torch.nn.functional.pad(weight, (0, 0, 0, missing)).reshape(-1, BAND_ROWS * weight.shape[1])
 
 
 def _place(index: int, shape: torch.Size, positions: Sequence[int] | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Judge a recorded training step beyond its layers: the loss, the gradients, and AdamW's update.
+"""Judge a recorded training step beyond its layers: the loss, and the gradients of all parameters.
 
 The loss is computed again, in float64, from the final hidden states, the head and the labels that the loop handed in,
 over all positions. Which positions the step counted is read off the gradient of the hidden states: a position that is
@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
+from nsa_lib.worker.attestation.coverage import TRAIN_STEP, Part
 from nsa_lib.worker.attestation.records import Entries, StepRecord
-from nsa_lib.worker.attestation.rounding import MARGIN, Comparison, compare
-
-UPDATE_ROUNDINGS = 16
-"""Operations of an update, each rounded once in float32 or better."""
+from nsa_lib.worker.attestation.rounding import MARGIN, Comparison, banded, compare
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,12 @@ class LossFound:
     """Those among them whose hidden states got a gradient; None if no gradient was recorded."""
     parts: dict[str, Comparison] = field(default_factory=dict)
     """`d_hidden` and `d_head`: the gradients of hidden states and head."""
-    not_compared: dict[str, str] = field(default_factory=dict)
+    not_compared: list[Part] = field(default_factory=list)
+
+    @property
+    def coverage(self) -> list[Part]:
+        """What was compared, and what could not be."""
+        return [*(Part(TRAIN_STEP, name) for name in ("loss", *self.parts)), *self.not_compared]
 
     @property
     def wrong(self) -> dict[str, str]:
@@ -64,41 +67,22 @@ class GradientsFound:
     zero: tuple[str, ...]
     fixed: tuple[str, ...]
     """Parameters that want no gradient."""
+    norm: float | None = None
+    """Of all gradients together, as the step returned it; None if it is not known."""
+    exact_norm: float | None = None
+    """The same, made of the gradients that were recorded."""
+    norm_allowed: float = 0.0
+    """Relative error that rounding explains."""
+
+    @property
+    def norm_ok(self) -> bool:
+        """Whether the norm is that of the gradients."""
+        return self.norm is None or abs(self.norm - self.exact_norm) <= self.norm_allowed * self.exact_norm
 
     @property
     def ok(self) -> bool:
-        """Whether each trained parameter has a finite gradient that is not zero."""
-        return not (self.missing or self.not_finite or self.zero)
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """The settings that the rule is judged by: those asked for, and torch's defaults."""
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-
-
-@dataclass(frozen=True)
-class UpdateFound:
-    """What was found of an update."""
-
-    entries: int
-    """Entries compared, each of them value and state."""
-    moved: int
-    """Entries whose update is twice what rounding explains, or more: no update is found there, nor one of half the
-    size."""
-    wrong: dict[str, float | None]
-    """Parameters in which the rule is broken, with the largest distance from it, over what rounding explains."""
-    unmoved: tuple[str, ...]
-    """Parameters none of whose entries had to move: there only the state could be judged."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether every entry is what the rule makes of it."""
-        return not self.wrong
+        """Whether each trained parameter has a finite gradient that is not zero, and their norm is as returned."""
+        return self.norm_ok and not (self.missing or self.not_finite or self.zero)
 
 
 class _Loss(NamedTuple):
@@ -144,12 +128,12 @@ def judge_loss(
 
 def _loss_gradients(
     record: StepRecord, right: _Loss, rounded: _Loss
-) -> tuple[int | None, dict[str, Comparison], dict[str, str]]:
+) -> tuple[int | None, dict[str, Comparison], list[Part]]:
     """Return how many positions are in the loss, its gradients compared, and what could not be."""
-    counted, parts, not_compared = None, {}, {}
+    counted, parts, not_compared = None, {}, []
     judged = partial(compare, dtype=record.hidden.dtype)
     if record.d_hidden is None:
-        not_compared["d_hidden"] = "no gradient reached the hidden states"
+        not_compared.append(Part(TRAIN_STEP, "d_hidden", why_not="no gradient reached the hidden states"))
     else:
         d_hidden = record.d_hidden.flatten(0, 1)
         # A position that the model rounds to nothing, far below float16, is not held against the run.
@@ -158,10 +142,10 @@ def _loss_gradients(
         pair = right.d_hidden, rounded.d_hidden
         parts["d_hidden"] = judged(d_hidden, *pair, terms=_classes(record), pooled=True)
     if record.d_head is None and record.head is not None:
-        not_compared["d_head"] = record.why_no_d_head
+        not_compared.append(Part(TRAIN_STEP, "d_head", why_not=record.why_no_d_head))
     elif record.d_head is not None:
-        whole = (x.reshape(1, -1) for x in (record.d_head, right.d_head, rounded.d_head))
-        parts["d_head"] = judged(*whole, terms=record.labels.numel())
+        bands = (banded(x) for x in (record.d_head, right.d_head, rounded.d_head))
+        parts["d_head"] = judged(*bands, terms=record.labels.numel())
     return counted, parts, not_compared
 
 
@@ -192,97 +176,28 @@ def _classes(record: StepRecord) -> int:
     return record.hidden.shape[-1] if record.head is None else len(record.head)
 
 
-def judge_gradients(entries: Mapping[str, Entries]) -> GradientsFound:
-    """Return which of a step's parameters have no gradient, one that is not finite, or only zeros."""
-    largest = {name: found.largest_gradient for name, found in entries.items() if found.trained}
+def judge_gradients(entries: Mapping[str, Entries], norm: float | None = None) -> GradientsFound:
+    """Return which of a step's parameters have no gradient, one that is not finite, or only zeros.
+
+    `norm` is what the step returned as that of all gradients together; None if it is not known.
+    """
+    trained = {name: found for name, found in entries.items() if found.trained}
+    largest = {name: found.largest_gradient for name, found in trained.items()}
+    norms = [found.gradient_norm for found in trained.values() if found.gradient_norm is not None]
     return GradientsFound(
         parameters=len(largest),
         missing=tuple(name for name, value in largest.items() if value is None),
         not_finite=tuple(name for name, value in largest.items() if value is not None and not math.isfinite(value)),
         zero=tuple(name for name, value in largest.items() if value == 0),
         fixed=tuple(name for name, found in entries.items() if not found.trained),
+        norm=norm,
+        exact_norm=math.hypot(*norms),
+        norm_allowed=MARGIN * max(map(_norm_error, trained.values()), default=0.0),
     )
 
 
-def judge_update(entries: Mapping[str, Entries], rule: AdamW, step: int | None = None) -> UpdateFound:
-    """Judge the update of the entries that were followed, value and state, by AdamW's rule (Loshchilov & Hutter, 2019).
-
-    It must be the `step`-th of the training, from 1, if that is known: state that was lost on the way begins anew.
-
-    The update is made in float32 or better, and what is stored is rounded once to its dtype. An implementation may
-    use the moments as they are stored: their rounding is allowed in the update.
-    """
-    count = moved = 0
-    wrong: dict[str, float | None] = {}
-    unmoved = []
-    for name, found in entries.items():
-        if not found.trained:
-            continue
-        moving, ratio = _update(found, rule, step)
-        count, moved = count + found.before["parameter"].numel(), moved + moving
-        if not ratio <= 1:
-            wrong[name] = ratio if math.isfinite(ratio) else None
-        if not moving:
-            unmoved.append(name)
-    return UpdateFound(count, moved, wrong, tuple(unmoved))
-
-
-def _update(found: Entries, rule: AdamW, known_step: int | None) -> tuple[int, float]:
-    """Return how many entries had to move, and the largest distance from the rule over what rounding explains."""
-    if found.gradient is None or not {"exp_avg", "exp_avg_sq", "step"} <= set(found.after):
-        return 0, math.inf
-    p, g = found.before["parameter"].double(), found.gradient.double()
-    m, v = (found.before[n].double() if n in found.before else torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq"))
-    step = float(found.before.get("step", torch.zeros(()))) + 1
-    (b1, b2), dtype = rule.betas, found.gradient.dtype
-    m_new, v_new = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-    change = rule.lr * (m_new / (1 - b1**step)) / ((v_new / (1 - b2**step)).sqrt() + rule.eps)
-    p_new = p * (1 - rule.lr * rule.weight_decay) - change
-    allowed = _explained(p_new, change, (m, m_new), (v, v_new), g, step, rule, dtype)
-    counted = float(found.after["step"]) == step == (known_step or step)
-    ratios = [0.0 if counted else math.inf]
-    for name, right in (("parameter", p_new), ("exp_avg", m_new), ("exp_avg_sq", v_new)):
-        allowed[name] += _half_ulp(right, found.after[name].dtype)
-        distance = (found.after[name].double() - right).abs()
-        ratio = torch.where(distance == 0, 0.0, distance / allowed[name])
-        ratios.append(float(ratio.nan_to_num(nan=math.inf, posinf=math.inf).max()))
-    return int(((p_new - p).abs() > 2 * allowed["parameter"]).sum()), max(ratios)
-
-
-def _explained(
-    p_new: Tensor,
-    change: Tensor,
-    first: tuple[Tensor, Tensor],
-    second: tuple[Tensor, Tensor],
-    gradient: Tensor,
-    step: float,
-    rule: AdamW,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """Return what an update in float32 or better may be off by, before it is stored.
-
-    Each operation rounds once. So does 1 - beta, by u absolutely, which counts where beta is near 1; and 1 - beta^step,
-    by step times u. The moments may be used as they are stored.
-    """
-    u = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
-    stored = torch.finfo(dtype).eps / 2
-    (m, m_new), (v, v_new), g = first, second, gradient
-    off_m = UPDATE_ROUNDINGS * u * (m.abs() + g.abs())
-    off_v = UPDATE_ROUNDINGS * u * v_new + 2 * u * (v + g * g)
-    corrections = sum(step * u * b**step / (1 - b**step) for b in rule.betas)
-    relative = UPDATE_ROUNDINGS * u + corrections + 2 * stored
-    relative = relative + _share(off_m, m_new.abs()) + _share(off_v, v_new)
-    return {"parameter": relative * change.abs() + 4 * u * p_new.abs(), "exp_avg": off_m, "exp_avg_sq": off_v}
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole, 0 where both are 0."""
-    return torch.where(part == 0, 0.0, part / whole.clamp(min=torch.finfo(whole.dtype).tiny))
-
-
-def _half_ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return half the distance between neighbours of x in a dtype."""
-    info = torch.finfo(dtype)
-    # Just above a power of two, the log of what rounds to it may lie below.
-    exponent = torch.floor(torch.log2(x.abs().clamp(min=info.smallest_normal)) + 1e-9)
-    return 0.5 * info.eps * torch.exp2(exponent)
+def _norm_error(found: Entries) -> float:
+    """Return the relative error of the norm of a gradient that is added up in float32 and stored in its dtype."""
+    dtype = found.before["parameter"].dtype
+    unit = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    return math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(found.size) * unit)

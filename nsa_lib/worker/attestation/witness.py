@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch import Tensor
 from nsa_lib.contract.case import CAPTURED_STEP, CaseConfig
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
-from nsa_lib.worker.attestation.blocks import BlocksRecord, blocks_json, judge_blocks, recording_blocks
+from nsa_lib.worker.attestation.blocks import BlocksRecord, judge_blocks, recording_blocks
+from nsa_lib.worker.attestation.coverage import BLOCKS
 from nsa_lib.worker.attestation.execution import Execution, executing
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
@@ -28,7 +29,7 @@ from nsa_lib.worker.attestation.recording import Held, holding, recording
 from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.replay import Span, span_of
 from nsa_lib.worker.attestation.sample import Sample, sample
-from nsa_lib.worker.attestation.train_step import AdamW
+from nsa_lib.worker.attestation.update import AdamW
 
 
 class Witness:
@@ -45,7 +46,7 @@ class Witness:
         self._blocks: dict[int, BlocksRecord] = {}
         self._span = Span(span_of(case.steps, case.seed) if case.attest else range(0))
         self._executions: dict[int, Execution] = {}
-        self._losses: dict[int, float] = {}
+        self._returned: dict[int, tuple[float, float]] = {}
         self._held: Held | None = None
         steps = {1, _inner_step(case), case.steps} | ({CAPTURED_STEP} if case.is_graph else set())
         self.steps = tuple(sorted(step for step in steps if step <= case.steps))
@@ -107,7 +108,7 @@ class Witness:
         self, step: int, loss: float, grad_norm: float, model: TinyLM, optimizer: torch.optim.Optimizer | None
     ) -> None:
         """Say what loss, in nats, and gradient norm a step returned."""
-        self._losses[step] = loss
+        self._returned[step] = loss, grad_norm
         self._span.after(step, loss, grad_norm, model, optimizer)
 
     def judge(self, device: str | torch.device, *, alive: Callable[[], None] = lambda: None) -> list[dict[str, object]]:
@@ -121,17 +122,20 @@ class Witness:
         return found
 
     def _judged(self, step: int, device: str | torch.device, alive: Callable[[], None]) -> dict[str, object]:
-        c, record, blocks = (
-            self._case,
-            self._records[step],
-            judge_blocks(self._blocks[step], device=device, alive=alive),
-        )
+        c, record = self._case, self._records[step]
+        blocks = judge_blocks(self._blocks[step], device=device, alive=alive)
         rule = AdamW(lr=c.lr) if c.work == "train" else None
-        verdict = judge(
-            record, self._losses[step], step=step, loss_chunk=c.loss_chunk, rule=rule, device=device, alive=alive
+        loss, grad_norm = self._returned[step]
+        found = judge(
+            record, loss, grad_norm=grad_norm, step=step, loss_chunk=c.loss_chunk, rule=rule, device=device, alive=alive
         )
-        found = {"step": step, **verdict.to_json(), "blocks": blocks_json(blocks)}
-        return found | {"wrong": {**verdict.wrong(), "blocks": blocks.wrong}}
+        return {
+            "step": step,
+            **found.to_json(),
+            "blocks": {name: part.ratio for name, part in blocks.parts.items()},
+            "coverage": [asdict(part) for part in (*found.coverage, *blocks.coverage)],
+            "wrong": {**found.wrong(), BLOCKS: blocks.wrong},
+        }
 
     def replay(
         self,
@@ -158,7 +162,7 @@ class Witness:
                 result = take(tokens)
             if step != judged:
                 del self._records[step], self._blocks[step]
-            self._losses[step] = result.loss.item()
+            self._returned[step] = result.loss.item(), result.grad_norm.item()
             return result
 
         same, wrong = self._span.again(model, optimizer, watched)

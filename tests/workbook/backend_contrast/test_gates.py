@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.attestation import AREAS, GATES
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, verdict
 from nsa_lib.subject.attention import BACKENDS
@@ -371,7 +372,7 @@ def judged(tmp_path):
                            compare_selected=True, **changes)  # fmt: skip
             (folder / "cases" / case_id / "case.json").write_text(case.to_json())
             run_to_result(folder / "cases" / case_id / "case.json")
-        info = {**run.info, "schema": 1, "run_id": name, "case_ids": case_ids, "environment": {}}
+        info = {**run.info, "schema": SCHEMA, "run_id": name, "case_ids": case_ids, "environment": {}}
         (folder / "run.json").write_text(json.dumps(info))
         return record(folder)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.contract.heartbeat import SCHEMA, STEP_COLUMNS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult
 from nsa_lib.report.charts.attention_map import NOT_KEPT, gate_map, selection_map
 from nsa_lib.report.facts import facts_table
@@ -57,13 +57,15 @@ def test_the_newest_run_is_one_with_cases_and_no_rerun_and_a_broken_one_is_in_no
         ({"run": 7}, "run=7: accepts text"),
         ({"run": "torn"}, "torn/run.json: not JSON"),
         ({"run": "newer"}, "newer/run.json: schema 99 is newer than this library reads"),
+        ({"run": "older"}, "older/run.json: recorded by an older nsa_lib (schema 1"),
         ({"run": "foreign"}, "a run of tomorrow, which this library does not judge"),
         ({"run": "odd"}, "odd: cannot be read (KeyError"),
     ],
 )
 def test_a_run_that_cannot_be_opened_is_refused_in_one_line(folder, tmp_path, parameters, line):
     broken = {
-        "torn": "{", "newer": '{"schema": 99}', "odd": '{"schema": 1, "notebook": "smoke"}',
+        "torn": "{", "newer": '{"schema": 99}', "odd": f'{{"schema": {SCHEMA}, "notebook": "smoke"}}',
+        "older": json.dumps({**smoke().info, "schema": 1}),
         "foreign": json.dumps({**smoke().info, "notebook": "tomorrow"}),
     }  # fmt: skip
     for name, text in broken.items():
@@ -74,6 +76,12 @@ def test_a_run_that_cannot_be_opened_is_refused_in_one_line(folder, tmp_path, pa
     assert line in str(refusal.value)
     assert len(refusal.value._render_traceback_()) == 1
     assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_with_nothing_but_an_older_librarys_run_says_so(folder, tmp_path):
+    (folder / "run.json").write_text(json.dumps({**smoke().info, "schema": 1}))
+    with pytest.raises(ConfigError, match="recorded by an older nsa_lib"):
+        asked(tmp_path)
 
 
 def test_a_folder_without_runs_and_a_name_that_is_no_parameter_are_refused(tmp_path):

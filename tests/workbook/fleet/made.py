@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import asdict, replace
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.workbook.fleet.members import Fleet, Member, write_members
 from nsa_lib.workbook.fleet.parameters import REQUEST, Expected
 from nsa_lib.workbook.run import Run
@@ -55,7 +56,7 @@ def saved(made, folder, **info):
         for name, parameter in REQUEST.parameters.items()
     ]  # fmt: skip
     described = {
-        "schema": 1, "run_id": "fleet-1", "notebook": "fleet", "profile": "checklist", "custom": [],
+        "schema": SCHEMA, "run_id": "fleet-1", "notebook": "fleet", "profile": "checklist", "custom": [],
         "created": "2025-03-01T10:15:00+00:00", "parameters": rows, "environment": {"host": "head"}, "case_ids": [],
         "reproduce": "papermill", "report": None, "fleet": "x", "expected": asdict(made.expected), "backends": [],
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from nsa_lib.contract.collectives import bus_gb_per_s, transfers
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.workbook.questions import QUESTIONS
 from tests.made import made, resolved, with_case
 
@@ -20,7 +21,7 @@ def healthy(profile="laptop", **given):
     values = resolved("several_gpus", given, profile=profile)
     asked = QUESTIONS["several_gpus"].request.cases(values, ("masked", "gather", "packed"))
     info = {
-        "schema": 1, "run_id": "several_gpus-1", "notebook": "several_gpus", "profile": profile,
+        "schema": SCHEMA, "run_id": "several_gpus-1", "notebook": "several_gpus", "profile": profile,
         "created": "2025-03-01T10:15:00.000000+00:00", "reproduce": "papermill", "report": None,
         "environment": {"torch": "2.13.0", "packages": {}, "nvlink_gb_per_s": None},
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from tests.made import made, resolved, with_case
 
 NAN, INF = float("nan"), float("inf")
@@ -36,9 +37,21 @@ def found_wrong(run, area, said="relative error 0.3"):
     return with_case(run, "training", attestation=steps)
 
 
-def not_compared(run, **why):
-    """Return a smoke of which parts were compared in no layer."""
-    steps = [{**step, "layers": [], "not_compared": why} for step in run.case("training")["attestation"]]
+def not_compared(run, *areas, why="too small", layers=None):
+    """Return a smoke of which areas were not compared, in some layers or in none."""
+    steps = []
+    for step in run.case("training")["attestation"]:
+        rows = [
+            {**row, "why_not": why} if row["area"] in areas and (layers is None or row["layer"] in layers) else row
+            for row in step["coverage"]
+        ]
+        steps.append({**step, "coverage": rows})
+    return with_case(run, "training", attestation=steps)
+
+
+def covering(run, change):
+    """Return a smoke whose steps compared something else; `change` returns the rows from those of an honest one."""
+    steps = [{**step, "coverage": change(step["coverage"])} for step in run.case("training")["attestation"]]
     return with_case(run, "training", attestation=steps)
 
 
@@ -65,23 +78,17 @@ def with_other_bits(run, step, again=()):
     return with_case(run, "hot", fingerprint={**found, "losses": losses, "again": list(again)})
 
 
-def without_blocks(run):
-    """Return a smoke of which nothing but the attention was recorded."""
-    steps = [{k: v for k, v in step.items() if k != "blocks"} for step in run.case("training")["attestation"]]
-    return with_case(run, "training", attestation=steps)
-
-
 OPERATORS = {"aten::mm": {"count": 1200}, "aten::add.Tensor": {"count": 300}}
 
 
-def rows_of(case_id, count, base_mib):
+def rows_of(case_id, count, base_mib, tokens):
     """Return heartbeats in which nothing moves but the loss, which falls."""
     memory = {"alloc_mib": 0.9, "active_mib": 0.9, "reserved_mib": 1.05, "peak_alloc_mib": 1.0}
     memory |= {"peak_reserved_mib": 1.05, "peak_alloc_forward_mib": 0.9, "peak_alloc_backward_mib": 1.0}
     memory |= {"peak_alloc_optimizer_mib": 0.95}
     return [
         {"case_id": case_id, "step": step, "phase": "warmup" if step <= 10 else "step", "ts": 1.7e9 + step / 7,
-         "loss": 6.2 * 0.99**step, "grad_norm": 1.0, "step_ms": 100.0, "tokens_per_s": 20480.0,
+         "loss": 6.2 * 0.99**step, "grad_norm": 1.0, "step_ms": 100.0, "tokens_per_s": 10.0 * tokens,
          **{name: share * base_mib for name, share in memory.items()},
          "alloc_retries": 0, "ooms": 0, "device_allocs": 12, "ops": 4210}
         for step in range(1, count + 1)
@@ -104,11 +111,12 @@ def healthy(profile="checklist", *, base_mib=None, steps=100, **given):
         for case_id, count in counts.items()
     ]  # fmt: skip
     info = {
-        "schema": 1, "run_id": f"smoke-20250301T101500Z-{profile}", "notebook": "smoke", "profile": profile,
+        "schema": SCHEMA, "run_id": f"smoke-20250301T101500Z-{profile}", "notebook": "smoke", "profile": profile,
         "created": "2025-03-01T10:15:00.000000+00:00", "reproduce": "papermill smoke.ipynb out.ipynb",
         "environment": {"torch": "2.13.0", "packages": {"plotly": "7.1", "pandas": "3.1"}},
     }  # fmt: skip
-    beats = [row for case_id, count in counts.items() for row in rows_of(case_id, count, base_mib)]
+    tokens = values["batch"].value * values["seq_len"].value
+    beats = [row for case_id, count in counts.items() for row in rows_of(case_id, count, base_mib, tokens)]
     return made(info, cases, beats, values)
 
 

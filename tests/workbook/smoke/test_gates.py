@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.judgement.attestation import GATES
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.smoke.gates import smoke_advice, smoke_gates
@@ -14,6 +15,7 @@ from tests.workbook.smoke.made import (
     INF,
     NAN,
     counted,
+    covering,
     ended,
     executed,
     found_wrong,
@@ -28,7 +30,6 @@ from tests.workbook.smoke.made import (
     with_other_bits,
     with_parameter,
     with_steps,
-    without_blocks,
     without_case,
 )
 
@@ -62,6 +63,7 @@ FAULTS = {
         with_parameter(run, "reserved_limit_mib", 80_000.0), peak_reserved_mib=lambda step, mib: 75_001.0
     ),
     "memory_order": lambda run: with_case(run, "training", state_mib=1e6),
+    "clock": lambda run: with_steps(run, step_ms=lambda step, ms: ms / 1000),
     "trend_peak_alloc": lambda run: leaking(run, "peak_alloc_mib", 0.15),
     "trend_reserved": lambda run: leaking(run, "peak_reserved_mib", 0.8),
     "operator_growth": lambda run: with_operators(run, {"aten::mm": 1200, "aten::add.Tensor": 420}),
@@ -88,11 +90,11 @@ GAPS = {
     "anomaly": lambda run: without_case(run, "anomaly"),
     "loss_falls": lambda run: kept(run, 19),
     "route": lambda run: with_case(run, "training", executed=None),
-    "attention": lambda run: not_compared(run, **{"layer 1 output": "too small"}),
-    "choice": lambda run: not_compared(run, **{"layer 1 choice": "it was not shown"}),
-    "gradients": lambda run: not_compared(run, layers="compiled"),
+    "attention": lambda run: not_compared(run, "attention"),
+    "choice": lambda run: not_compared(run, "choice"),
+    "gradients": lambda run: not_compared(run, "backward"),
     "train_step": lambda run: with_case(run, "training", attestation=None),
-    "blocks": without_blocks,
+    "blocks": lambda run: covering(run, lambda rows: [row for row in rows if row["area"] != "blocks"]),
     "unrecorded": lambda run: with_case(run, "training", replay=None),
     "same_bits": lambda run: with_case(healthy("laptop"), "training", fingerprint=None),
     "future": lambda run: with_case(run, "training", fresh_tokens=None),
@@ -102,6 +104,7 @@ GAPS = {
     "peak_reserved": lambda run: missing(run, "peak_reserved_mib"),
     "peak_reserved_gpu": lambda run: missing(with_parameter(run, "reserved_limit_mib", 9e4), "peak_reserved_mib"),
     "memory_order": lambda run: with_case(run, "training", state_mib=NAN),
+    "clock": lambda run: with_steps(run, step_ms=lambda step, ms: NAN if step == 50 else ms),
     "trend_peak_alloc": lambda run: kept(run, 59),
     "trend_reserved": lambda run: kept(run, 59),
     "operator_growth": lambda run: with_parameter(run, "profiler", False),
@@ -413,7 +416,7 @@ def test_operators_that_were_not_counted_are_not_judged(profile):
 
 
 def test_compiled_layers_are_not_judged_and_that_is_incomplete():
-    run = not_compared(healthy(), layers="compiled: a hook on a layer would be compiled in, and the run be another")
+    run = not_compared(healthy(), "attention", "choice", "backward", why="compiled: a hook would be compiled in")
     assert {judged(run, name).outcome for name in ("attention", "choice", "gradients")} == {NOT_RUN}
     assert "compiled" in judged(run, "attention").detail
     assert (judged(run, "train_step").outcome, word(run)) == (PASS, "INCOMPLETE")
@@ -443,6 +446,18 @@ def test_another_dtype_anywhere_fails(kind):
     steps = healthy().case("training")["executed"]
     run = executed(healthy(), dtypes={**steps[0]["dtypes"], kind: ["float32"]})
     assert judged(run, "executed").outcome == FAIL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step_ms": lambda step, ms: 2 * ms},
+        {"tokens_per_s": lambda step, pace: pace / 2},
+        {"ts": lambda step, ts: 1.7e9},
+    ],
+)
+def test_times_that_no_clock_told_fail(change):
+    assert judged(with_steps(healthy(), **change), "clock").outcome == FAIL
 
 
 # Advice
@@ -533,15 +548,39 @@ def test_bits_that_differ_within_what_sums_of_another_order_change_are_said():
 
 
 def test_where_every_step_was_recorded_none_is_taken_again():
-    gate = judged(replayed(healthy(), steps=[], judged=None), "unrecorded")
+    run = asked_for(replayed(healthy(), steps=[], judged=None), "training", steps=2)
+    gate = judged(run, "unrecorded")
     assert (gate.outcome, gate.detail) == (PASS, "every step was recorded")
 
 
 def test_blocks_that_could_not_be_compared_did_not_run():
-    steps = [
-        {**step, "blocks": {"parts": {}, "not_compared": {"blocks": "compiled: no hook"}}}
-        for step in healthy().case("training")["attestation"]
-    ]
-    gate = judged(with_case(healthy(), "training", attestation=steps), "blocks")
+    gate = judged(not_compared(healthy(), "blocks", why="compiled: no hook"), "blocks")
     assert gate.outcome == NOT_RUN
-    assert "compiled: no hook" in gate.detail
+    assert "step 1, layer 1 block: compiled: no hook" in gate.detail
+
+
+@pytest.mark.parametrize(("area", "name"), GATES.items())
+def test_an_area_of_which_nothing_was_compared_did_not_run(area, name):
+    run = covering(healthy(), lambda rows: [row for row in rows if row["area"] != area])
+    assert (judged(run, name).outcome, word(run)) == (NOT_RUN, "INCOMPLETE")
+
+
+@pytest.mark.parametrize(("area", "name"), [("attention", "attention"), ("choice", "choice"), ("blocks", "blocks")])
+def test_one_layer_is_too_few_and_one_that_tells_nothing_beside_others_is_not(area, name):
+    run = covering(healthy(), lambda rows: [row for row in rows if row["area"] != area or row["layer"] == 3])
+    assert "compared in 1 layers, in 2 is asked" in judged(run, name).detail
+    assert judged(not_compared(healthy(), area, layers=(3,)), name).outcome == PASS
+
+
+@pytest.mark.parametrize(("place", "said"), [(0, "step 1"), (1, "between"), (-1, "step 100")])
+def test_a_recorded_step_that_is_missing_is_named(place, said):
+    steps = list(healthy().case("training")["attestation"])
+    del steps[place]
+    gate = judged(with_case(healthy(), "training", attestation=steps), "attention")
+    assert gate.outcome == NOT_RUN
+    assert said in gate.detail
+
+
+def test_a_smoke_that_took_no_step_again_did_not_run_that_gate():
+    gate = judged(replayed(healthy(), steps=[], judged=None), "unrecorded")
+    assert (gate.outcome, gate.detail) == (NOT_RUN, "no step was taken again")

@@ -8,7 +8,7 @@ from nsa_lib.subject import model as subject
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
 from nsa_lib.worker import attestation
-from nsa_lib.worker.attestation.blocks import added, judge_blocks, recording_blocks
+from nsa_lib.worker.attestation.blocks import COMPILED, added, judge_blocks, recording_blocks
 from tests.worker.attestation.attested import CHUNK, LENGTH, config, trainee
 
 FLOAT32 = torch.float32
@@ -32,11 +32,17 @@ def found(*, dtype=FLOAT32, grad_checkpointing=True, spoil=lambda model: None, w
     return judge_blocks(record)
 
 
+def left_out(blocks):
+    """Return what was not compared: layer and reason."""
+    return [(part.layer, part.why_not) for part in blocks.coverage if part.why_not is not None]
+
+
 @pytest.mark.parametrize("grad_checkpointing", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, FLOAT32, torch.bfloat16, torch.float16])
 def test_an_honest_step_is_within_what_rounding_explains(dtype, grad_checkpointing):
     blocks = found(dtype=dtype, grad_checkpointing=grad_checkpointing)
-    assert (blocks.wrong, blocks.not_compared) == ({}, {})
+    assert (blocks.wrong, left_out(blocks)) == ({}, [])
+    assert {part.layer for part in blocks.coverage} == {1, 2, 3, None}
     assert len(blocks.parts) == 3 * 8 + 4
     assert all(2 * part.telling > part.rows for part in blocks.parts.values())
     assert max(part.ratio for part in blocks.parts.values()) < 0.6
@@ -127,7 +133,7 @@ def test_another_embedding_is_found():
 
 def test_a_block_of_which_something_was_not_seen_is_not_compared():
     blocks = found(lose="d_attended")
-    assert blocks.not_compared == {"block 2 blocks": "d_attended was not seen"}
+    assert left_out(blocks) == [(2, "d_attended was not seen")]
     assert not any(name.startswith("block 2") for name in blocks.parts)
 
 
@@ -136,7 +142,7 @@ def test_compiled_blocks_are_not_compared():
         model.is_compiled = True
 
     blocks = found(spoil=spoil)
-    assert set(blocks.not_compared) == {"blocks"}
+    assert left_out(blocks) == [(None, COMPILED)]
     assert not blocks.parts
 
 

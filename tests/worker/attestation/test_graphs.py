@@ -54,8 +54,8 @@ def test_code_that_is_compiled_again_says_why():
     assert "flag" in again
 
 
-def test_code_that_is_compiled_too_often_runs_eagerly_from_then_on(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+@torch._dynamo.config.patch(recompile_limit=2)  # a patch of pytest's hides the option when it is undone
+def test_code_that_is_compiled_too_often_runs_eagerly_from_then_on():
     run = torch.compile(lambda x, scale: x * scale, backend="eager", dynamic=False)
     for scale in (2.0, 3.0, 4.0):
         run(torch.ones(3), scale)

@@ -17,15 +17,19 @@ BEYOND = 400
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
+def all_parts(layer):
+    return (*layer.parts.values(), *layer.gradients.values())
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("backend", ["masked", "gather", "packed"])
 def test_an_honest_step_passes(backend, dtype, seed):
     found = judged(config(backend=backend), dtype=dtype, seed=seed)
     assert wrong(found) == set()
-    assert found.not_compared == {}
-    assert all(part.telling == part.rows for layer in found.layers for part in layer.parts.values())
-    assert max(part.ratio for layer in found.layers for part in layer.parts.values()) < 0.6
+    assert found.not_compared == []
+    assert all(part.telling == part.rows for layer in found.layers for part in all_parts(layer))
+    assert max(part.ratio for layer in found.layers for part in all_parts(layer)) < 0.6
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
@@ -51,7 +55,10 @@ def test_an_honest_step_of_another_shape_passes(sizes, options, dtype):
 def test_an_honest_step_of_fused_passes(plain_fused):
     found = judged(config(backend="fused"))
     assert wrong(found) == set()
-    assert {"cmp", "slc", "win", "branch_gates", "output", "d_x"} <= set(found.layers[0].parts)
+    assert {"cmp", "slc", "win", "branch_gates", "output", "d_x"} <= {
+        *found.layers[0].parts,
+        *found.layers[0].gradients,
+    }
 
 
 def test_what_is_found_is_json():
@@ -251,7 +258,9 @@ def test_a_layer_that_shows_no_blocks_is_not_compared(monkeypatch):
 
     monkeypatch.setattr(Recorder, "show", silent)
     found = judged(config())
-    assert set(found.not_compared) == names("layer")
+    assert {(part.area, part.layer) for part in found.not_compared} == {
+        (area, layer) for area in ("attention", "choice", "backward") for layer in (1, 2)
+    }
     assert found.layers[0].parts == {}
 
 

@@ -14,7 +14,8 @@ from nsa_lib.worker.attestation.choice import judge_choice, unpacked
 from nsa_lib.worker.attestation.records import Entries
 from nsa_lib.worker.attestation.rounding import compare
 from nsa_lib.worker.attestation.sample import MOST_POSITIONS, positions, sample
-from nsa_lib.worker.attestation.train_step import AdamW, judge_gradients, judge_update
+from nsa_lib.worker.attestation.train_step import judge_gradients
+from nsa_lib.worker.attestation.update import AdamW, judge_update
 from nsa_lib.worker.devices import DEVICES
 from tests.worker.attestation.attested import CHUNK, LENGTH, LR, config, trainee
 
@@ -138,7 +139,8 @@ def test_a_compiled_layer_that_shows_nothing_is_not_compared():
         loss = training.train_step(model, optimizer, tokens, loss_chunk=CHUNK).loss.item()
     found = attestation.judge(record, loss, loss_chunk=CHUNK, rule=AdamW(lr=LR))
     assert found.layers == []
-    assert "compiled" in found.not_compared["layers"]
+    assert {part.area for part in found.not_compared} == {"attention", "choice", "backward"}
+    assert all("compiled" in part.why_not for part in found.not_compared)
     assert not found.wrong()["train_step"]
 
 
@@ -318,7 +320,7 @@ def test_the_rule_is_that_of_torch(dtype, fused):
         parameter.grad = gradient.clone()
         optimizer.step()
         after = held()
-        entries = {"p": Entries((0,), before, gradient, after)}
+        entries = {"p": Entries((slice(None),), before, 256, gradient, after)}
         found = judge_update(entries, AdamW(lr=3e-3))
         assert found.ok, (step, found)
         assert found.moved > 25
@@ -328,7 +330,7 @@ def test_the_rule_is_that_of_torch(dtype, fused):
 
 def test_gradients_of_every_kind_of_none_are_named():
     def entry(largest, trained=True):
-        return Entries((0,), {}, largest_gradient=largest, trained=trained)
+        return Entries((), {"parameter": torch.ones(4)}, 4, largest_gradient=largest, trained=trained)
 
     found = judge_gradients(
         {"a": entry(1.0), "b": entry(None), "c": entry(float("nan")), "d": entry(0.0), "e": entry(None, trained=False)}

@@ -133,7 +133,48 @@ def test_another_weight_decay_is_found_in_float32():
         optimizer.param_groups[0]["weight_decay"] = 0.0
         return training.train_step(model, optimizer, tokens, **more)
 
-    assert "update blocks.0.norm_mlp.weight" in wrong(judged(config(), step=step))
+    found = judged(config(), step=step)
+    # The branch gates' 12 rows are few, and rounding decides there.
+    assert {name for name, ratio in found.update.wrong.items() if ratio > 10} >= {
+        "embedding.weight", "head.weight", "norm.weight", "blocks.0.norm_mlp.weight", "blocks.1.mlp.2.weight",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("factor", [1.03, 0.97])
+def test_a_learning_rate_that_is_off_by_a_little_leans_in_all_entries_together(dtype, factor):
+    def step(model, optimizer, tokens, **more):
+        optimizer.param_groups[0]["lr"] = factor * LR
+        return training.train_step(model, optimizer, tokens, **more)
+
+    found = judged(config(), step=step, dtype=dtype, steps=3)
+    assert {"update blocks.0.mlp.0.weight", "update head.weight", "update embedding.weight"} <= wrong(found)
+
+
+@pytest.mark.parametrize("first", range(3, 43, 8))
+def test_two_rows_that_are_not_updated_are_found_wherever_they_are(first):
+    def step(model, optimizer, tokens, **more):
+        weight = model.blocks[1].mlp[0].weight
+        rows = weight.detach()[first : first + 2].clone()
+        result = training.train_step(model, optimizer, tokens, **more)
+        with torch.no_grad():
+            weight[first : first + 2] = rows
+        return result
+
+    assert wrong(judged(config(), step=step)) == {"update blocks.1.mlp.0.weight"}
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16, torch.float64])
+def test_a_gradient_norm_that_is_not_that_of_the_gradients_is_found(dtype):
+    record, loss = recorded_step(config(layers=1), dtype=dtype)
+    norm = attestation.judge(record, loss, loss_chunk=CHUNK, rule=None).gradients.exact_norm
+    for share, names_found in (
+        (1.0, set()),
+        (1 + 1e-3, {"gradient norm"} if dtype != BFLOAT16 else set()),
+        (0.9, {"gradient norm"}),
+    ):
+        found = attestation.judge(record, loss, grad_norm=share * norm, loss_chunk=CHUNK, rule=None)
+        assert wrong(found) == names_found
 
 
 def test_gradients_that_are_clipped_are_found():
@@ -158,13 +199,13 @@ def test_a_step_without_update_is_judged_too():
     found = attestation.judge(record, loss, loss_chunk=CHUNK, rule=None)
     assert wrong(found) == set()
     assert found.update is None
-    assert "d_query.weight" in found.layers[0].parts
+    assert "d_query.weight" in found.layers[0].gradients
 
 
 def test_the_train_step_of_another_attention_is_judged_and_its_layers_are_not():
     found = judged(config(attention="dense"))
     assert wrong(found) == set()
-    assert set(found.not_compared) == {"layers"}
+    assert {part.part for part in found.not_compared} == {"layers"}
     assert found.update.moved > 0
 
 

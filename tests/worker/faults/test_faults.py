@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MEMBER_FAULTS, MOMENTS, NEEDS_STEPS, RANK_FAULTS, moment_of
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MEMBER_FAULTS, MOMENTS, NO_MOMENT, RANK_FAULTS, moment_of
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject import attention, training
 from nsa_lib.subject.attention import module as attention_module
@@ -44,7 +44,7 @@ def test_an_unknown_fault_or_moment_is_an_error(fault):
 
 
 def test_every_fault_strikes_at_every_moment_that_it_can():
-    assert {fault.partition("@")[0] for fault in FAULTS_AT} == set(FAULTS) - {"none", *NEEDS_STEPS}
+    assert {fault.partition("@")[0] for fault in FAULTS_AT} == set(FAULTS) - {"none", *NO_MOMENT}
     assert {moment for fault in FAULTS_AT if (moment := moment_of(fault))} == set(MOMENTS)
 
 
