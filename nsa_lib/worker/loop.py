@@ -235,7 +235,7 @@ def measured_steps(
             yield from recorder.after(step)
             prints.after(step, beat["loss"])
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
-        yield {"meter": meter_check(meter, case.device)}
+        yield {"meter": meter_check(meter, case.device, is_bounded=case.budget_mib is not None)}
     if case.fingerprint:
         yield {"fingerprint": prints.found}
     if windows.early and windows.late:

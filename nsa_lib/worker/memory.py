@@ -201,14 +201,17 @@ def _mib(stats: Mapping, counter: str, figure: str) -> float:
     return stats[counter]["all"][figure] / MIB
 
 
-def meter_check(meter: CudaMeter | CpuMeter, device: str) -> dict[str, float]:
+def meter_check(meter: CudaMeter | CpuMeter, device: str, *, is_bounded: bool = False) -> dict[str, float]:
     """Hold something of a known size for a while in each phase, and return what the meter says of it.
+
+    Where memory `is_bounded`, as on an emulated device, the smallest size alone: a run may have left no room for more.
 
     Returns:
         `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by. Where they are off the most, of
         the sizes in METER_CHECK.
     """
-    found = [(held_mib, read_mib) for held_mib in METER_CHECK for read_mib in _rises(meter, device, held_mib)]
+    sizes = [min(METER_CHECK)] if is_bounded else METER_CHECK
+    found = [(held_mib, read_mib) for held_mib in sizes for read_mib in _rises(meter, device, held_mib)]
     held_mib, read_mib = max(found, key=lambda pair: abs(pair[1] / pair[0] - 1))
     return {"held_mib": held_mib, "read_mib": read_mib}
 
