@@ -226,7 +226,7 @@ def test_a_run_without_a_line_is_shown_without_a_verdict_and_a_broken_one_is_rep
     assert "no verdict recorded" in rows[0]
     problems = [row[0] for row in shown(html) if len(row) == 1]
     assert len(problems) == 2
-    assert any("schema 2 is newer" in problem for problem in problems)
+    assert any("schema 3 is newer" in problem for problem in problems)
     assert any("just-made" in problem for problem in problems)
 
 
