@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 
 from nsa_lib.contract.case import FEWEST_STEPS
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, NO_MOMENT, RANK_FAULTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, RANK_FAULTS, moments_said
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.report.verdict import read_verdict
@@ -297,6 +297,4 @@ def markdown(findings: Sequence[Finding]) -> str:
     columns = (COLUMNS[0], "planted", *COLUMNS[1:])
     rows = [columns, ["---"] * len(columns), *(_cells(finding, columns) for finding in findings)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
-    whens = [f"- `@{moment}`: {what}" for moment, what in MOMENTS.items()]
-    without = [f"- `{fault}` has no moment: {why}" for fault, why in NO_MOMENT.items()]
-    return "\n".join([*lines, "", "Moments:", "", *whens, *without]) + "\n"
+    return "\n".join([*lines, "", *moments_said()]) + "\n"

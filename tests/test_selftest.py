@@ -89,7 +89,9 @@ def test_real_runs_turn_red_and_leave_a_table(ran):
     assert all(row["seconds"] > 0 for row in found)
     assert found[0]["because"].startswith("loss is nan at step 5")
     lines = path.with_suffix(".md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == ["fault", "---", "nan_loss", "sigkill"]
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert rows == ["fault", "---", "nan_loss", "sigkill"]
+    assert any(line.startswith("- `leak_12` has no moment: ") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ FAULTS_AT = {
 """The same faults at another moment, in a smoke."""
 
 
+def moments_said() -> list[str]:
+    """Return a line of Markdown for each moment, and one for each fault that has none."""
+    moments = [f"- `@{moment}`: {what}" for moment, what in MOMENTS.items()]
+    return moments + [f"- `{fault}` has no moment: {why}" for fault, why in NO_MOMENT.items()]
+
+
 def moment_of(fault: str) -> str:
     """Return the moment that a fault names, or ""."""
     return fault.partition("@")[2]

@@ -12,6 +12,7 @@ from nsa_lib.contract.case import WARMUP_STEPS
 from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate, replay_gate
+from nsa_lib.judgement.clock import clock_gate
 from nsa_lib.judgement.compiled import compiled_gate
 from nsa_lib.judgement.fingerprint import same_bits_gate
 from nsa_lib.judgement.gate import (
@@ -53,13 +54,6 @@ chose, so their sums may be rounded otherwise, and a near tie may choose another
 METER_ERROR = 0.01
 """By how much a meter may misread what is held: its units are 512 bytes."""
 
-CLOCK_PERCENT = (30.0, 101.0)
-"""What share of the time from one heartbeat to the next the step in it may take, at the median: what else is done
-between two steps takes little, and nothing takes less than no time."""
-
-PACE_ERROR = 0.01
-"""By how much tokens a second may differ from tokens over step time."""
-
 SLACK_PERCENT = 30
 """Allocator slack, (reserved - active) / reserved, from which advice is given."""
 
@@ -82,7 +76,7 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         allocator_gate(run, ["training"]),
         *reserved_gates(run),
         memory_order_gate(run),
-        clock_gate(run),
+        clock_gate(run, "training"),
         trend_gate(run, "trend_peak_alloc", "peak_alloc_mib", floor_mib=0),
         trend_gate(run, "trend_reserved", "peak_reserved_mib", floor_mib=SEGMENT_MIB),
         operator_gate(run),
@@ -212,25 +206,6 @@ def memory_order_gate(run: Recorded) -> GateResult:
     detail += f"; of {meter['held_mib']:g} MiB held at the end the meter reads {meter['read_mib']:g}"
     gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
     return unless_cut_short(gate, training)
-
-
-def clock_gate(run: Recorded) -> GateResult:
-    """Judge that step times are those between the heartbeats, by another clock, and that the pace is made of them."""
-    low, high = CLOCK_PERCENT
-    gate = GateResult("clock", True, NOT_RUN, limit=high, unit="%")
-    rows = run.of("training")
-    times = rows[["ts", "step_ms", "tokens_per_s"]].astype(float)
-    if len(times) < 3 or times.isna().any(axis=None):
-        return replace(gate, detail="too few steps were timed, or one without a figure")
-    share = float((100 * times["step_ms"] / (1000 * times["ts"].diff())).iloc[1:].median())
-    tokens = times["tokens_per_s"] * times["step_ms"] / 1000
-    asked = run.parameter("batch") * run.parameter("seq_len")
-    pace = float((tokens / asked - 1).abs().max())
-    detail = f"a step takes {share:.0f} % of the time between heartbeats, {low:g} to {high:g} % is right; "
-    detail += f"{asked:,} tokens a step, off by {100 * pace:.2g} %"
-    holds = low <= share <= high and pace <= PACE_ERROR
-    gate = replace(gate, outcome=PASS if holds else FAIL, measured=round(share, 1), detail=detail)
-    return unless_cut_short(gate, run.case("training"))
 
 
 def trend_gate(run: Recorded, name: str, column: str, *, floor_mib: float) -> GateResult:

@@ -92,9 +92,9 @@ def judge_layer(
         device: where the reference computes.
         alive: called now and then, for whoever watches.
     """
-    found = LayerFound(index, passes=record.passes)
+    found, whole = LayerFound(index, passes=record.passes), {ATTENTION: "output", CHOICE: "choice", BACKWARD: "d_x"}
     if record.x is None:
-        found.leave_out("it was not called", attention="output", choice="choice", backward="d_x")
+        found.leave_out("it was not called", **whole)
         return found
     if record.x.shape[:2] != (sample.batch, sample.length):
         found.input_shape = tuple(record.x.shape)
@@ -103,8 +103,7 @@ def judge_layer(
         found.recomputed_differently = int((record.recomputed != record.output).any(dim=-1).sum())
     blocks, ran = None, "slc" in record.config.branches
     if ran and (blocks := unpacked(record.shown, record.config)) is None:
-        why = "the blocks that it selected were not shown"
-        found.leave_out(why, attention="output", choice="choice", backward="d_x")
+        found.leave_out("the blocks that it selected were not shown", **whole)
         return found
     exact, modelled = (
         Layer.of(record.x, record.parameters, record.config, arithmetic=arithmetic, device=device)
