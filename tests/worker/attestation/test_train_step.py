@@ -134,10 +134,8 @@ def test_another_weight_decay_is_found_in_float32():
         return training.train_step(model, optimizer, tokens, **more)
 
     found = judged(config(), step=step)
-    # The branch gates' 12 rows are few, and rounding decides there.
-    assert {name for name, ratio in found.update.wrong.items() if ratio > 10} >= {
-        "embedding.weight", "head.weight", "norm.weight", "blocks.0.norm_mlp.weight", "blocks.1.mlp.2.weight",
-    }  # fmt: skip
+    assert len(found.update.wrong) == found.gradients.parameters
+    assert min(found.update.wrong.values()) > 5
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
