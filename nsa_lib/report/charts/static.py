@@ -89,7 +89,8 @@ def static_twin(chart: go.Figure) -> str:
             bar = figure.colorbar(panels[0].images[0], ax=list(panels), label=label)
             bar.outline.set_visible(False)
             if (ticks := layout.coloraxis.colorbar.tickvals) is not None:
-                bar.set_ticks(list(ticks), labels=list(layout.coloraxis.colorbar.ticktext))
+                texts = layout.coloraxis.colorbar.ticktext
+                bar.set_ticks(list(ticks), labels=None if texts is None else list(texts))
         _write_title(figure, layout)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
