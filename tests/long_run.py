@@ -1,6 +1,7 @@
 """A smoke of very many steps, written by the project's own heartbeats."""
 
 import json
+from datetime import datetime
 
 import numpy as np
 
@@ -38,16 +39,18 @@ def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
     fixed = {name: row[name] for name in row if name not in ("case_id", "step", "phase", "ts")}
     noise = np.random.default_rng(7)
     peaks, times = 34 + noise.normal(0, 0.1, steps), 100 + noise.gamma(2, 6, steps)
+    ends = datetime.fromisoformat(info["created"]).timestamp() + times.cumsum() / 1000
     beats = Heartbeat(place / "heartbeat.jsonl")
-    beats.beat("build", origin={"case_sha256": case_sha256(case)})
+    beats.beat("build", ts=ends[0], origin={"case_sha256": case_sha256(case)})
     for step in range(1, steps + 1):
         peak = spike_mib if step == spike_at else float(peaks[step - 1])
         step_ms = float(times[step - 1])
         moving = {
+            "ts": ends[step - 1],
             "loss": 2 + 4 * 0.9999**step + peak / 1000,
             "grad_norm": 1 + step_ms / 1000,
             "step_ms": step_ms,
-            "tokens_per_s": 2.048e6 / step_ms,
+            "tokens_per_s": 512e3 / step_ms,
             "peak_alloc_mib": peak,
             "peak_alloc_backward_mib": peak,
             "peak_reserved_mib": peak + 1.5,

@@ -43,8 +43,10 @@ def test_every_target_that_it_names_exists_and_those_of_a_laptop_run_in_ci():
     promised = set(re.findall(r"make ([a-z-]+)", README))
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     assert promised <= targets
-    tried = set(re.findall(r"part make ([a-z-]+)", (PROJECT / ".ci" / "run").read_text()))
-    assert promised - {"lab", "help", "bench-gpu", "test-versions"} <= tried
+    ci = (PROJECT / ".ci" / "run").read_text()
+    tried = set(re.findall(r"part make ([a-z-]+)", ci))
+    assert promised - {"lab", "help", "bench-gpu", "test-versions", "selftest"} <= tried
+    assert "python -m nsa_lib selftest" in ci, "the first half of make selftest"
 
 
 def test_it_counts_the_seeded_faults():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 
@@ -127,7 +128,8 @@ def _too_few(rows: Sequence[Mapping], area: str, asked: Mapping) -> list[str]:
         return [] if compared else ["nothing of it was compared"]
     part, wanted = OF_EACH_LAYER[area], min(FEWEST_LAYERS, asked["model"]["layers"])
     layers = {row["layer"] for row in compared if row["part"] == part}
-    return [] if len(layers) >= wanted else [f"{part}: compared in {len(layers)} layers, in {wanted} is asked"]
+    few = f"{part}: compared in {counted(len(layers), 'layer')}, in {wanted} is asked"
+    return [] if len(layers) >= wanted else [few]
 
 
 def _named(row: Mapping) -> str:

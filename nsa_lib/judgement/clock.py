@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nsa_lib.contract.figures import short
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 
@@ -28,7 +29,7 @@ def clock_gate(run: Recorded, case_id: str) -> GateResult:
     asked = case["asked"]["batch"] * case["asked"]["seq_len"]
     pace = float((times["tokens_per_s"] * times["step_ms"] / 1000 / asked - 1).abs().max())
     detail = f"a step takes {share:.0f} % of the time between heartbeats, {low:g} to {high:g} % is right; "
-    detail += f"{asked:,} tokens a step, off by {100 * pace:.2g} %"
+    detail += f"{asked:,} tokens a step, off by {short(100 * pace, 2)} %"
     holds = low <= share <= high and pace <= PACE_ERROR
     gate = replace(gate, outcome=PASS if holds else FAIL, measured=round(share, 1), detail=detail)
     return unless_cut_short(gate, case)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -65,7 +64,7 @@ def _run(notebook: str, given: Mapping[str, object]) -> tuple[Verdict, Path]:
     output = new_output(reports, notebook, datetime.now(timezone.utc))
     options = ["--engine", "nsa", "--no-progress-bar", *papermill.parameters(given)]
     command = papermill.command(environment.notebook_path(notebook), output, *options)
-    with StopButton(signal.SIGINT, signal.SIGTERM) as stop, output.with_suffix(".log").open("wb") as log:
+    with StopButton() as stop, output.with_suffix(".log").open("wb") as log:
         exit_status, _ = papermill.supervise(command, stop, log=log)
     if not written(output):
         said = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()

@@ -1,6 +1,7 @@
 """What JupyterLab saves of a notebook of the project: the notebook as it is kept."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 from nbformat import v4
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.report import lab
 from nsa_lib.report.lab import ProjectContents, strip_outputs
 from nsa_lib.runs.environment import PROJECT, notebook_path
@@ -63,7 +65,7 @@ def contents(tmp_path, monkeypatch):
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text(notebook_path(name).read_text())
     folder = tmp_path / "reports" / "runs" / "smoke-1"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text('{"schema": 1, "notebook": "smoke"}')
+    (folder / "run.json").write_text(json.dumps({"schema": SCHEMA, "notebook": "smoke"}))
     (folder / PAGE).write_text("step 3")
     monkeypatch.setattr(lab, "runs_at_work", lambda: [folder])
     return ProjectContents(root_dir=str(tmp_path), pre_save_hook="nsa_lib.report.lab.strip_outputs")
@@ -103,7 +105,7 @@ def test_a_notebook_that_does_not_run_shows_nothing(contents, monkeypatch):
 def test_of_several_runs_the_one_of_the_project_is_shown(contents, monkeypatch, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "smoke-2"
     elsewhere.mkdir()
-    (elsewhere / "run.json").write_text('{"schema": 1, "notebook": "smoke"}')
+    (elsewhere / "run.json").write_text(json.dumps({"schema": SCHEMA, "notebook": "smoke"}))
     own = Path(contents.root_dir, "reports", "runs", "smoke-1")
     for at_work, wanted in (([own, elsewhere], "smoke-1"), ([elsewhere], "smoke-2")):
         monkeypatch.setattr(lab, "runs_at_work", lambda found=at_work: found)

@@ -117,7 +117,7 @@ def test_a_killed_run_leaves_no_process_and_is_incomplete(killed, way):
 def test_ctrl_c_without_the_engine_leaves_what_the_stop_button_leaves_and_the_page_is_made_of_it(killed):
     folder, *_ = killed["ctrl-c"]
     run = open_run("newest", out_dir=folder)
-    assert list(run.cases["reason"]) == ["stopped by the user", "not started"]
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started", "not started"]
     written = json.loads((run.folder / "summary.json").read_text())
     assert (written["verdict"], written["run_id"]) == ("INCOMPLETE", run.folder.name)
     page = write_report(run.folder).read_text()
@@ -131,7 +131,8 @@ def test_a_kernel_that_is_terminated_hears_the_stop_button(lab, tmp_path):
     _, reply = lab.run_all()
     acting.join()
     assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "INCOMPLETE")
-    assert list(open_run("newest", out_dir=tmp_path).cases["reason"]) == ["stopped by the user", "not started"]
+    run = open_run("newest", out_dir=tmp_path)
+    assert list(run.cases["reason"]) == ["stopped by the user", "not started", "not started"]
 
 
 SUPERVISED = """

@@ -7,7 +7,7 @@ import pytest
 
 from nsa_lib.contract.agenda import OWED, check_names
 from nsa_lib.judgement.identity import configuration, disagreements
-from nsa_lib.report.verdict import Verdict
+from nsa_lib.report.verdict import SCHEMA, Verdict
 from nsa_lib.subject.config import OWN
 from nsa_lib.workbook import decide as decisions
 from nsa_lib.workbook.history import history_line, index_page
@@ -92,7 +92,8 @@ def test_a_worker_that_loaded_another_file_than_was_tried_is_a_contradiction(put
 def test_the_banner_and_the_history_name_it_and_how_it_was_judged(put, tmp_path):
     run = judged_run(put("smoke"))
     assert run.summary["on_trial"] == "mine.py:Mine, judged without a reference"
-    assert Verdict.from_record(run.summary).notes[0] == "On trial: mine.py:Mine, judged without a reference."
+    banner = Verdict.from_record({**run.summary, "schema": SCHEMA})
+    assert banner.notes[0] == "On trial: mine.py:Mine, judged without a reference."
     line = history_line(run)
     assert line["on_trial"] == "mine.py:Mine, judged without a reference"
     assert "Mine, judged without a reference: " in index_page(tmp_path, [line], [])

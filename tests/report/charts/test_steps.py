@@ -87,7 +87,7 @@ def test_a_gradient_norm_that_blows_up_is_drawn_and_marked():
     steps.loc[steps["step"] >= 17, "grad_norm"] = np.inf
     figure = grad_norm(steps)
     assert figure.layout.yaxis.type == "log"
-    assert "highest 1e+06" in figure.layout.title.subtitle.text
+    assert "highest 1,000,000" in figure.layout.title.subtitle.text
     assert "not finite from step 17" in [note.text for note in figure.layout.annotations]
     assert grad_norm(steps.assign(grad_norm=0.0)).layout.yaxis.type is None
 

@@ -76,7 +76,7 @@ def test_steps_that_are_not_there_are_said(run):
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [({"column": "los"}, "loss"), ({"column": "loss", "case_id": "trainin"}, "accepts training, anomaly")],
+    [({"column": "los"}, "loss"), ({"column": "loss", "case_id": "trainin"}, "accepts training, hot, anomaly")],
 )
 def test_a_column_or_case_that_is_not_there_is_refused(run, asked, said):
     with pytest.raises(ConfigError, match=said):

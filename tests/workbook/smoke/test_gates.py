@@ -568,7 +568,7 @@ def test_an_area_of_which_nothing_was_compared_did_not_run(area, name):
 @pytest.mark.parametrize(("area", "name"), [("attention", "attention"), ("choice", "choice"), ("blocks", "blocks")])
 def test_one_layer_is_too_few_and_one_that_tells_nothing_beside_others_is_not(area, name):
     run = covering(healthy(), lambda rows: [row for row in rows if row["area"] != area or row["layer"] == 3])
-    assert "compared in 1 layers, in 2 is asked" in judged(run, name).detail
+    assert "compared in 1 layer, in 2 is asked" in judged(run, name).detail
     assert judged(not_compared(healthy(), area, layers=(3,)), name).outcome == PASS
 
 
