@@ -49,7 +49,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
 
     Args:
         run: keeps the case as it was run.
-        case_id: one of its cases.
+        case_id: one of its cases; None, as a run without steps has for its main case, is the first.
         out_dir: where runs/ is kept; beside the run by default, or the project's if the run is not in such a folder.
         changes: fields of CaseConfig, ModelConfig and NSAConfig by name.
 
@@ -57,7 +57,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
         ConfigError: in one line, before any work, for a name or value that is not accepted, or a missing device.
     """
     environment.refuse_many_processes()
-    before = recorded_case(run, case_id)
+    before = recorded_case(run, case_id or next(iter(run.info["case_ids"]), None))
     case = changed_case(before, changes)
     facts = environment.torch_facts()
     _require_runnable(case, facts)

@@ -71,6 +71,16 @@ def test_what_cannot_be_run_again_is_refused_in_one_line_and_leaves_nothing(run,
     assert [path.name for path in run.folder.parent.iterdir()] == ["smoke-1"]
 
 
+def test_a_run_without_steps_has_its_first_case_run_again(run, monkeypatch):
+    monkeypatch.setattr(environment, "torch_facts", lambda: FACTS)
+    with pytest.raises(ConfigError, match=r"^steps='ten'"):
+        rerun(run, None, steps="ten")
+    assert recorded_case(run, run.info["case_ids"][0]).work == "train"
+    nothing = replace(run, info={**run.info, "case_ids": []})
+    with pytest.raises(ConfigError, match="this run has no cases"):
+        rerun(nothing, None)
+
+
 @pytest.mark.parametrize("changes", [{"backend": "fused"}, {"backends": ["fused"]}])
 def test_fused_is_not_run_again_where_it_cannot_run(run, monkeypatch, changes):
     gpu = {"torch": "2.13.0", "cuda_usable": True, "triton": None, "compute_capability": "9.0"}
