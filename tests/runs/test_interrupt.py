@@ -125,14 +125,20 @@ def test_ctrl_c_without_the_engine_leaves_what_the_stop_button_leaves_and_the_pa
     assert page.count('class="nsa-chart"') >= 4
 
 
-def test_a_kernel_that_is_terminated_hears_the_stop_button(lab, tmp_path):
+def stopped(lab, tmp_path, signalled):
+    """Run a notebook whose kernel is signalled at work; return what it showed and its run, which must be stopped."""
     lab.set_parameters(out_dir=str(tmp_path), steps=ENDLESS)
-    acting = when_at_work(tmp_path, lambda _, kernel: os.kill(kernel, signal.SIGTERM))
-    _, reply = lab.run_all()
+    acting = when_at_work(tmp_path, lambda _, kernel: signalled(kernel))
+    shown, reply = lab.run_all()
     acting.join()
     assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "INCOMPLETE")
     run = open_run("newest", out_dir=tmp_path)
     assert list(run.cases["reason"]) == ["stopped by the user", "not started", "not started"]
+    return shown, run
+
+
+def test_a_kernel_that_is_terminated_hears_the_stop_button(lab, tmp_path):
+    stopped(lab, tmp_path, lambda kernel: os.kill(kernel, signal.SIGTERM))
 
 
 SUPERVISED = """
@@ -233,13 +239,7 @@ def lab():
 
 
 def test_the_stop_button_ends_the_worker_and_the_notebook_goes_on(lab, tmp_path):
-    lab.set_parameters(out_dir=str(tmp_path), steps=ENDLESS)
-    acting = when_at_work(tmp_path, lambda _, kernel: os.killpg(kernel, signal.SIGINT))
-    shown, reply = lab.run_all()
-    acting.join()
-    assert (reply["ename"], reply["evalue"].split(":")[0]) == ("VerdictError", "INCOMPLETE")
-    run = open_run("newest", out_dir=tmp_path)
-    assert list(run.cases["reason"]) == ["stopped by the user", "not started", "not started"]
+    shown, run = stopped(lab, tmp_path, lambda kernel: os.killpg(kernel, signal.SIGINT))
     assert shown[MIME][0]["run_id"] == run.folder.name
     assert len(shown[PLOTLY]) == 6
     assert sum(bool(figure["data"]) for figure in shown[PLOTLY]) >= 4, "a prediction may not be ready"

@@ -126,20 +126,14 @@ def refused(case):
     return str(caught.value), caught.value.user_traceback
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_model_that_cannot_be_used_is_refused_in_one_line(tmp_path, kind):
-    source, line = MODELS[kind]
-    said, _ = refused(case_of(tmp_path, "model", f"{MODEL}\n{source}\n"))
-    assert said.startswith(f"model={tmp_path}/bad.py:Bad: ")
-    assert line in said
-    assert "\n" not in said
-
-
-@pytest.mark.parametrize("kind", KERNELS)
-def test_a_kernel_that_cannot_be_used_is_refused_in_one_line(tmp_path, kind):
-    source, line = KERNELS[kind]
-    said, _ = refused(case_of(tmp_path, "backend", f"{KERNEL}\n{source}\n"))
-    assert said.startswith(f"backend={tmp_path}/bad.py:Bad: ")
+@pytest.mark.parametrize(
+    ("role", "kind"), [*(("model", kind) for kind in MODELS), *(("backend", kind) for kind in KERNELS)]
+)
+def test_a_model_or_kernel_that_cannot_be_used_is_refused_in_one_line(tmp_path, role, kind):
+    above, kinds = {"model": (MODEL, MODELS), "backend": (KERNEL, KERNELS)}[role]
+    source, line = kinds[kind]
+    said, _ = refused(case_of(tmp_path, role, f"{above}\n{source}\n"))
+    assert said.startswith(f"{role}={tmp_path}/bad.py:Bad: ")
     assert line in said
     assert "\n" not in said
 
