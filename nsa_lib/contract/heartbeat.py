@@ -45,8 +45,11 @@ class Heartbeat:
     def beat(self, phase: str, step: int | None = None, **figures: object) -> None:
         """Append one line. It reaches the file in one write, so that a reader never sees a mixture of two.
 
-        Raises OSError if not all of it could be written.
+        Raises OSError if not all of it could be written, ValueError for a step without its `step_ms`: who watches the
+        case tells a slow step from a hang by it.
         """
+        if step is not None and "step_ms" not in figures:
+            raise ValueError(f"step {step}: its heartbeat lacks step_ms")
         line = {"schema": SCHEMA, "ts": time.time(), "step": step, "phase": phase, **figures}
         text = (json.dumps(line) + "\n").encode()
         written = os.write(self._descriptor, text)

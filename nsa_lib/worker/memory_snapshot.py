@@ -49,13 +49,14 @@ def run_snapshot(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Mapping[str
         record.end(phase)
 
     def take(step: int) -> None:
-        tokens = next(batches).to(case.device)
+        began, tokens = time.perf_counter(), next(batches).to(case.device)
         meter.begin_step()
         if step == RECORDED_STEP:
             record.begin()
         result = training.train_step(model, optimizer, tokens, mark=mark, loss_chunk=case.loss_chunk)
-        figures = {"loss": result.loss.item(), "grad_norm": result.grad_norm.item(), **meter.read()}
-        heartbeat.beat("warmup" if step <= case.warmup_steps else "step", step, **figures)
+        figures = {"loss": result.loss.item(), "grad_norm": result.grad_norm.item()}  # waits for the device
+        figures["step_ms"] = 1000 * (time.perf_counter() - began)
+        heartbeat.beat("warmup" if step <= case.warmup_steps else "step", step, **figures, **meter.read())
 
     with own_tables(), meter, record:
         for tracked in (meter, record):

@@ -12,9 +12,9 @@ from nsa_lib.contract.heartbeat import Heartbeat, HeartbeatReader
 def test_beats_are_read_once_each_as_they_come(tmp_path):
     heartbeat, reader = Heartbeat(tmp_path / "h"), HeartbeatReader(tmp_path / "h")
     heartbeat.beat("build")
-    heartbeat.beat("step", 1, loss=2.5)
+    heartbeat.beat("step", 1, step_ms=9.0, loss=2.5)
     first = reader.read()
-    heartbeat.beat("step", 2, loss=math.nan)
+    heartbeat.beat("step", 2, step_ms=9.0, loss=math.nan)
     second = reader.read()
     assert [(b["phase"], b["step"]) for b in first] == [("build", None), ("step", 1)]
     assert first[1]["loss"] == 2.5
@@ -50,3 +50,9 @@ def test_a_line_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, text: len(text) - 1)
     with pytest.raises(OSError, match="No space left on device"):
         heartbeat.beat("build")
+
+
+def test_a_step_that_does_not_say_how_long_it_took_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="step 3: its heartbeat lacks step_ms"):
+        Heartbeat(tmp_path / "h").beat("step", 3, loss=2.5)
+    assert (tmp_path / "h").read_text() == ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nsa_lib.contract.case import SNAPSHOT_STEPS
 from nsa_lib.contract.source import OTHER_SOURCE
 from nsa_lib.judgement.gate import NOT_RUN
 from nsa_lib.runs import environment, predictor, runner
@@ -88,6 +89,15 @@ def test_every_end_is_named(tmp_path, monkeypatch, code, status, word):
     assert result["steps_done"] == 2
     if status == "stalled":
         assert "planted.py" in result["stderr_tail"], "the stacks of a hang are kept"
+
+
+def test_a_snapshot_is_watched_to_its_end(tmp_path):
+    snapshot = replace(CASE, case_id="snapshot", work="snapshot", steps=SNAPSHOT_STEPS, warmup_steps=0)
+    (tmp_path / "case.json").write_text(snapshot.to_json())
+    with StopButton() as stop:
+        process = start_worker(snapshot, tmp_path)
+        result = run_case(snapshot, tmp_path, process, limits=Limits(), progress=Progress({"snapshot": 5}), stop=stop)
+    assert (result["status"], result["steps_done"]) == ("ok", SNAPSHOT_STEPS), result
 
 
 def test_modules_in_the_working_folder_do_not_reach_a_worker(tmp_path, monkeypatch):

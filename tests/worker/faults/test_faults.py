@@ -18,7 +18,7 @@ def test_every_fault_of_the_table_can_be_planted():
     assert list(faults.PLANTS) == [*FAULTS, *RANK_FAULTS, *MEMBER_FAULTS]
 
 
-ORIGINAL_INIT, FIGURES = TinyLM.__init__, {"loss": 1.0}
+ORIGINAL_INIT, FIGURES = TinyLM.__init__, {"loss": 1.0, "step_ms": 1.0}
 
 
 def in_force():
