@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke validate test lab lint bench bench-gpu selftest mutants test-versions
+.PHONY: help smoke validate test lab lint bench bench-gpu bench-selection selftest mutants test-versions
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 smoke: .venv/installed  ## run the production smoke on this machine: verdict and HTML report
 	$(BIN)/python -m nsa_lib run smoke
@@ -43,6 +43,9 @@ bench: .venv/tested  ## measure what the promises of speed and cost rest on
 
 bench-gpu: .venv/tested  ## measure every attention against dense on this machine's GPU: table, chart, JSON
 	$(BIN)/python -m tests.bench_gpu
+
+bench-selection: .venv/tested  ## train on text for ten minutes on this machine's GPU and keep what the model selects, for bench-gpu
+	$(BIN)/python -m tests.bench_selection
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""Measure attention on this machine's GPU: `python -m tests.bench_gpu [--quick] [--out FILE] [--baseline FILE]`."""
+"""Measure attention on this machine's GPU: `python -m tests.bench_gpu [--quick] [--out FILE] [--baseline FILE] ...`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nsa_lib.runs.provenance import provenance
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.workbook.questions import QUESTIONS
 from tests.bench_gpu import model
+from tests.bench_gpu.by_selection import by_selection
 from tests.bench_gpu.chart import over_dense_chart, write_chart
 from tests.bench_gpu.measure import Heat
 from tests.bench_gpu.problem import LAYOUTS, LENGTHS, Problem
@@ -54,6 +55,8 @@ class Plan:
     case: CaseConfig | None
     """The model in training; None measures none."""
     model_lengths: Sequence[int]
+    others: bool = True
+    """Whether the other backends of the selected branch are measured too."""
 
 
 def plan(*, quick: bool, dry: bool) -> Plan:
@@ -87,7 +90,9 @@ class Run:
         }
         self.rows: list[Row] = []
         self.ceilings = ceilings(clock, copy_bytes=plan.copy_bytes, side=plan.matmul_side, dtype=plan.dtype)
-        self.heats = [Heat(name, c, clock, self.ceilings, plan.dtype) for name, c in plan.layouts.items()]
+        self.heats = [
+            Heat(name, c, clock, self.ceilings, plan.dtype, others=plan.others) for name, c in plan.layouts.items()
+        ]
 
     @property
     def seconds(self) -> float:
@@ -170,18 +175,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--limit-s", type=float, default=300.0, help="what has not begun by then is skipped, and says so"
     )
+    parser.add_argument("--lengths", type=int, nargs="+", help="tokens, in place of those of the plan")
+    parser.add_argument(
+        "--fused-only", action="store_true", help="dense attention and fused, no other backend, no model"
+    )
     parser.add_argument("--baseline", type=Path, help="the JSON of another run, to be shown beside this one")
     given = parser.parse_args(arguments)
     before = json.loads(given.baseline.read_text())["rows"] if given.baseline else None
     if not given.dry and not torch.cuda.is_available():
         parser.exit(1, "bench-gpu: torch finds no CUDA device; --dry tries the benchmark itself on a CPU\n")
     clock = WallClock() if given.dry else CudaClock()
-    run = Run(plan(quick=given.quick, dry=given.dry), clock, limit_s=given.limit_s, out=given.out)
+    asked = plan(quick=given.quick, dry=given.dry)
+    asked = replace(asked, lengths=given.lengths or asked.lengths)
+    asked = replace(asked, others=False, case=None) if given.fused_only else asked
+    run = Run(asked, clock, limit_s=given.limit_s, out=given.out)
     run.attention()
     chart = given.out.with_suffix(".html")
     write_chart(over_dense_chart(run.rows, run.machine), chart)
     run.steps()
-    print(run.machine, tables(run.rows), given.out, chart, sep="\n\n")
+    print(run.machine, tables(run.rows), by_selection(run.rows), given.out, chart, sep="\n\n")
     if before is not None:
         print("", f"Beside {given.baseline}:", compared(run.rows, before), sep="\n\n")
 

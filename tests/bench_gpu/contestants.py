@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nsa_lib.subject.attention import fused
 from nsa_lib.subject.attention.backends import BACKENDS
 from nsa_lib.subject.config import BRANCHES, NSAConfig
-from tests.bench_gpu.problem import SELECTIONS, Problem
+from tests.bench_gpu.problem import CAPTURED, RISING, SELECTIONS, SLOW, Problem
+from tests.bench_selection import captured
 
 SELECTED_READS = ("q", "k_slc", "v_slc")
 WHOLE_READS = ("q", *(f"{kv}_{branch}" for branch in BRANCHES for kv in "kv"), "gates")
@@ -37,8 +38,8 @@ MASKED_LONGEST = 8192
 
 FLA_GROUP_SIZE = 16
 
-KEPT_SHORTEST = 65536
-"""Below it most blocks are near, or chosen by all, whatever the selection."""
+KEPT_SHORTEST, CAPTURED_SHORTEST = 65536, 8192
+"""Below it most blocks are near, or chosen by all, whatever the selection; and the length of the captured one."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,48 @@ class Contestant:
     may_be_slow: bool = True
     """Whether it is given up where a call takes too long."""
     selection: str = ""
-    """Of `problem.SELECTIONS`; the problem's own, random from query to query, if empty."""
+    """What `Problem.choosing` takes; the problem's own, random from query to query, if empty."""
 
     def turned(self, x: Tensor) -> Tensor:
         """Turn a tensor from [B, heads, T, D] into the contestant's own layout, or back."""
         return x.transpose(1, 2).contiguous() if self.token_major else x
 
 
-def contestants(config: NSAConfig, device: str) -> list[Contestant]:
-    """Return who is measured on a layout, in order: dense first, the yardstick of all others."""
+def contestants(config: NSAConfig, device: str, *, others: bool = True) -> list[Contestant]:
+    """Return who is measured on a layout, in order: dense first, the yardstick of all others.
+
+    Without `others`, dense attention and `fused` alone.
+    """
     compressed, sliding = (partial(_fused_branch, replace(config, branches=(branch,))) for branch in ("cmp", "win"))
-    return [
+
+    def ours(part: str, reads: tuple[str, ...], run: Callable[..., Tensor], selection: str = "") -> Contestant:
+        name = f"{FUSED}, {selection}" if selection else FUSED
+        return Contestant(part, name, reads, run, may_be_slow=False, selection=selection)
+
+    field = [
         *_dense(config, device),
-        Contestant("whole", FUSED, WHOLE_READS, _fused_nsa, may_be_slow=False),
-        Contestant("selected", FUSED, SELECTED_READS, _fused_selected, may_be_slow=False),
-        *(
-            Contestant("selected", f"{FUSED}, {name}", SELECTED_READS, _fused_selected, False, False, name)
-            for name in SELECTIONS
-        ),
-        Contestant("compressed", FUSED, ("q", "k_cmp", "v_cmp"), compressed, may_be_slow=False),
-        Contestant("choice", FUSED, (), fused_choice, may_be_slow=False),
-        Contestant("sliding", FUSED, ("q", "k_win", "v_win"), sliding, may_be_slow=False),
-        *(Contestant("selected", name, SELECTED_READS, partial(_backend, name)) for name in BACKENDS if name != FUSED),
-        Contestant("selected", FLA, SELECTED_READS, _fla_selected, token_major=True),
+        *(ours("whole", WHOLE_READS, _fused_nsa, queries) for queries in ("", SLOW)),
+        *(ours("selected", SELECTED_READS, _fused_selected, blocks) for blocks in ("", *SELECTIONS)),
+        ours("compressed", ("q", "k_cmp", "v_cmp"), compressed),
+        *(ours("choice", (), fused_choice, scores) for scores in ("", RISING)),
+        ours("sliding", ("q", "k_win", "v_win"), sliding),
     ]
+    if others:
+        names = (name for name in BACKENDS if name != FUSED)
+        field += [Contestant("selected", name, SELECTED_READS, partial(_backend, name)) for name in names]
+        field.append(Contestant("selected", FLA, SELECTED_READS, _fla_selected, token_major=True))
+    return field
 
 
 def why_not(contestant: Contestant, config: NSAConfig, length: int) -> str:
     """Return why a contestant does not apply to a layout and length, or nothing."""
     if contestant.name == "masked" and length > MASKED_LONGEST:
         return f"makes a T x T mask; tried up to S={MASKED_LONGEST:,}"
+    if contestant.selection == CAPTURED:
+        too_short = f"captured selections are tried from S={CAPTURED_SHORTEST:,} on"
+        return too_short if length < CAPTURED_SHORTEST else captured.why_not(config.n_sel, config.l_sel)
     if contestant.selection and length < KEPT_SHORTEST:
-        return f"selections that change slowly are tried from S={KEPT_SHORTEST:,} on"
+        return f"selections and scores of other kinds than random are tried from S={KEPT_SHORTEST:,} on"
     if contestant.name == FLA and config.heads // config.groups < FLA_GROUP_SIZE:
         return f"needs heads / groups >= {FLA_GROUP_SIZE}"
     return ""

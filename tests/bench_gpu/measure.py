@@ -49,9 +49,18 @@ def attempt(work: Callable[[], None]) -> str:
 class Heat:
     """All contestants of one layout: compared with float64 once, then measured at each length."""
 
-    def __init__(self, layout: str, config: NSAConfig, clock: Clock, ceilings: Ceilings, dtype: torch.dtype):
+    def __init__(
+        self,
+        layout: str,
+        config: NSAConfig,
+        clock: Clock,
+        ceilings: Ceilings,
+        dtype: torch.dtype,
+        *,
+        others: bool = True,
+    ):
         self.layout, self.config, self.clock, self.ceilings, self.dtype = layout, config, clock, ceilings, dtype
-        self.field = contestants(config, clock.device)
+        self.field = contestants(config, clock.device, others=others)
         self.checks: list[dict] = []
         """What the comparisons found: errors, budgets, seconds with compiling, why not."""
         self._failed: dict[Contestant, str] = {}

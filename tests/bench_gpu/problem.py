@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from nsa_lib.subject.config import BRANCHES, NSAConfig
+from tests.bench_selection.captured import captured, continued
 
 LAYOUTS = {
     "H=12 G=12 D=64": NSAConfig(
@@ -23,9 +24,25 @@ LENGTHS = (2048, 8192, 32768, 65536)
 
 PAD = -1
 
-SELECTIONS = {"10 % redrawn": 0.1, "2 % redrawn": 0.02, "0.5 % redrawn": 0.005, "the same for all": 0.0}
+REDRAWN = {"10 % redrawn": 0.1, "2 % redrawn": 0.02, "0.5 % redrawn": 0.005, "the same for all": 0.0}
 """Selections that change slowly, as those of trained models do: how often a query draws another block than the one
 before it kept in a place. The last is hot: all queries read the same few blocks."""
+
+CAPTURED = "captured"
+"""The selection of a layer of a model that was trained on text (see tests/bench_selection)."""
+
+SELECTIONS = (*REDRAWN, CAPTURED)
+
+RISING = "rising scores"
+"""Queries and compressed keys whose scores rise with the index: the choice finds a better block in every tile."""
+
+SLOW = "queries that change slowly"
+"""From one random query to another over SLOW_OVER queries, so that neighbours choose alike."""
+
+SLOW_OVER = 64
+
+RISE = 4.0
+"""Between the logits of the first compressed key and of the last."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +67,40 @@ class Problem:
         return self.blocks.transpose(1, 2).contiguous()
 
     def choosing(self, selection: str) -> Problem:
-        """Return the problem with a selection of that name, of SELECTIONS; with none, itself."""
+        """Return the problem with a selection of that name: of SELECTIONS, RISING or SLOW; with none, itself."""
         if not selection:
             return self
+        if selection == RISING:
+            return replace(self, tensors=self.tensors | self._rising())
+        if selection == SLOW:
+            return replace(self, tensors=self.tensors | {"q": self._slow_queries()})
         c, device = self.config, self.blocks.device
+        if selection == CAPTURED:
+            kept = continued(captured().to(device), self.length, l_sel=c.l_sel, groups=c.groups)
+            return replace(self, blocks=kept[None])
         generator = torch.Generator(device).manual_seed(1)
-        sizes = {"l_sel": c.l_sel, "n_sel": c.n_sel, "redrawn": SELECTIONS[selection]}
+        sizes = {"l_sel": c.l_sel, "n_sel": c.n_sel, "redrawn": REDRAWN[selection]}
         return replace(self, blocks=kept_blocks(c.groups, self.length, **sizes, generator=generator, device=device))
+
+    def _rising(self) -> dict[str, torch.Tensor]:
+        """Return queries that are random but in two places, and compressed keys that are 0 but there.
+
+        The two places of a key add up to how far it rises: one number of bfloat16 would be a staircase.
+        """
+        q, k = self.tensors["q"].clone(), torch.zeros_like(self.tensors["k_cmp"])
+        rise = torch.linspace(0, 1, k.shape[2], dtype=torch.float64, device=k.device)
+        q[..., :2] = RISE / self.scale
+        k[..., 0] = rise
+        k[..., 1] = rise - k[..., 0].double()
+        return {"q": q, "k_cmp": k}
+
+    def _slow_queries(self) -> torch.Tensor:
+        """Return queries that turn from one random one to the next, as long as those."""
+        query = torch.arange(self.length, device=self.blocks.device)
+        angle = (query % SLOW_OVER / SLOW_OVER * torch.pi / 2)[:, None].to(self.tensors["q"].dtype)
+        first = query // SLOW_OVER
+        here, there = (self.tensors["q"][:, :, anchor % self.length] for anchor in (first, first + 1))
+        return angle.cos() * here + angle.sin() * there
 
     @cached_property
     def unit_gate(self) -> torch.Tensor:

@@ -212,7 +212,7 @@ def tables(rows: Sequence[Row]) -> str:
         named = zip(COLUMNS[:5], (about[0], f"{about[1]:,}", *about[2:]), strict=True)
         line = lines.setdefault(about, {**dict.fromkeys(COLUMNS, ""), **dict(named)})
         line |= {name: said for name, said in _cells(row).items() if said}
-    return "\n\n".join(_markdown(list(body)) for body in (targets, lines.values()) if body)
+    return "\n\n".join(markdown(list(body)) for body in (targets, lines.values()) if body)
 
 
 def compared(rows: Sequence[Row], before: Sequence[dict]) -> str:
@@ -227,7 +227,7 @@ def compared(rows: Sequence[Row], before: Sequence[dict]) -> str:
             figures["now / before"] = row["median_ms"] / old["median_ms"]
             about = {"S" if name == "seq_len" else name: str(row[name]) for name in names}
             lines.append(about | {name: _number(value, ".4g") for name, value in figures.items()})
-    return _markdown(lines) if lines else "No figure is in both runs."
+    return markdown(lines) if lines else "No figure is in both runs."
 
 
 def _cells(row: dict) -> dict[str, str]:
@@ -259,7 +259,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _markdown(body: list[dict[str, str]]) -> str:
+def markdown(body: list[dict[str, str]]) -> str:
     """Return a table of the columns that any line has something in."""
     head = [name for name in dict.fromkeys(n for line in body for n in line) if any(line.get(name) for line in body)]
     cells = [head, ["---"] * len(head)]

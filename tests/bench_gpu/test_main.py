@@ -51,6 +51,15 @@ def test_without_triton_the_run_goes_on(no_triton, quick_facts, tmp_path, capsys
     assert not [row for row in rows if row["part"] == "model"]
 
 
+def test_lengths_and_contestants_can_be_asked_for(plain_fused, quick_facts, tmp_path, capsys):
+    out = tmp_path / "bench_gpu.json"
+    main(["--dry", "--lengths", "128", "--fused-only", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["seq_len"] for row in rows} == {128}
+    assert {row["contestant"].split(",")[0] for row in rows} == {"math", "fused"}
+    assert not [row for row in rows if row["part"] == "model"]
+
+
 def test_what_has_not_begun_in_time_is_skipped_and_says_so(plain_fused, quick_facts, tmp_path, capsys):
     out = tmp_path / "bench_gpu.json"
     main(["--dry", "--limit-s", "0", "--out", str(out)])

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from tests.bench_gpu.floors import Ceilings
 from tests.bench_gpu.measure import Heat, attempt
 from tests.bench_gpu.problem import LAYOUTS, Problem
 from tests.bench_gpu.timing import Timing, WallClock, repeats
+from tests.bench_selection import captured
 
 CONFIG = NSAConfig(dim=8, heads=4, groups=2, d_k=16, d_v=8, l=16, d=8, l_sel=32, n_sel=4, w=40)
 
@@ -221,3 +223,24 @@ def test_a_selection_that_changes_slowly_is_judged_and_timed_at_great_lengths(pl
     rows = race.measure(slow, problem(233))
     assert [(row.direction, row.reason) for row in rows] == [("forward", ""), ("backward", "")]
     assert all(row.median_ms > 0 and row.error < 1e-4 for row in rows)
+
+
+def test_a_captured_selection_is_judged_and_timed_where_there_is_one(plain_fused, monkeypatch, tmp_path):
+    monkeypatch.setattr(contestants, "CAPTURED_SHORTEST", 200)
+    monkeypatch.setattr(captured, "FILE", tmp_path / "selection.json")
+    race = heat()
+    one = contestant(race, "selected", "fused, captured")
+    assert "from S=200 on" in why_not(one, CONFIG, 199)
+    race.check(64)
+    assert ["was captured yet" in row.reason for row in race.measure(one, problem(233))] == [True, True]
+    blocks = Problem.random(CONFIG, 512, dtype=torch.float32, device="cpu").blocks[0]
+    captured.FILE.write_text(json.dumps({"captured": captured.pack(blocks, CONFIG.l_sel)}))
+    rows = race.measure(one, problem(700))
+    assert [(row.direction, row.reason) for row in rows] == [("forward", ""), ("backward", "")]
+    assert all(row.median_ms > 0 and row.error < 1e-4 for row in rows)
+
+
+def test_without_others_dense_and_fused_alone_are_measured():
+    field = Heat("tiny", CONFIG, GraphClock(), Ceilings(1.0, 1.0), torch.float32, others=False).field
+    assert {one.name.split(",")[0] for one in field} == {"math", FUSED}
+    assert {one.name for one in heat().field} - {one.name for one in field} == {"masked", "gather", "packed", FLA}

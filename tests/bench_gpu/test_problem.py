@@ -1,7 +1,21 @@
 import pytest
 import torch
 
-from tests.bench_gpu.problem import LAYOUTS, SELECTIONS, Problem, kept_blocks, random_blocks
+from tests.bench_gpu import problem as problems
+from tests.bench_gpu.contestants import fused_choice
+from tests.bench_gpu.problem import (
+    CAPTURED,
+    LAYOUTS,
+    REDRAWN,
+    RISING,
+    SLOW,
+    SLOW_OVER,
+    Problem,
+    kept_blocks,
+    random_blocks,
+)
+from tests.bench_selection.captured import continued
+from tests.bench_selection.layers import union_size
 
 
 def blocks(length, *, groups=2, l_sel=16, n_sel=6, seed=0):
@@ -57,11 +71,40 @@ def test_the_same_few_blocks_for_all():
 def test_a_problem_is_given_another_selection():
     problem = Problem.random(LAYOUTS["H=12 G=12 D=64"], 2048, dtype=torch.bfloat16, device="cpu")
     assert problem.choosing("") is problem
-    for name in SELECTIONS:
+    for name in REDRAWN:
         other = problem.choosing(name)
         assert other.blocks.shape == problem.blocks.shape
         assert not torch.equal(other.blocks, problem.blocks)
         assert other.tensors is problem.tensors
+
+
+def test_a_captured_selection_is_continued_to_the_problems_length(monkeypatch):
+    c, generator = LAYOUTS["H=64 G=4 D=128"], torch.Generator().manual_seed(0)
+    sizes = {"l_sel": c.l_sel, "n_sel": c.n_sel, "redrawn": 0.1}
+    kept = kept_blocks(2, 2048, **sizes, generator=generator, device="cpu")[0]
+    monkeypatch.setattr(problems, "captured", lambda: kept)
+    found = Problem.random(c, 3000, dtype=torch.bfloat16, device="cpu").choosing(CAPTURED)
+    assert torch.equal(found.blocks[0], continued(kept, 3000, l_sel=64, groups=4))
+
+
+SMALL = LAYOUTS["H=12 G=12 D=64"]
+
+
+def test_scores_that_rise_with_the_index_choose_the_newest_blocks(plain_fused):
+    found = Problem.random(SMALL, 4096, dtype=torch.bfloat16, device="cpu").choosing(RISING)
+    last = fused_choice(found)[0, :, -1].tolist()
+    assert last == [[0, *range(64 - SMALL.n_sel + 1, 64)]] * SMALL.groups
+    logits = found.tensors["q"].double() @ found.tensors["k_cmp"].double().mT
+    assert (logits.diff(dim=-1) > 0).all()
+
+
+def test_queries_that_change_slowly_are_as_long_and_choose_alike(plain_fused):
+    problem = Problem.random(SMALL, 4096, dtype=torch.float32, device="cpu")
+    found = problem.choosing(SLOW)
+    assert float(found.tensors["q"].std()) == pytest.approx(float(problem.tensors["q"].std()), rel=0.02)
+    assert torch.equal(found.tensors["q"][:, :, SLOW_OVER], problem.tensors["q"][:, :, 1])
+    slow, random = (union_size(fused_choice(p)[:, :, 2048:].long(), 64) for p in (found, problem))
+    assert slow < 0.8 * random
 
 
 def test_the_blocks_between_are_chosen_equally_often():

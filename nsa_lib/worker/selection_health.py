@@ -1,0 +1,119 @@
+"""What a selection of blocks is worth: do neighbours agree, do scores decide, is there anything beyond the window?
+
+A query *chooses* if more blocks lie before it than it reads; all others read whatever there is. Of the blocks that it
+reads, three are forced: block 0, its own and the one before. The others are *picked*, by their scores. Everything here
+is about the queries that choose; where there is none, there is nothing to say.
+
+Letters: B batch, G groups, T queries, n blocks a query reads, N blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nsa_lib.subject.config import NSAConfig
+
+FORCED = 3
+"""Blocks that a query reads whatever their scores."""
+
+NEAR_TIE = 2.0**-8
+"""Two scores nearly tie if they differ by no more than this share of the larger: half a step of bfloat16."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice of blocks by the queries that choose."""
+
+    blocks: Tensor
+    """int64 [B, G, Q, n], ascending: of the last Q queries, those that choose."""
+    first: int
+    """The first query that chooses."""
+    length: int
+    l_sel: int
+
+    @classmethod
+    def of(cls, blocks: Tensor, l_sel: int) -> Selection | None:
+        """Return the choice within blocks [B, G, T, n], -1 for none; None if every query reads all there is."""
+        length, n = blocks.shape[2:]
+        first = n * l_sel
+        if first >= length:
+            return None
+        return cls(blocks[:, :, first:].long(), first, length, l_sel)
+
+    @property
+    def own(self) -> Tensor:
+        """The block that each choosing query lies in, [Q, 1]."""
+        return torch.arange(self.first, self.length, device=self.blocks.device)[:, None] // self.l_sel
+
+    @property
+    def picked(self) -> Tensor:
+        """Which of the blocks were picked by their scores, bool [B, G, Q, n]."""
+        return (self.blocks > 0) & (self.blocks < self.own - 1)
+
+    @property
+    def candidates(self) -> int:
+        """Blocks that some query may pick: all between block 0 and the last two."""
+        return max(0, (self.length - 1) // self.l_sel - 2)
+
+    def forced(self) -> float:
+        """Return the share of what is read that is forced."""
+        return 1 - float(self.picked.double().mean())
+
+    def overlap(self) -> float | None:
+        """Return the share of a query's picked blocks that the query before it read too; None for one query."""
+        now, before = self.blocks[:, :, 1:], self.blocks[:, :, :-1]
+        picked = self.picked[:, :, 1:]
+        kept = torch.zeros_like(picked)
+        for place in range(before.shape[-1]):  # n at a time: n x n at once would take n times the memory
+            kept |= now == before[..., place, None]
+        return _share(kept & picked, picked)
+
+    def in_window(self, w: int) -> float | None:
+        """Return the share of the picked blocks whose tokens a window of w tokens, the own included, sees anyhow."""
+        query = torch.arange(self.first, self.length, device=self.blocks.device)[:, None]
+        return _share(self.picked & (self.blocks * self.l_sel > query - w), self.picked)
+
+    def counts(self) -> Tensor:
+        """Return how many queries picked each candidate, int64 [B, G, candidates]."""
+        batch, groups = self.blocks.shape[:2]
+        counts = torch.zeros(batch, groups, self.candidates + 2, dtype=torch.int64, device=self.blocks.device)
+        picked = torch.where(self.picked, self.blocks, 0).flatten(2)  # block 0 is never picked
+        return counts.scatter_add_(2, picked, torch.ones_like(picked))[..., 1 : self.candidates + 1]
+
+    def never_picked(self) -> float | None:
+        """Return the share of the candidates that no query picks, each group's and sequence's own."""
+        counts = self.counts()
+        return float((counts == 0).double().mean()) if counts.numel() else None
+
+
+def near_ties(scores: Tensor, positions: Tensor, config: NSAConfig) -> float | None:
+    """Return in which share of rows the order of two scores that nearly tie decided what was read.
+
+    They are the lowest score that is picked and the highest that is not. Rows that do not choose do not count; None if
+    none does.
+
+    Args:
+        scores: of the blocks, [B, G, R, N].
+        positions: the queries of the rows, [R].
+        config: sizes.
+    """
+    c = config
+    chooses = positions >= c.n_sel * c.l_sel
+    if not bool(chooses.any()):
+        return None
+    own = positions[chooses][:, None].to(scores.device) // c.l_sel
+    block = torch.arange(scores.shape[-1], device=scores.device)
+    free = (block > 0) & (block < own - 1)
+    ranked = scores[:, :, chooses].masked_fill(~free, -torch.inf).sort(dim=-1, descending=True).values
+    last, next_best = ranked[..., c.n_sel - FORCED - 1], ranked[..., c.n_sel - FORCED]
+    if c.n_sel == FORCED:  # nothing is picked
+        return None
+    return float((last - next_best <= NEAR_TIE * last.abs()).double().mean())
+
+
+def _share(part: Tensor, whole: Tensor) -> float | None:
+    of = int(whole.sum())
+    return int(part.sum()) / of if of else None
