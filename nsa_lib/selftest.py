@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 
 from nsa_lib.contract.case import FEWEST_STEPS
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, RANK_FAULTS, moments_said
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, RANK_FAULTS, RANK_FAULTS_AT, moments_said
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.report.verdict import read_verdict
@@ -142,8 +142,10 @@ TRIALS = (
     Trial("unshifted_labels@last", "NO-GO", "train_step"),
     Trial("sigkill", "NO-GO", "steps_ddp", "rank 1: killed by SIGKILL", "several_gpus", SHARED),
     Trial("oom", "NO-GO", "steps_ddp", "oom: rank 1", "several_gpus", SHARED),
-    Trial("hang_forward", "NO-GO", "steps_ddp", "rank 1 has not entered it", "several_gpus", WAITING),
-    Trial("hang_collective", "NO-GO", "steps_ddp", "rank 1 has not entered it", "several_gpus", WAITING),
+    *(
+        Trial(fault, "NO-GO", "steps_ddp", "rank 1 has not entered it", "several_gpus", WAITING)
+        for fault in ("hang_forward", "hang_forward@first", "hang_collective", "hang_collective@first")
+    ),
     Trial("mismatched_shapes", "NO-GO", "steps_ddp", "rank 1", "several_gpus", SHARED),
     Trial("slow_rank", "REVIEW", "straggler_ddp", "rank 1", "several_gpus", {**SHARED, "steps": 60}),
     Trial("flipped_bit", "NO-GO", "gradients_fsdp2", "rank 1", "several_gpus", SHARDED),
@@ -231,7 +233,7 @@ def attempt(trial: Trial, folder: Path) -> Finding:
     got, caught, because = judge(trial, own, status)
     return Finding(
         fault=trial.fault,
-        planted={**FAULTS, **FAULTS_AT, **RANK_FAULTS}[trial.fault],
+        planted={**FAULTS, **FAULTS_AT, **RANK_FAULTS, **RANK_FAULTS_AT}[trial.fault],
         notebook=trial.notebook,
         expected=trial.verdict,
         got=got,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nsa_lib import selftest
-from nsa_lib.contract.faults import FAULTS, FAULTS_AT, RANK_FAULTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, RANK_FAULTS, RANK_FAULTS_AT
 from nsa_lib.runs import environment
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.runner import make_run_folder
@@ -22,7 +22,7 @@ def ids(trial):
     return trial.name
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, *FAULTS_AT, *RANK_FAULTS])
+@pytest.mark.parametrize("fault", [*FAULTS, *FAULTS_AT, *RANK_FAULTS, *RANK_FAULTS_AT])
 def test_every_fault_has_a_trial(fault):
     assert fault in {trial.fault for trial in TRIALS}
 
@@ -52,7 +52,7 @@ def planned(monkeypatch, tmp_path):
 def test_a_trial_names_a_notebook_its_parameters_a_fault_and_a_gate(planned, trial):
     assert (PROJECT / "notebooks" / f"{trial.notebook}.ipynb").exists()
     assert set(trial.parameters) <= set(QUESTIONS[trial.notebook].request.parameters)
-    assert trial.fault in {**FAULTS, **FAULTS_AT, **RANK_FAULTS}
+    assert trial.fault in {**FAULTS, **FAULTS_AT, **RANK_FAULTS, **RANK_FAULTS_AT}
     found = planned(trial)
     assert {case.fault for case in found.cases} - {"none"} == {trial.fault} - {"none"}
     gates = {gate.name: gate for gate in Run.read(make_run_folder(found)).gates}

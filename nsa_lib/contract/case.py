@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
-from nsa_lib.contract.faults import RANK_FAULTS
+from nsa_lib.contract.faults import RANK_FAULTS, RANK_FAULTS_AT
 from nsa_lib.subject.config import (
     BACKEND_NAMES,
     FUSED,
@@ -171,7 +171,7 @@ class CaseConfig:
             raise ConfigError(f"ranks={self.ranks}, strategy={self.strategy}: accepts {DDP} or {FSDP2}")
         if self.batch % self.ranks:
             raise ConfigError(f"batch={self.batch}, ranks={self.ranks}: batch must be a multiple of ranks")
-        if self.fault in RANK_FAULTS and self.ranks == 1:
+        if self.fault in {**RANK_FAULTS, **RANK_FAULTS_AT} and self.ranks == 1:
             raise ConfigError(f"fault={self.fault}: strikes one of several ranks; accepts a case of 2 or more")
         alone = ("compile", "check_attention", "compare_selected", "attest", "show_fresh", "look")
         if self.is_launched and (asked := [name for name in alone if getattr(self, name)]):

@@ -93,6 +93,10 @@ FAULTS_AT = {
 """The same faults at another moment, in a smoke."""
 
 
+RANK_FAULTS_AT = {"hang_collective@first": f"{RANK_FAULTS['hang_collective']}; {MOMENTS['first']}"}
+"""Those of one rank among several at another moment."""
+
+
 def moments_said() -> list[str]:
     """Return a line of Markdown for each moment, and one for each fault that has none."""
     moments = [f"- `@{moment}`: {what}" for moment, what in MOMENTS.items()]

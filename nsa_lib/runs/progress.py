@@ -47,6 +47,13 @@ class Progress:
         self._handle: DisplayHandle | None = None
         self._shown_at = 0.0
         self._printed_at = time.monotonic()
+        self._told = ""
+
+    def tell(self, notice: str) -> None:
+        """Print what a user should know now, once for as long as it is the same."""
+        if notice and notice != self._told:
+            self._print(notice)
+        self._told = notice
 
     def show(
         self,

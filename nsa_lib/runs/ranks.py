@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from nsa_lib.contract.case import CaseConfig
@@ -16,8 +14,9 @@ from nsa_lib.contract.heartbeat import SCHEMA, HeartbeatReader, rank_folder
 from nsa_lib.contract.source import OTHER_SOURCE
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs.flights import who_waits
-from nsa_lib.runs.processes import children
-from nsa_lib.runs.watch import RanksWatch, Watch
+from nsa_lib.runs.ranks_watch import RanksWatch
+from nsa_lib.runs.waits import Waits, read_flights
+from nsa_lib.runs.watch import Watch
 
 FLIGHTS_PATIENCE_S = 10.0
 """How long ranks that hang may take to say which collectives they entered."""
@@ -26,10 +25,11 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 """What a rank says that failed because another one did."""
 
 
-def watching(case: CaseConfig, folder: Path) -> RanksWatch:
+def watching(case: CaseConfig, folder: Path, torchrun_pid: int) -> RanksWatch:
     """Return what sees the heartbeats of all ranks of a case."""
-    kinds = step_kinds(case)
-    return RanksWatch([Watch(HeartbeatReader(path / "heartbeat.jsonl"), kinds) for path in folders(case, folder)])
+    kinds, places = step_kinds(case), folders(case, folder)
+    watches = [Watch(HeartbeatReader(path / "heartbeat.jsonl"), kinds) for path in places]
+    return RanksWatch(watches, Waits(places, torchrun_pid))
 
 
 def folders(case: CaseConfig, folder: Path) -> list[Path]:
@@ -39,13 +39,13 @@ def folders(case: CaseConfig, folder: Path) -> list[Path]:
 
 def ask_for_flights(case: CaseConfig, folder: Path, torchrun_pid: int) -> None:
     """Have every rank write which collectives it has entered, and wait a little for it."""
-    asked = time.time()
-    for pid in children(torchrun_pid):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR2)
+    waits = Waits(folders(case, folder), torchrun_pid)
+    waits.ask()
     deadline = time.monotonic() + FLIGHTS_PATIENCE_S
-    paths = [path / "flight.json" for path in folders(case, folder)]
-    while time.monotonic() < deadline and not all(p.exists() and p.stat().st_mtime >= asked - 1 for p in paths):
+    paths = [path / "flight.json" for path in waits.folders]
+    while time.monotonic() < deadline and not all(
+        p.exists() and p.stat().st_mtime >= waits.asked_at - 1 for p in paths
+    ):
         time.sleep(0.1)
 
 
@@ -65,7 +65,11 @@ def merged(
     status, reason = _status(folder, results, ending, exit_code)
     if killed_for_memory and reason.endswith("SIGKILL"):
         status, reason = "oom", f"{reason} for lack of memory"
-    waits = "" if status in ("ok", "interrupted") else who_waits(_flights(case, folder))
+    waits = (
+        ""
+        if status in ("ok", "interrupted")
+        else who_waits({rank: flight["entries"] for rank, flight in read_flights(folders(case, folder)).items()})
+    )
     first = results[0] if results and results[0] else {}
     said = "; ".join(filter(None, [reason, waits]))
     named = {"schema": SCHEMA, "case_id": case.case_id, "status": status, "reason": said}
@@ -121,11 +125,6 @@ def _thrown(log: Path) -> str:
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
     return re.sub(r"^\[rank\d+\]: ", "", lines[-1]) if lines else ""
-
-
-def _flights(case: CaseConfig, folder: Path) -> dict[int, list[Mapping]]:
-    found = {rank: _read(path / "flight.json") for rank, path in enumerate(folders(case, folder))}
-    return {rank: flight["entries"] for rank, flight in found.items() if flight}
 
 
 def _read(path: Path) -> dict:

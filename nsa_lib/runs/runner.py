@@ -30,8 +30,9 @@ from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
 from nsa_lib.runs.processes import adopt_orphans, children, end_tree
 from nsa_lib.runs.progress import Progress
+from nsa_lib.runs.ranks_watch import RanksWatch
 from nsa_lib.runs.stop_button import StopButton
-from nsa_lib.runs.watch import Limits, RanksWatch, Watch
+from nsa_lib.runs.watch import Limits, Watch
 from nsa_lib.subject.config import ConfigError
 
 WORKER = (sys.executable, "-m", "nsa_lib.worker")
@@ -164,7 +165,7 @@ def run_case(
     others = children(os.getpid()) - {process.pid}  # whatever this process is given from now on, the case has left
     kills = environment.oom_kills()
     _release(process)
-    watch = _watch(case, folder)
+    watch = _watch(case, folder, process.pid)
     ending = None
     try:
         ending = _supervise(process, watch, limits, case, progress, stop, folder / "stderr.log")
@@ -200,9 +201,9 @@ def _last_line(path: Path) -> str:
     return (_tail(path).strip().splitlines() or [""])[-1]
 
 
-def _watch(case: CaseConfig, folder: Path) -> Watch | RanksWatch:
+def _watch(case: CaseConfig, folder: Path, pid: int) -> Watch | RanksWatch:
     if case.is_launched:
-        return ranks.watching(case, folder)
+        return ranks.watching(case, folder, pid)
     return Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
 
 
@@ -243,7 +244,8 @@ def _supervise(
             return "interrupted", "stopped by the user"
         watch.look()
         step_s = median(watch.steps_s) if watch.steps_s else None
-        seen = {"loss": watch.loss, "reserved_mib": watch.reserved_mib, "said": _last_line(log)}
+        seen = {"loss": watch.loss, "reserved_mib": watch.reserved_mib, "said": watch.notice or _last_line(log)}
+        progress.tell(watch.notice)
         progress.show(case.case_id, len(watch.steps_s), step_s, watch.memory_mib, phase=watch.phase, **seen)
         overdue = watch.overdue(limits)
         if overdue:

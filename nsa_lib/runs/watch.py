@@ -25,6 +25,9 @@ class Limits:
     step_floor_s: float = 30.0
     step_factor: float = 10.0
     """Later steps: this many times the median of those measured, and never less than the floor."""
+    wait_floor_s: float = 45.0
+    wait_factor: float = 3.0
+    """A rank in a collective waits for the others this many times as long as it took to get there, or the floor."""
     total_s: float = 24 * 3600.0
     """For a case that goes on beating, where the user sets no limit to the whole run."""
     given_s: float | None = None
@@ -46,6 +49,10 @@ class Limits:
         if phase == "build":
             return self.build_s
         return max(self.step_floor_s, self.step_factor * median(alike_s)) if alike_s else self.warmup_s
+
+    def wait_s(self, took_s: float) -> float:
+        """Return how long a rank may be in a collective that it took so long to get to."""
+        return max(self.wait_floor_s, self.wait_factor * took_s) if self.given_s is None else self.given_s
 
     def overtime(self, case_s: float) -> str:
         """Return why a case that has run for so long must end, or ""."""
@@ -76,6 +83,8 @@ class Watch:
     """Highest peak of reserved memory."""
     loss: float | None = None
     """Of the last step that had one."""
+    beat_ts: float | None = None
+    """When the last beat was written, by the clock of who wrote it."""
 
     def look(self) -> None:
         """Read the beats that came. Time in which nobody watched is not silence of the case."""
@@ -84,7 +93,7 @@ class Watch:
             self.beat_at, self.began = self.beat_at + absent_s, self.began + absent_s
         self.looked_at = now
         for beat in self.reader.read():
-            self.phase, self.beat_at = beat["phase"], now
+            self.phase, self.beat_at, self.beat_ts = beat["phase"], now, beat["ts"]
             if beat["step"] is not None:
                 self.steps_s.append(beat["step_ms"] / 1000)
                 if "peak_alloc_mib" in beat:  # a timing measures no memory
@@ -103,6 +112,9 @@ class Watch:
         overtime = limits.overtime(now - self.began)
         return ("timeout", overtime) if overtime else None
 
+    notice = ""
+    """What a user should know while the case runs; one process waits for nobody."""
+
     @property
     def silence_s(self) -> float:
         """How long ago the last beat came."""
@@ -114,58 +126,3 @@ class Watch:
         if done >= len(self.kinds):
             return self.steps_s
         return [s for s, kind in zip(self.steps_s, self.kinds, strict=False) if kind == self.kinds[done]]
-
-
-@dataclass(frozen=True)
-class RanksWatch:
-    """What has been seen of all ranks of a case; where one figure is wanted, that of the slowest."""
-
-    ranks: Sequence[Watch]
-
-    def look(self) -> None:
-        """Read the beats that came from every rank."""
-        for watch in self.ranks:
-            watch.look()
-
-    def overdue(self, limits: Limits) -> tuple[str, str] | None:
-        """Return the status and reason with which the case must be ended, or None; it names the ranks that are late."""
-        late = {rank: ending for rank, watch in enumerate(self.ranks) if (ending := watch.overdue(limits))}
-        if not late:
-            return None
-        status, reason = next(iter(late.values()))
-        return status, f"{reason}: {'rank' if len(late) == 1 else 'ranks'} {', '.join(map(str, late))}"
-
-    @property
-    def slowest(self) -> Watch:
-        """The rank that has done the fewest steps."""
-        return min(self.ranks, key=lambda watch: len(watch.steps_s))
-
-    @property
-    def began(self) -> float:
-        """When the case began."""
-        return self.ranks[0].began
-
-    @property
-    def phase(self) -> str:
-        """Phase of the slowest rank."""
-        return self.slowest.phase
-
-    @property
-    def steps_s(self) -> list[float]:
-        """Times of the steps of the slowest rank."""
-        return self.slowest.steps_s
-
-    @property
-    def memory_mib(self) -> list[float]:
-        """Peak allocated memory of each step of the slowest rank."""
-        return self.slowest.memory_mib
-
-    @property
-    def reserved_mib(self) -> float | None:
-        """Highest peak of reserved memory of the slowest rank."""
-        return self.slowest.reserved_mib
-
-    @property
-    def loss(self) -> float | None:
-        """Loss of the last step of the slowest rank, over its own sequences."""
-        return self.slowest.loss

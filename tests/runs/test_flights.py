@@ -16,7 +16,8 @@ def steps(count):
 
 def test_nothing_is_said_where_all_are_in_the_same_collective_or_nothing_is_known():
     assert who_waits({0: steps(3), 1: steps(3)}) == ""
-    assert who_waits({0: steps(3), 1: []}) == ""
+    assert who_waits({0: steps(3)}) == ""
+    assert who_waits({0: [], 1: []}) == ""
     assert who_waits({}) == ""
 
 
@@ -55,3 +56,16 @@ def test_on_a_gpu_a_rank_waits_in_the_first_collective_that_is_not_completed():
     assert said.startswith("rank 0 is in nccl:all_reduce of [[64]], collective 3 of group 0; rank 1 has not entered it")
     assert "nccl:all_reduce of [[1]], collective 1 of group 1" in said
     assert "rank 1 has not entered it" in who_waits({0: [*done, entry(3)], 1: done})
+
+
+def test_a_rank_that_never_entered_any_is_named():
+    said = who_waits({0: steps(1), 1: []})
+    assert (
+        said
+        == "rank 0 is in nccl:all_reduce of [[64]], collective 1 of group 0; rank 1 has not entered it, nor any other"
+    )
+
+
+def test_a_collective_that_all_are_in_and_that_does_not_end_is_told_where_states_are_known():
+    stuck = [entry(1, state="completed"), entry(2, state="started")]
+    assert who_waits({0: stuck, 1: stuck}).endswith("collective 2 of group 0, and so are all others; it does not end")

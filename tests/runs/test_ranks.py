@@ -2,13 +2,16 @@
 
 import json
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from nsa_lib.runs import ranks
-from nsa_lib.runs.watch import Limits, RanksWatch, Watch
+from nsa_lib.runs import ranks, waits
+from nsa_lib.runs.ranks_watch import RanksWatch
+from nsa_lib.runs.waits import Waits
+from nsa_lib.runs.watch import Limits, Watch
 from tests.subject.test_config import CASE
 
 TWO = replace(CASE, batch=2, ranks=2, strategy="ddp")
@@ -74,11 +77,14 @@ class Beats:
 
     def read(self):
         beats, self.steps = self.steps, []
-        return [{"phase": "step", "step": n, "step_ms": 100.0, "peak_alloc_mib": 10.0 * n} for n in beats]
+        return [
+            {"phase": "step", "ts": time.time(), "step": n, "step_ms": 100.0, "peak_alloc_mib": 10.0 * n} for n in beats
+        ]
 
 
 def test_the_slowest_rank_is_shown_and_the_silent_ones_are_named():
-    watch = RanksWatch([Watch(Beats(range(1, 6)), ["train"] * 9), Watch(Beats(range(1, 4)), ["train"] * 9)])
+    both = [Watch(Beats(range(1, 6)), ["train"] * 9), Watch(Beats(range(1, 4)), ["train"] * 9)]
+    watch = RanksWatch(both, Waits([], 0))
     watch.look()
     assert (len(watch.steps_s), watch.memory_mib[-1], watch.phase) == (3, 30.0, "step")
     assert watch.overdue(Limits()) is None
@@ -92,8 +98,8 @@ def test_the_slowest_rank_is_shown_and_the_silent_ones_are_named():
 
 def test_ranks_are_asked_for_their_flights_once_and_not_waited_for_in_vain(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(ranks, "children", lambda pid: {7, 8} if pid == 6 else set())
+    monkeypatch.setattr(waits, "children", lambda pid: {7, 8} if pid == 6 else set())
     monkeypatch.setattr(ranks, "FLIGHTS_PATIENCE_S", 0.2)
-    monkeypatch.setattr(ranks, "os", SimpleNamespace(kill=lambda *signalled: asked.append(signalled)))
+    monkeypatch.setattr(waits, "os", SimpleNamespace(kill=lambda *signalled: asked.append(signalled)))
     ranks.ask_for_flights(TWO, tmp_path, 6)
     assert sorted(asked) == [(7, signal.SIGUSR2), (8, signal.SIGUSR2)]

@@ -21,7 +21,7 @@ class Clock:
         return read
 
     def beat(self, step, step_s):
-        self.beats.append({"phase": "step", "step": step, "step_ms": 1000 * step_s})
+        self.beats.append({"phase": "step", "ts": 0.0, "step": step, "step_ms": 1000 * step_s})
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_contestant_is_held_to_its_own_earlier_turns(clock):
 
 def test_the_users_limit_covers_the_build(clock):
     seen = watching(clock, ["train"])
-    clock.beats = [{"phase": "build", "step": None}]
+    clock.beats = [{"phase": "build", "ts": 0.0, "step": None}]
     pass_by(clock, seen, 8)
     assert seen.overdue(Limits(given_s=7))[0] == "stalled"
     assert seen.overdue(Limits()) is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nsa_lib.contract.case import DDP, FSDP2, JUDGED_STEPS, CaseConfig
 from nsa_lib.contract.collectives import transfers
-from nsa_lib.contract.faults import FAULTS, RANK_FAULTS
+from nsa_lib.contract.faults import FAULTS, FAULTS_AT, RANK_FAULTS, RANK_FAULTS_AT
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -86,7 +86,7 @@ REQUEST = Request(
         **MACHINE,
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory of each rank", above=0),
         **RUN,
-        "fault": replace(FAULT["fault"], choices=(*FAULTS, *RANK_FAULTS)),
+        "fault": replace(FAULT["fault"], choices=(*FAULTS, *FAULTS_AT, *RANK_FAULTS, *RANK_FAULTS_AT)),
     },
     profiles=profiles(
         checklist={"steps": 100, "batch": 8, "strategies": (DDP, FSDP2), "reserved_limit_mib": 70000.0},

@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.contract.faults import FAULT_RANK, FAULT_STEP
+from nsa_lib.contract.faults import FAULT_RANK, FAULT_STEP, strikes_at_call
 from nsa_lib.subject import training
 from nsa_lib.subject.attention.module import NSAttention
 from nsa_lib.subject.distributed import own_part
@@ -22,25 +22,25 @@ BITS = {4: (torch.int32, range(26, 22, -1)), 2: (torch.int16, range(10, 6, -1))}
 
 
 def hang_collective(case: CaseConfig) -> AbstractContextManager[None]:
-    """Enter a collective of a group of its own, which all ranks make, in the forward pass of FAULT_STEP."""
+    """Enter a collective of a group of its own, which all ranks make, in FAULT_STEP or the first step."""
     group = distributed.new_group()
     if distributed.get_rank() != FAULT_RANK:
         return nullcontext()
-    return _before_forward(lambda: distributed.all_reduce(torch.ones(1, device=case.device), group=group))
+    return _before_forward(case, lambda: distributed.all_reduce(torch.ones(1, device=case.device), group=group))
 
 
 def mismatched_shapes(case: CaseConfig) -> AbstractContextManager[None]:
     """Reduce 3 elements in the forward pass of FAULT_STEP, where the others enter their next collective."""
-    return _before_forward(lambda: distributed.all_reduce(torch.ones(3, device=case.device)))
+    return _before_forward(case, lambda: distributed.all_reduce(torch.ones(3, device=case.device)))
 
 
-def _before_forward(strike: Callable[[], object]) -> AbstractContextManager[None]:
-    hidden, calls = TinyLM.hidden, 0
+def _before_forward(case: CaseConfig, strike: Callable[[], object]) -> AbstractContextManager[None]:
+    hidden, calls, struck_at = TinyLM.hidden, 0, strikes_at_call(case.fault)
 
     def forward(model: TinyLM, tokens: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == FAULT_STEP:
+        if calls == struck_at:
             strike()
         return hidden(model, tokens)
 

@@ -13,10 +13,13 @@ import torch
 
 from nsa_lib.contract.collectives import OPERATIONS, SIZES_MIB, transfers
 from nsa_lib.contract.heartbeat import HeartbeatReader
+from nsa_lib.runs import waits
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.processes import children
+from nsa_lib.runs.watch import Limits
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.worker.loop import run_to_result
+from nsa_lib.worker.ranks import flights
 from tests.runs.test_runner import gone, processes
 from tests.worker.ranks.cases import PAIR, run_pair
 
@@ -79,6 +82,33 @@ def test_a_rank_that_ends_the_others_is_named(tmp_path, fault, status, words):
         assert all(f"--- rank {rank}\n" in result["stderr_tail"] for rank in range(2))
         assert result["stderr_tail"].count("in train_step") >= 2, "the stacks of both ranks are kept"
     assert processes("nsa_lib.worker.ranks.rank") == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "strategy"),
+    [("hang_forward@first", "fsdp2"), ("hang_forward@first", "ddp"), ("hang_collective@first", "ddp")],
+)
+def test_a_hang_in_the_first_step_is_ended_long_before_its_limit_and_told_meanwhile(
+    tmp_path, capsys, monkeypatch, fault, strategy
+):
+    monkeypatch.setattr(waits, "ASK_AFTER_S", 1.0)
+    monkeypatch.setattr(waits, "ASK_EVERY_S", 1.0)
+    monkeypatch.setattr(waits, "TELL_AFTER_S", 1.0)
+    result = run_pair(tmp_path, fault=fault, strategy=strategy, limits=Limits(wait_floor_s=4), profile_operators=False)
+    assert (result["status"], result["steps_done"]) == ("stalled", 0)
+    assert "s for rank 1 (limit 4 s)" in result["reason"]
+    assert "rank 1 has not entered it" in result["reason"]
+    assert "rank 1 is in" in capsys.readouterr().out, "told while it ran, with the place of the code"
+
+
+def test_a_rank_that_compiles_is_seen_to():
+    code = compile("import sys\ndef wait(found):\n    found.append(compiles())\n", "compiler.py", "exec")
+    module = {"__name__": "triton.compiler.compiler", "compiles": flights.compiles}
+    exec(code, module)
+    found = []
+    module["wait"](found)
+    assert found == [True]
+    assert not flights.compiles()
 
 
 def test_the_collectives_are_measured_and_their_sums_checked(tmp_path):
