@@ -1,24 +1,28 @@
 """Count how often each gate is false on honest runs: `python -m tests.bench_false_alarms`, a part of `make bench`.
 
 Small laptop runs of all notebooks over seeds, sizes, dtypes and backends, judged by the notebooks' own gates. A gate
-that fails or warns is a false alarm. Two processes share the runs; every one is kept by a line as it ends, so that a
-count which was stopped goes on where it was, and one of other source begins anew. The end of it, or
-`python -m tests.bench_false_alarms FILE.jsonl` with the lines of a count made elsewhere, writes the table and the file
-that the reports read their rates from.
+that fails, warns or did not run is a false alarm. Some processes share the runs; every one is kept by a line as it
+ends, so that a count which was stopped goes on where it was, and one of other source begins anew. The end of it, or
+`--lines FILE.jsonl` with the lines of a count made elsewhere, writes the table and the file that the reports read
+their rates from.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
+from itertools import count as numbers
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -26,16 +30,16 @@ import torch
 from nsa_lib.contract.files import write_text
 from nsa_lib.contract.source import package_sha256
 from nsa_lib.judgement.false_alarms import COUNTED, Count, Rate, gate_kind, write_count
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
+from nsa_lib.judgement.gate import PASS
 from nsa_lib.runs import environment
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.runner import make_run_folder
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import Run
+from nsa_lib.worker import memory
 from nsa_lib.worker.loop import run_to_result
 
 RUNS = 200
-"""Of each notebook."""
 
 AT_ONCE = 2
 
@@ -51,6 +55,9 @@ OF_NOTEBOOK = {
     "backward_scaling": {"steps": 3},
     "preflight": {},
 }
+
+TURNS = ("smoke", "backend_contrast", "smoke", "backward_scaling", "preflight")
+"""Notebooks in the order in which they are run: the smoke twice as often, for it has most of the gates."""
 
 
 def given(notebook: str, number: int) -> dict[str, object]:
@@ -71,15 +78,14 @@ def given(notebook: str, number: int) -> dict[str, object]:
     return {"profile": "laptop", **sizes, **OF_NOTEBOOK[notebook]}
 
 
-def in_turn() -> Iterator[tuple[str, int]]:
-    """Yield the runs, a quarter of them of each notebook in turn."""
-    for number in range(RUNS):
-        for notebook in OF_NOTEBOOK:
-            yield notebook, number
+def in_turn(runs: int) -> Iterator[tuple[str, int]]:
+    """Yield so many runs by notebook and number."""
+    told = {notebook: numbers() for notebook in OF_NOTEBOOK}
+    yield from ((notebook, next(told[notebook])) for notebook in islice(cycle(TURNS), runs))
 
 
-def outcomes(notebook: str, parameters: dict[str, object]) -> list[dict[str, object]]:
-    """Make a run in this process and return its gates that judged something: name, outcome, required, detail."""
+def outcomes(notebook: str, parameters: Mapping[str, object]) -> list[dict[str, object]]:
+    """Make a run in this process and return its required gates: name, outcome, measured, limit, detail."""
     with tempfile.TemporaryDirectory() as out_dir:
         planned = plan(notebook, {**parameters, "out_dir": out_dir, "In": []})
         folder = make_run_folder(planned)
@@ -90,30 +96,51 @@ def outcomes(notebook: str, parameters: dict[str, object]) -> list[dict[str, obj
             set_allocator(case.alloc_conf)
             run_to_result(own)
         gates = Run.read(folder).gates
-    return [
-        {"name": g.name, "outcome": g.outcome, "required": g.required, "detail": g.detail}
-        for g in gates
-        if g.outcome != NOT_RUN
-    ]
+    told = ("name", "outcome", "measured", "limit", "detail")
+    return [{name: getattr(gate, name) for name in told} for gate in gates if gate.required]
 
 
 def set_allocator(alloc_conf: str) -> None:
-    """Have torch say that it obeys a setting, as it does in a process that was started with it."""
-    torch._C._accelerator_setAllocatorSettings(alloc_conf)
+    """Have a meter read a setting, as it does in a process that was started with it."""
+    memory._setting_that_torch_read = lambda: {"setting": alloc_conf}
 
 
-def work(worker: int) -> None:
-    """Make every AT_ONCE-th run that is not kept yet."""
+def begin_process() -> None:
+    """Prepare a process that makes runs."""
+    os.nice(10)
+    torch.set_num_threads(1)
     environment.torch_facts = cache(environment.torch_facts)
-    source, done = package_sha256(), {(row["notebook"], row["number"]) for row in rows(LINES, package_sha256())}
-    for place, (notebook, number) in enumerate(in_turn()):
-        if place % AT_ONCE != worker or (notebook, number) in done:
-            continue
-        parameters, began = given(notebook, number), time.perf_counter()
-        row = {"source": source, "notebook": notebook, "number": number, "given": parameters}
-        row |= {"gates": outcomes(notebook, parameters), "seconds": round(time.perf_counter() - began, 1)}
-        with LINES.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+
+
+def attempt(notebook: str, number: int, until: float) -> dict[str, object] | None:
+    """Make a run and return its line; None if the time is over."""
+    if time.time() > until:
+        return None
+    parameters, began = given(notebook, number), time.perf_counter()
+    row = {"source": package_sha256(), "notebook": notebook, "number": number, "given": parameters}
+    row |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "gates": outcomes(notebook, parameters)}
+    return {**row, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def machine() -> str:
+    """Return processor and torch."""
+    return f"{environment.machine_facts()['cpu']}, torch {torch.__version__}"
+
+
+def make(runs: int, at_once: int, limit_s: float) -> int:
+    """Make the runs that are not kept yet, as many as the time allows; return how many are missing."""
+    LINES.parent.mkdir(exist_ok=True)
+    until, done = time.time() + limit_s, {(row["notebook"], row["number"]) for row in rows(LINES, package_sha256())}
+    wanted, missing = [run for run in in_turn(runs) if run not in done], 0
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, spawned, begin_process) as pool, LINES.open("a") as file:
+        for future in as_completed([pool.submit(attempt, *run, until) for run in wanted]):
+            row = future.result()
+            missing += row is None
+            if row is not None:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+    return missing
 
 
 def rows(lines: Path, source: str | None = None) -> list[dict]:
@@ -127,56 +154,53 @@ def count(found: list[dict]) -> dict[str, Rate]:
     """Return how often each kind of gate was false in some runs."""
     runs, alarms = Counter(), Counter()
     for row in found:
-        judged = {gate_kind(gate["name"]) for gate in row["gates"]}
-        false = {gate_kind(g["name"]) for g in row["gates"] if g["required"] and g["outcome"] in (FAIL, WARN)}
-        runs.update(judged)
-        alarms.update(false)
+        runs.update({gate_kind(gate["name"]) for gate in row["gates"]})
+        alarms.update({gate_kind(gate["name"]) for gate in row["gates"] if gate["outcome"] != PASS})
     return {kind: Rate(alarms[kind], runs[kind]) for kind in sorted(runs)}
 
 
-def table(counted: Count) -> str:
-    """Return the counts in Markdown, with date and machine."""
+def table(counted: Count, made: Mapping[str, int], false: list[str]) -> str:
+    """Return the counts in Markdown, with date, machine and what every false gate said."""
     lines = [f"| {kind} | {rate.alarms} | {rate.runs} |" for kind, rate in counted.rates.items()]
+    runs = ", ".join(f"{number} of {notebook}" for notebook, number in made.items())
     return (
         f"# False alarms of every gate on honest runs\n\n`python -m tests.bench_false_alarms`, {counted.date}, "
-        f"{counted.machine}, torch {torch.__version__}, source {counted.source_sha256[:12]}.\n\n"
-        "| gate | false alarms | honest runs |\n|---|---|---|\n" + "\n".join(lines) + "\n"
+        f"{counted.machine}, source {counted.source_sha256[:12]}: {runs}, over\nseeds, sizes, dtypes and backends. "
+        "None of n means a rate below 3 / n, with a confidence of 95 %.\n\n"
+        "| gate | false alarms | honest runs |\n|---|---|---|\n" + "\n".join(lines) + "\n" + "".join(false)
     )
 
 
 def publish(found: list[dict]) -> list[str]:
     """Print the counts of some runs, write the table and the file of the reports; return the gates above the goal."""
-    machine = str(environment.machine_facts()["cpu"])
-    counted = Count(count(found), found[-1]["source"], time.strftime("%Y-%m-%d"), machine)
+    last = found[-1]
+    counted = Count(count(found), last["source"], last["date"], last["machine"])
     for kind, rate in counted.rates.items():
         print(f"{kind:24} {rate.alarms:4} of {rate.runs:4}")
-    write_text(TABLE, table(counted))
+    false = [
+        f"\n{row['notebook']} {row['number']}: {gate['name']} {gate['outcome']}: {gate['detail']}\n"
+        for row in found for gate in row["gates"] if gate["outcome"] != PASS
+    ]  # fmt: skip
+    print("".join(false))
+    write_text(TABLE, table(counted, Counter(row["notebook"] for row in found), false))
     write_count(counted)
     print(f"{TABLE}; {COUNTED}")
     return [kind for kind, rate in counted.rates.items() if rate.alarms > GOAL * rate.runs]
 
 
-def main(lines: Path | None) -> int:
-    """Make the runs that are missing, or take those of `lines`; publish the counts, return 1 if one is too high."""
-    failed = False
-    if lines is None:
-        LINES.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "tests.bench_false_alarms"]
-        workers = [subprocess.Popen([*command, str(number)], cwd=PROJECT) for number in range(AT_ONCE)]
-        try:
-            failed = sum(process.wait() != 0 for process in workers) > 0
-        finally:
-            for process in workers:
-                process.kill()
-    above = publish(rows(LINES, package_sha256()) if lines is None else rows(lines))
-    print(f"above 1 in {1 / GOAL:.0f}: {', '.join(above) or 'none'}")
-    return 1 if failed or above else 0
+def main(arguments: list[str]) -> int:
+    """Make the runs that are missing, or take those of a file; publish the counts, return 1 if one is too high."""
+    parser = argparse.ArgumentParser("python -m tests.bench_false_alarms")
+    parser.add_argument("--runs", type=int, default=RUNS, help="in all")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help="processes")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--lines", type=Path, help="publish the last count in this file, and make no run")
+    asked = parser.parse_args(arguments)
+    missing = 0 if asked.lines else make(asked.runs, asked.at_once, asked.limit_s)
+    above = publish(rows(asked.lines) if asked.lines else rows(LINES, package_sha256()))
+    print(f"above 1 in {1 / GOAL:.0f}: {', '.join(above) or 'none'}; {missing} runs not made")
+    return 1 if missing or above else 0
 
 
 if __name__ == "__main__":
-    given = sys.argv[1] if len(sys.argv) > 1 else None
-    if given is not None and given.isdecimal():
-        os.nice(10)
-        work(int(given))
-    else:
-        sys.exit(main(given and Path(given)))
+    sys.exit(main(sys.argv[1:]))

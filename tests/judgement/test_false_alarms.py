@@ -59,14 +59,26 @@ def test_the_kind_of_a_gate_is_its_name_without_what_it_judges():
 
 def test_lines_of_a_count_made_elsewhere_fill_the_file(kept, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_false_alarms, "TABLE", tmp_path / "false_alarms.md")
-    judged = [{"name": "finite", "outcome": "PASS", "required": True}]
-    false = [*judged, {"name": "memory_64", "outcome": "FAIL", "required": True}]
-    shown = [*judged, {"name": "memory_64", "outcome": "FAIL", "required": False}]
-    runs = [("old", false), ("new", judged), ("new", false), ("new", shown)]
+    judged = [{"name": "finite", "outcome": "PASS", "detail": ""}]
+    false, unrun = ([*judged, {"name": "memory_64", "outcome": word, "detail": word}] for word in ("FAIL", "NOT_RUN"))
+    told = {"date": "2026-11-28", "machine": "EPYC", "notebook": "smoke", "number": 7}
+    runs = [("old", false), ("new", judged), ("new", false), ("new", unrun)]
     lines = tmp_path / "lines.jsonl"
-    lines.write_text("".join(json.dumps({"source": source, "gates": found}) + "\n" for source, found in runs))
-    assert bench_false_alarms.main(lines) == 1
+    lines.write_text("".join(json.dumps({**told, "source": source, "gates": gates}) + "\n" for source, gates in runs))
+    assert bench_false_alarms.main(["--lines", str(lines)]) == 1
     counted.cache_clear()
-    assert (counted().source_sha256, counted().rates) == ("new", {"finite": Rate(0, 3), "memory": Rate(1, 2)})
+    assert (counted().source_sha256, counted().rates) == ("new", {"finite": Rate(0, 3), "memory": Rate(2, 2)})
     assert "above 1 in 200: memory" in capsys.readouterr().out
-    assert "| memory | 1 | 2 |" in (tmp_path / "false_alarms.md").read_text()
+    table = (tmp_path / "false_alarms.md").read_text()
+    assert all(said in table for said in ("| memory | 2 | 2 |", "3 of smoke", "smoke 7: memory_64 FAIL: FAIL"))
+
+
+def test_of_all_runs_two_in_five_are_smokes_and_none_comes_twice():
+    runs = list(bench_false_alarms.in_turn(200))
+    assert len(set(runs)) == 200
+    made = {notebook: sum(own == notebook for own, _ in runs) for notebook in bench_false_alarms.OF_NOTEBOOK}
+    assert made == {"smoke": 80, "backend_contrast": 40, "backward_scaling": 40, "preflight": 40}
+
+
+def test_when_the_time_is_over_no_run_is_begun():
+    assert bench_false_alarms.attempt("smoke", 0, until=0) is None

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +75,12 @@ def run(mutant: Mutant | None, folder: Path) -> Outcome:
     given = {**SMOKE, **({**QUICK, **mutant.parameters} if mutant else {}), "out_dir": str(folder)}
     command = papermill.command(project / "notebooks" / "smoke.ipynb", folder / "out.ipynb")
     began = time.monotonic()
-    with (folder / "papermill.log").open("wb") as log:
-        # Kernel and workers must import the copy, not the library that is installed.
+    # Kernel and workers must import the copy, not the library that is installed.
+    path = os.pathsep.join(filter(None, (str(project), os.environ.get("PYTHONPATH"))))
+    with (folder / "papermill.log").open("wb") as log, suppress(subprocess.TimeoutExpired):
         subprocess.run(
             [*command, *papermill.parameters(given), "--cwd", str(project)],
-            cwd=project, stdout=log, stderr=log, timeout=LIMIT_S, check=False,
-            env={**os.environ, "PYTHONPATH": str(project)},
+            cwd=project, stdout=log, stderr=log, timeout=LIMIT_S, check=False, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
     return _judged(mutant, folder, time.monotonic() - began)
 
