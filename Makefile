@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke validate test lab lint bench bench-gpu bench-selection selftest mutants test-versions
+.PHONY: help smoke validate test test-gpu lab lint bench bench-gpu bench-selection selftest mutants test-versions
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -16,6 +16,9 @@ validate: .venv/installed  ## run the whole checklist on this machine: a line a 
 
 test: .venv/tested  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-gpu: .venv/tested  ## run the tests that need this machine's GPU, in one process
+	$(BIN)/python -m tests.gpu
 
 lab: .venv/installed  ## open JupyterLab on the project; no browser is started, the address with its token is printed
 	$(BIN)/jupyter lab --no-browser --ServerApp.root_dir=. --ServerApp.contents_manager_class=nsa_lib.report.lab.ProjectContents --ContentsManager.pre_save_hook=nsa_lib.report.lab.strip_outputs $(if $(filter 0,$(shell id -u)),--allow-root)
