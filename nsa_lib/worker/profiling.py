@@ -41,6 +41,13 @@ def executed_routes(run: Callable[[], object]) -> set[str]:
 
 
 class _Routes(TorchDispatchMode):
+    supports_higher_order_operators = True  # FlexAttention is one
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leave a user's kernel compiled: she may demand that it is, as `fullgraph` does."""
+        return True
+
     def __init__(self):
         super().__init__()
         self.names: set[str] = set()

@@ -20,6 +20,8 @@ class StorageTracker(TorchDispatchMode):
     Subclasses decide what to do when a storage appears (`born`) or disappears (`died`).
     """
 
+    supports_higher_order_operators = True  # FlexAttention is one
+
     def __init__(self, device: str):
         super().__init__()
         self._device = device

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -16,8 +17,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 class Rounded(TorchDispatchMode):
     """Round the result of each operation at random, forward and backward.
 
-    Views, what is written in place, and what is made of no figures, as positions are, stay as they are.
+    Views, what is written in place, and what is made of no figures, as positions are, stay as they are. A compiled part
+    is one operation on the way, and so is one of a higher order, such as FlexAttention.
     """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leave what is compiled compiled: run eagerly, it might be other code, or none that can run."""
+        return True
 
     def __init__(self, u: float, seed: int):
         super().__init__()
@@ -26,7 +35,7 @@ class Rounded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        is_view = any(part.alias_info is not None for part in func._schema.returns)
+        is_view = isinstance(func, OpOverload) and any(part.alias_info is not None for part in func._schema.returns)
         if is_view or not any(isinstance(leaf, Tensor) and _is_rounded(leaf) for leaf in tree_leaves((args, kwargs))):
             return found
         return tree_map_only(Tensor, self._rounded, found)
