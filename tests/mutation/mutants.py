@@ -10,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SMOKE = {"profile": "laptop", "layers": 2, "seq_len": 512, "vocab": 64, "steps": 60}
-"""A smoke long enough that blocks are chosen by score and the window ends before the sequence does."""
+SIZES = {"profile": "laptop", "layers": 2, "seq_len": 512, "vocab": 64}
+"""Long enough that blocks are chosen by score and the window ends before the sequence does."""
 
-QUICK = {"anomaly": False}
+HONEST = {
+    "smoke": {**SIZES, "steps": 60},
+    "backend_contrast": {**SIZES, "steps": 17, "rounds": 1, "seq_lens": [64, 128]},
+    "backward_scaling": {**SIZES, "steps": 3, "seq_lens": [128, 512]},
+}
+"""What each notebook is given."""
+
+QUICK = {"smoke": {"anomaly": False}}
 """What a mutant leaves out that its gates do not need; what did not run is INCOMPLETE and cannot hide a NO-GO."""
 
 SUBJECT = "nsa_lib/subject"
@@ -35,7 +42,8 @@ class Mutant:
     gates: tuple[str, ...]
     """Gates of which one must fail, or must not have run."""
     parameters: Mapping[str, object] = field(default_factory=dict)
-    """What the smoke is given besides SMOKE."""
+    """What the notebook is given besides HONEST."""
+    notebook: str = "smoke"
 
 
 ROWS = ("attention", "choice", "gradients")
@@ -220,7 +228,58 @@ OF_AN_ATTACK = (
 )  # fmt: skip
 """Those that lived when they were first tried, or were caught by little, and some of other kinds beside them."""
 
+ATTACKED_AGAIN = (
+    training("AMSGrad in the place of AdamW", "make_optimizer", "lr=lr, fused=True", "lr=lr, fused=True, amsgrad=True", "train_step"),
+    training("no weight decay of what is no matrix", "make_optimizer", "torch.optim.AdamW(model.parameters(), lr=lr, fused=True)",
+             "torch.optim.AdamW([{'params': [p for p in model.parameters() if p.dim() > 1]}, {'params': [p for p in model.parameters() if p.dim() < 2], 'weight_decay': 0.0}], lr=lr, fused=True)", "train_step"),
+    training("a padded token is counted", "_ChunkedCrossEntropy.forward", "ctx.count = len(labels)", "ctx.count = len(labels) + 1", "train_step"),
+    training("two of the steps on other tokens", "backward_step", "model.zero_grad(set_to_none=True)",
+             "model.calls = getattr(model, 'calls', 0) + 1\n    tokens = tokens.roll(1, dims=1) if model.calls in (20, 40) else tokens\n    model.zero_grad(set_to_none=True)", "train_step", "unrecorded"),
+    training("labels smoothed by a hundredth", "_ChunkedCrossEntropy.forward", "-torch.ones_like(lse)).to(head.dtype)", "-0.99 * torch.ones_like(lse)).to(head.dtype)", "train_step"),
+    training("gradient norm squared", "grad_norm", "return torch.linalg.vector_norm(norms.to(torch.promote_types(norms.dtype, torch.float32)))",
+             "return torch.linalg.vector_norm(norms.to(torch.promote_types(norms.dtype, torch.float32))) ** 2", "train_step"),
+    sliding("window one token narrower at odd lengths", "if length <= w:", "w = w - length % 2\n    if length <= w:", seq_len=509),
+    sliding("values of the window get the keys' gradient too", "if length <= w:", "k, v = k + (v - v.detach()), v\n    if length <= w:"),
+    masked("last of three sequences wrong", "return out.view(batch, heads, length, -1)",
+           "out = out.view(batch, heads, length, -1)\n        return torch.cat([out[:2], 1.05 * out[2:]])", batch=3),
+    masked("keys' gradient from the first head of each group alone", "k, v = (x.reshape(batch * groups, 1, length, -1).expand(-1, heads // groups, -1, -1) for x in (k, v))",
+           "k, v = (x.reshape(batch * groups, 1, length, -1).expand(-1, heads // groups, -1, -1) for x in (k, v))\n        k = torch.cat([k[:, :1], k[:, 1:].detach()], dim=1)", groups=2),
+    Mutant("compressed keys rotated at the start of their block", f"{ATTENTION}/module.py", "NSAttention.compressed_keys", "offset=c.l - 1", "offset=0", ROWS),
+    Mutant("compressed keys not rotated", f"{ATTENTION}/module.py", "NSAttention.compressed_keys", "return self._rotate(k_cmp, stride=c.d, offset=c.l - 1)", "return k_cmp", ROWS),
+    Mutant("branch gates that sum to one", f"{ATTENTION}/module.py", "NSAttention.project", 'gates = parts["branch_gates"].sigmoid()',
+           'gates = parts["branch_gates"].unflatten(-1, (c.heads, len(c.branches))).softmax(dim=-1).flatten(-2)', ROWS),
+    Mutant("keys of the window in the place of the selected ones", f"{ATTENTION}/module.py", "NSAttention.branch_by_branch", 'parts["query"], parts["key_slc"], parts["value_slc"]', 'parts["query"], parts["key_win"], parts["value_slc"]', ROWS),
+    Mutant("compressed probabilities in bfloat16", f"{ATTENTION}/compression.py", "compressed_probabilities", "dtype = torch.promote_types(q.dtype, torch.float32)", "dtype = q.dtype", ROWS, {"dtype": "bfloat16"}),
+    Mutant("a block of the last tile lost by packed", f"{ATTENTION}/backends/packed.py", "_forward", "lse = tiles.pairs(lse, share).masked_fill_(tiles.padding[..., None, None], -torch.inf)",
+           "lse = tiles.pairs(lse, share).masked_fill_(tiles.padding[..., None, None], -torch.inf)\n    lse[:, -5:, 1] = -torch.inf", ROWS, {"backend": "packed"}),
+    Mutant("gradients of packed's last block lost", f"{ATTENTION}/backends/packed.py", "_backward", "d_k.flatten(1, 2)[:, :length]", "F.pad(d_k.flatten(1, 2)[:, : length - 8], (0, 0, 0, 8))", ROWS, {"backend": "packed"}),
+    model("half the window in an inner layer of six", "TinyLM.__init__", "self.norm = nn.LayerNorm(dim, bias=False)",
+          "self.norm = nn.LayerNorm(dim, bias=False)\n        from dataclasses import replace\n\n        self.blocks[2].attention.config = replace(config.nsa, w=config.nsa.w // 2)", *ROWS, layers=6, seq_len=256),
+    model("another epsilon in the final norm", "TinyLM.__init__", "self.norm = nn.LayerNorm(dim, bias=False)", "self.norm = nn.LayerNorm(dim, bias=False, eps=1e-6)", "blocks", "train_step"),
+    model("RMSNorm in the place of LayerNorm", "Block.__init__", "self.norm_mlp = nn.LayerNorm(dim, bias=False)", "self.norm_mlp = nn.RMSNorm(dim)", "blocks"),
+    model("GELU in the place of SiLU", "Block.__init__", "nn.SiLU()", "nn.GELU()", "blocks"),
+    model("dropout of a thousandth", "Block.forward", "return x + self.mlp(self.norm_mlp(x))", "return x + nn.functional.dropout(self.mlp(self.norm_mlp(x)), 1e-3)", "blocks", "unrecorded", "same_bits"),
+    model("head and embedding are one weight", "TinyLM.__init__", "nn.init.normal_(self.head.weight, std=0.02)", "nn.init.normal_(self.head.weight, std=0.02)\n        self.head.weight = self.embedding.weight", "blocks", "train_step"),
+    model("the first layer alone is checkpointed", "TinyLM.hidden", "self.run_block(block, x, self.grad_checkpointing)", "self.run_block(block, x, self.grad_checkpointing and block is self.blocks[0])", "grad_checkpointing"),
+    model("the mean of the sequence is taken away", "TinyLM.hidden", "return self.norm(x)", "return self.norm(x - 0.05 * x.mean(dim=1, keepdim=True))", "future", "blocks"),
+    model("the embedding is shifted by its norm", "TinyLM.hidden", "x = self.embedding(tokens)", "x = self.embedding(tokens)\n        x = x + 1e-3 * self.norm(x)", "blocks"),
+    Mutant("reserved is what is allocated", f"{WORKER}/memory.py", "CpuMeter._note", "self._allocator.reserved_peak_mib", "self._peak_bytes / MIB", ("memory_order",)),
+    Mutant("late operators are the early ones", f"{WORKER}/loop.py", "measured_steps", '"late": windows.late', '"late": windows.early', ("operator_growth",), {"fault": "operator_growth"}),
+    Mutant("losses are a running mean", f"{WORKER}/loop.py", "_measured_step", "loss, norm = result.loss.item(), result.grad_norm.item()",
+           'loss, norm = result.loss.item(), result.grad_norm.item()\n    loss = stepped.__dict__["mean"] = 0.5 * loss + 0.5 * stepped.__dict__.get("mean", loss)', ("train_step",)),
+    Mutant("step times three tenths too small", f"{WORKER}/loop.py", "_measured_step", "step_s = time.perf_counter() - began", "step_s = 0.7 * (time.perf_counter() - began)", ("clock",)),
+    Mutant("twice the learning rate of the case", f"{WORKER}/loop.py", "train", "training.make_optimizer(model, case.lr)", "training.make_optimizer(model, 2 * case.lr)", ("train_step",)),
+    Mutant("half the sequence is trained on", f"{WORKER}/loop.py", "measured_steps", "own_sequences(next(batches))", "own_sequences(next(batches))[:, : case.seq_len // 2 + 1]", (*ROWS, "train_step", "blocks")),
+    Mutant("one sequence of two is trained on", f"{WORKER}/loop.py", "measured_steps", "own_sequences(next(batches))", "own_sequences(next(batches))[:1]", (*ROWS, "train_step", "blocks"), BATCH_OF_TWO),
+    Mutant("the model stays in float32", f"{WORKER}/building.py", "built", "model.to(getattr(torch, case.dtype))", "model", ("executed",), {"dtype": "bfloat16"}),
+    Mutant("results of two cases swapped", "nsa_lib/runs/recorded.py", "_cases", "result = _read_json(path)",
+           'other = {"model_masked": "model_gather", "model_gather": "model_masked"}.get(case_id, case_id)\n        result = _read_json(folder / "cases" / other / "result.json")', ("evidence", "route"), notebook="backend_contrast"),
+    Mutant("gather is said to take half its time", f"{WORKER}/timing.py", "run_timing", "phases_ms = _measure(module, inputs[contestant.subject], case.device)",
+           'phases_ms = _measure(module, inputs[contestant.subject], case.device)\n                phases_ms = {name: (0.5 if contestant.backend == "gather" else 1.0) * ms for name, ms in phases_ms.items()}', ("timing",), notebook="backend_contrast"),
+)  # fmt: skip
+"""The second attack: what was prepared at the first one and not run, and others."""
+
 MUTANTS = (
     *OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT,
-    *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE, *OF_AN_ATTACK,
+    *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE, *OF_AN_ATTACK, *ATTACKED_AGAIN,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Plant a mutant in a copy of the source and run the smoke of that copy through papermill, as a user would."""
+"""Plant a mutant in a copy of the source and run a notebook of that copy through papermill, as a user would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import PROJECT
-from tests.mutation.mutants import QUICK, SMOKE, Mutant
+from tests.mutation.mutants import HONEST, QUICK, Mutant
 
 LIMIT_S = 300
 
@@ -68,12 +68,15 @@ def copy_project(folder: Path) -> Path:
 
 
 def run(mutant: Mutant | None, folder: Path) -> Outcome:
-    """Run the smoke of a copy with a mutant in it, or of an honest copy, which must be GO."""
+    """Run its notebook in a copy with a mutant in it, or the smoke of an honest copy, which must be GO."""
     project = copy_project(folder)
     if mutant is not None:
         plant(mutant, project)
-    given = {**SMOKE, **({**QUICK, **mutant.parameters} if mutant else {}), "out_dir": str(folder)}
-    command = papermill.command(project / "notebooks" / "smoke.ipynb", folder / "out.ipynb")
+    notebook = mutant.notebook if mutant else "smoke"
+    given = {**HONEST[notebook], "out_dir": str(folder)}
+    if mutant is not None:
+        given |= {**QUICK.get(notebook, {}), **mutant.parameters}
+    command = papermill.command(project / "notebooks" / f"{notebook}.ipynb", folder / "out.ipynb")
     began = time.monotonic()
     # Kernel and workers must import the copy, not the library that is installed.
     path = os.pathsep.join(filter(None, (str(project), os.environ.get("PYTHONPATH"))))
