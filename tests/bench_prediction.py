@@ -8,7 +8,6 @@ import platform
 import re
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -16,7 +15,7 @@ from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.subject.config import ConfigError
-from nsa_lib.workbook.run import Run
+from nsa_lib.workbook.run import open_run
 from nsa_lib.worker.prediction.predict import predict
 from nsa_lib.worker.prediction.record import PredictionError
 
@@ -29,7 +28,7 @@ REPEATED = ("anomaly", "profiler")
 
 def main(folders):
     """Predict every case of the run folders, print the table and write it."""
-    runs = [Run(Path(folder)) for folder in folders]
+    runs = [open_run(folder) for folder in folders]
     facts = runs[0].info["environment"]
     seen, lines, within, began = set(), [], [], time.monotonic()
     for run in runs:

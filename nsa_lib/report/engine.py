@@ -7,21 +7,18 @@ report will be, so that run folder and index can link to it.
 Load it through `nsa_lib.report.NsaEngine`, as papermill does.
 """
 
-import asyncio
 import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 import click
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from papermill.engines import NBClientEngine
 from papermill.iorw import papermill_io
 from papermill.log import logger
 
 from nsa_lib.report.exporter import NsaHTMLExporter
 from nsa_lib.report.guard import guarded
+from nsa_lib.report.kernel import StoppableKernel
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
 
@@ -69,26 +66,6 @@ class NsaEngine(NBClientEngine):
         finally:
             nb_man.nb.metadata[OUTCOME_KEY] = {"outcome": outcome}
             write_report(nb_man.nb)
-
-
-class StoppableKernel(AsyncKernelManager):
-    """A kernel for which Ctrl-C, and SIGTERM, are JupyterLab's stop button: what was recorded is judged and shown.
-
-    A second signal ends the kernel. nbclient's own handlers, which this replaces, do so at the first.
-    """
-
-    async def start_kernel(self, **kwargs):
-        """Start the kernel and listen for the signals."""
-        self._is_stopping = False
-        with suppress(RuntimeError):  # not the main thread: signals are not ours to hear
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self._stop)
-        await super().start_kernel(**kwargs)
-
-    def _stop(self):
-        stopping = self.shutdown_kernel(now=True) if self._is_stopping else self.interrupt_kernel()
-        self._is_stopping = True
-        self._stopping = asyncio.ensure_future(stopping)  # kept: a task that nobody holds may vanish
 
 
 def _local_place(nb: nbformat.NotebookNode) -> Path | None:
