@@ -1,4 +1,4 @@
-"""The workbook from a shell: `python -m nsa_lib check | run | report | compare | selftest`.
+"""The workbook from a shell: `python -m nsa_lib check | run | report | compare | keep | selftest`.
 
 `run` is papermill with the engine that also writes the HTML, and a name for its output; papermill alone does the same.
 """
@@ -36,6 +36,7 @@ from nsa_lib.workbook.comparison import comparison_page, figures_table
 from nsa_lib.workbook.decide import REQUEST, foretell
 from nsa_lib.workbook.fleet.parameters import REQUEST as FLEET
 from nsa_lib.workbook.history import HISTORY, write_index
+from nsa_lib.workbook.keep import FOLDER, keep_run
 from nsa_lib.workbook.launch import foretell_fleet
 from nsa_lib.workbook.on_trial import foretold_on_trial
 from nsa_lib.workbook.profiles import PROLOG
@@ -71,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("compare", help="print what changed from one run to another")
     command.add_argument("run_a", help=NAMES_OF_A_RUN)
     command.add_argument("run_b", help="the same")
+    command = commands.add_parser("keep", help="keep what a run computed, bit by bit, for fingerprint= of later runs")
+    command.add_argument("run", help=NAMES_OF_A_RUN)
+    command.add_argument("-o", "--folder", type=Path, help=f"where; {FOLDER}/ in the reports folder")
     commands.add_parser("selftest", help="run every seeded fault through the notebook that must catch it")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -185,6 +189,11 @@ def _compare(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _keep(asked: argparse.Namespace) -> int:
+    print(*keep_run(judged_run(asked.run), asked.folder or reports_folder() / FOLDER), sep="\n")
+    return 0
+
+
 def _selftest(asked: argparse.Namespace) -> int:
     return selftest(reports_folder(), TRIALS)
 
@@ -192,7 +201,9 @@ def _selftest(asked: argparse.Namespace) -> int:
 FORETOLD = {REQUEST.notebook: foretell, FLEET.notebook: foretell_fleet}
 """Of the notebooks that run no case themselves: what they would do."""
 
-COMMANDS = {"check": _check, "run": _run, "report": _report, "compare": _compare, "selftest": _selftest}
+COMMANDS = {
+    "check": _check, "run": _run, "report": _report, "compare": _compare, "keep": _keep, "selftest": _selftest,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):

@@ -8,7 +8,7 @@ Each worker, or rank, writes one as FILE into its own folder, beside its heartbe
 case's kernels give the same bits in two runs, `why_not` why they may not. `losses` has the loss of every step, `steps`
 by the number of a step the hash of all `parameters` after it, and by the index of a layer the hashes of its `output`,
 `choice` of blocks and `gradients`. `again` holds what came out when the steps were repeated: `where`, `losses`, `steps`
-of each time.
+of each time. A run that is compared with kept ones has copies of them in its folder KEPT.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.config import FUSED, OWN
 
 FILE = "fingerprint.json"
+
+KEPT = "kept"
+"""Folder in that of a run: the fingerprints of earlier runs that it is compared with."""
 
 SCHEMA = 1
 
@@ -89,7 +92,13 @@ def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[st
 
 
 def first_difference(one: Mapping[str, object], other: Mapping[str, object]) -> str:
-    """Return where two fingerprints part, in words, over the steps that both have; "" if they do not.
+    """Return where two fingerprints part, in words, over the steps that both have; "" if they do not."""
+    parted = parting(one, other)
+    return f"step {parted[0]}, {parted[1]}" if parted else ""
+
+
+def parting(one: Mapping[str, object], other: Mapping[str, object]) -> tuple[int, str] | None:
+    """Return the step in which two fingerprints part, and in what, over the steps that both have; None if they do not.
 
     The order is that of a step: forward, loss, backward, update.
     """
@@ -97,14 +106,14 @@ def first_difference(one: Mapping[str, object], other: Mapping[str, object]) -> 
     for step, (mine, theirs) in enumerate(losses, start=1):
         own, their = (found["steps"].get(str(step), {}) for found in (one, other))
         if part := _layers_part(own, their, ("choice", "output")):
-            return f"step {step}, {part}"
+            return step, part
         if mine != theirs:
-            return f"step {step}, loss"
+            return step, "loss"
         if part := _layers_part(own, their, ("gradients",)):
-            return f"step {step}, {part}"
+            return step, part
         if own and their and own["parameters"] != their["parameters"]:
-            return f"step {step}, parameters after it"
-    return ""
+            return step, "parameters after it"
+    return None
 
 
 def _layers_part(own: Mapping, their: Mapping, parts: tuple[str, ...]) -> str:

@@ -11,11 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from nsa_lib.contract.fingerprint import first_difference
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, ended_well, how_it_ended, outcome_of
-from nsa_lib.runs.fingerprints import kept_for
+from nsa_lib.contract.figures import counted
+from nsa_lib.contract.fingerprint import KEPT, first_difference
+from nsa_lib.judgement.gate import (
+    FAIL,
+    NOT_RUN,
+    PASS,
+    GateResult,
+    ended_well,
+    how_it_ended,
+    outcome_of,
+    unless_cut_short,
+)
+from nsa_lib.runs.fingerprints import comparable, kept_in
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import ConfigError
 
@@ -79,28 +88,59 @@ def _alike(takes: Sequence[Mapping[str, object]]) -> bool:
     return not any(first_difference(takes[0], take) for take in takes[1:])
 
 
-def kept_bits_gate(run: Recorded, case_id: str, place: str) -> GateResult:
+def kept_bits_gate(run: Recorded, case_id: str, repeated: str) -> GateResult:
     """Judge that a training gave the bits that were kept of such a device, driver, torch, Triton and source.
 
-    Args:
-        run: the run.
-        case_id: its training.
-        place: a kept file, or a folder of them.
+    The run has copies of those in its folder: what is kept elsewhere may change.
     """
-    gate, case = GateResult("kept_bits", True, NOT_RUN, limit=0, unit="differences"), run.case(case_id)
+    gate, case, again = (
+        GateResult("kept_bits", True, NOT_RUN, limit=0, unit="differences"),
+        *(run.case(name) for name in (case_id, repeated)),
+    )
     found = None if case is None else case["fingerprint"]
-    if not found:
+    if not found or not found["losses"]:
         return replace(gate, detail=f"the case {case_id} left no fingerprint")
-    if not found["deterministic"]:
-        return replace(gate, detail=f"not compared, {found['why_not']}")
     try:
-        kept, why_not = kept_for(found, Path(place))
+        kept, why_none = comparable(found, kept_in(run.folder / KEPT))
     except ConfigError as error:
         return replace(gate, detail=str(error))
-    if kept is None:
-        return replace(gate, detail=f"not compared, {why_not}")
-    if where := first_difference(found, kept):
-        said = f"{where} has other bits than were kept of such a device, with these versions and this source"
-        return replace(gate, outcome=FAIL, measured=1, detail=said)
-    steps = min(len(found["losses"]), len(kept["losses"]))
-    return replace(gate, outcome=PASS, measured=0, detail=f"{steps} steps, the same bits as were kept")
+    if not kept:
+        return replace(gate, detail=f"not compared, {why_none}")
+    for name, one in kept.items():
+        if where := first_difference(found, one):
+            takes = again["again"] if (again := again and again["fingerprint"]) else []
+            cause, why = cause_beside_kept(one, takes)
+            said = f"{cause}: {where} has other bits than {name}, kept of such a device with this source; {why}"
+            return replace(gate, outcome=FAIL, measured=1, detail=said)
+    steps = min(len(found["losses"]), *(len(one["losses"]) for one in kept.values()))
+    if not steps:
+        return replace(gate, detail=f"not compared, {', '.join(kept)} has no step")
+    gate = replace(gate, outcome=PASS, measured=0, detail=f"{counted(steps, 'step')}, the bits of {', '.join(kept)}")
+    return unless_cut_short(gate, case)
+
+
+def cause_beside_kept(kept: Mapping[str, object], takes: Sequence[Mapping[str, object]]) -> tuple[str, str]:
+    """Return what caused a difference from a kept fingerprint, by what further takes gave, and why, in words.
+
+    Args:
+        kept: the fingerprint that was kept.
+        takes: of the same steps, later, three at each place; up to the step that differs.
+    """
+    names = list(dict.fromkeys(str(take["where"]) for take in takes))
+    if not names:
+        return f"{PERSISTENT} or {TRANSIENT} or {SOFTWARE}", "the steps were not taken again"
+    here, *elsewhere = ([take for take in takes if str(take["where"]) == name] for name in names)
+    other = elsewhere[0] if elsewhere else []
+    here_said = f"{counted(len(here), 'more take')} at {names[0]}"
+    if other and not _alike(other):
+        return SOFTWARE, f"{len(other)} takes at {names[1]} differ among themselves"
+    if not _alike(here):
+        cause = PERSISTENT if other else f"{PERSISTENT} or {SOFTWARE}"
+        return cause, f"{here_said} differ among themselves"
+    if not first_difference(here[0], kept):
+        return TRANSIENT, f"{here_said} agree with what was kept"
+    if not other:
+        return f"{PERSISTENT} or {SOFTWARE}", f"{here_said} differ from it too; there is no other place"
+    if not first_difference(other[0], kept):
+        return PERSISTENT, f"{here_said} differ from it too, {len(other)} at {names[1]} agree with it"
+    return SOFTWARE, f"{here_said} and {len(other)} at {names[1]} differ from it too, or what was kept is wrong"

@@ -8,16 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
+from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
-from nsa_lib.contract.fingerprint import FILE, SCHEMA, differing
+from nsa_lib.contract.fingerprint import SCHEMA, differing, first_difference, made_of, why_not_deterministic
 from nsa_lib.subject.config import ConfigError
 
 NEEDED = ("of", "deterministic", "losses", "steps")
 
 NAME_DIGITS = 8
+
+NAMED_PARTS = 3
+"""Differences that a refusal names."""
+
+DATA = "data_sha256"
+"""What only the worker knows of what its bits depend on."""
 
 
 def read_fingerprint(path: Path) -> dict[str, object]:
@@ -31,27 +38,28 @@ def read_fingerprint(path: Path) -> dict[str, object]:
     return found
 
 
-def fingerprints_in(folder: Path, case_id: str) -> dict[int, dict[str, object]]:
-    """Return the fingerprints of a case of a run folder by rank; a process by itself is rank 0."""
-    case_folder = folder / "cases" / case_id
-    ranks = {int(path.parent.name.removeprefix("rank")): path for path in case_folder.glob(f"rank[0-9]*/{FILE}")}
-    own = {0: case_folder / FILE} if (case_folder / FILE).exists() else {}
-    return {rank: read_fingerprint(path) for rank, path in sorted((ranks or own).items())}
-
-
 def bits_sha256(found: Mapping[str, object]) -> str:
     """Return one hash of all bits of a fingerprint: equal where losses and steps are, if both are of one length."""
     return hashlib.sha256(json.dumps([found["losses"], found["steps"]], sort_keys=True).encode()).hexdigest()
 
 
 def keep(found: Mapping[str, object], folder: Path) -> Path:
-    """Keep a fingerprint in a folder, and return its file; one of the same device, versions and code is replaced.
+    """Keep a fingerprint in a folder, and return its file; a shorter one with the same bits is replaced.
 
-    Raises ConfigError for one whose bits need not be the same in another run.
+    Raises ConfigError for one whose bits need not be the same in another run, that has no step, or that differs from
+    what is kept there of the same device, versions and code: one of the two is wrong, and a person must say which.
     """
     if not found["deterministic"]:
         raise ConfigError(f"its fingerprint is not worth keeping: {found['why_not']}")
+    if not found["losses"]:
+        raise ConfigError("its fingerprint has no step")
     path = folder / kept_name(found)
+    if path.exists():
+        before = read_fingerprint(path)
+        if where := first_difference(found, before):
+            raise ConfigError(f"{path}: {where} has other bits there; delete that file if it is the wrong one")
+        if len(before["losses"]) >= len(found["losses"]):
+            return path
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
     return path
@@ -65,23 +73,62 @@ def kept_name(found: Mapping[str, object]) -> str:
     return "-".join(re.sub(r"[^a-z0-9.+]+", "_", word.lower()).strip("_") for word in words) + ".json"
 
 
-def kept_for(found: Mapping[str, object], place: Path) -> tuple[dict[str, object] | None, str]:
-    """Return the kept fingerprint that one can be compared with, and "", or None and why there is none.
+def kept_in(place: Path) -> dict[str, dict[str, object]]:
+    """Return the fingerprints in a file or a folder of them, by name. Raises ConfigError for a file that holds none."""
+    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    return {path.with_suffix(".json").name: read_fingerprint(path) for path in files}
+
+
+def comparable(
+    found: Mapping[str, object], kept: Mapping[str, Mapping[str, object]], *, unknown: Container[str] = ()
+) -> tuple[dict[str, dict[str, object]], str]:
+    """Return those of kept fingerprints that are of the same as another one, and if there is none why not.
 
     Args:
-        found: of a run.
-        place: a kept file, or a folder of them.
+        found: what a run is `of`, at least.
+        kept: by their names.
+        unknown: what is not known yet of `found`.
     """
-    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
-    kept = {path: read_fingerprint(path) for path in files}
-    apart = {path: differing(found, one) for path, one in kept.items()}
-    nearest = min(apart, key=lambda path: len(apart[path]), default=None)
-    if nearest is None:
-        return None, f"{place}: no fingerprint is kept there"
-    if not apart[nearest]:
-        return kept[nearest], ""
-    said = "; ".join(f"{name} {_told(found, name)}, kept {_told(kept[nearest], name)}" for name in apart[nearest][:3])
-    return None, f"{nearest.name} is of another {'run' if len(files) == 1 else 'run, as are all that are kept'}: {said}"
+    apart = {name: [part for part in differing(found, one) if part not in unknown] for name, one in kept.items()}
+    same = {name: dict(kept[name]) for name, parts in apart.items() if not parts}
+    if same:
+        return same, ""
+    if not apart:
+        return {}, "no fingerprint is kept there"
+    nearest = min(apart, key=lambda name: len(apart[name]))
+    parts = [f"{part} {_told(found, part)}, kept {_told(kept[nearest], part)}" for part in apart[nearest][:NAMED_PARTS]]
+    parts += [f"and {len(apart[nearest]) - NAMED_PARTS} more"] if len(apart[nearest]) > NAMED_PARTS else []
+    others = ", as are all that are kept" if len(kept) > 1 else ""
+    return {}, f"{nearest} is of another run{others}: {'; '.join(parts)}"
+
+
+def kept_for_run(
+    place: str, case: CaseConfig, facts: Mapping[str, object], on_trial: Mapping[str, object] | None
+) -> dict[str, dict[str, object]]:
+    """Return the kept fingerprints that a run will be compared with, by their names.
+
+    Args:
+        place: a kept file, or a folder of them.
+        case: the training.
+        facts: of the machine and of the code.
+        on_trial: what is known of a user's code.
+
+    Raises:
+        ConfigError: in one line, if its bits are not comparable, or nothing is kept of such a run.
+    """
+    if why_not := why_not_deterministic(case):
+        raise ConfigError(f"fingerprint={place}: these bits cannot be compared with kept ones, {why_not}")
+    on_gpu = case.device == "cuda"
+    origin = {
+        **{name: facts.get(name) for name in ("torch", "torch_cuda", "triton", "package_sha256")},
+        **{name: facts.get(name) if on_gpu else None for name in ("driver", "gpu")},
+        "processor": f"{facts.get('cpu')}, {facts.get('cpu_capability')}",
+        "on_trial": on_trial,
+    }
+    kept, why_none = comparable({"of": made_of(case, origin)}, kept_in(Path(place).expanduser()), unknown=(DATA,))
+    if not kept:
+        raise ConfigError(f"fingerprint={place}: {why_none}; `python -m nsa_lib keep RUN` keeps that of a run")
+    return kept
 
 
 def _told(found: Mapping[str, object], name: str) -> object:

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nsa_lib.contract.files import write_json
+from nsa_lib.contract.fingerprint import KEPT
 from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.runs.member import member_of, run_tag
 from nsa_lib.runs.plan import Plan
@@ -18,7 +19,7 @@ def stamp(moment: datetime) -> str:
 
 
 def make_run_folder(plan: Plan) -> Path:
-    """Make the folder of a run, which no other run gets, and write run.json into it."""
+    """Make the folder of a run, which no other run gets, and write run.json into it, and what was kept of others."""
     member = member_of(plan.values, plan.environment)
     folder, created = new_run_folder(plan.out_dir, plan.notebook, run_tag(str(plan["tag"]), member))
     description = {
@@ -37,6 +38,9 @@ def make_run_folder(plan: Plan) -> Path:
         "report": told_report(),
         **({"member": member} if member else {}),
     }
+    for name, fingerprint in plan.kept.items():
+        (folder / KEPT).mkdir(exist_ok=True)
+        write_json(folder / KEPT / name, fingerprint)
     write_json(folder / "run.json", description)
     return folder
 

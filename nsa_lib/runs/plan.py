@@ -11,6 +11,7 @@ from nsa_lib.contract.allocator import AllocatorSettings
 from nsa_lib.contract.backends import OLDEST_CAPABILITY, runnable_backends, why_not_fused
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment, papermill
+from nsa_lib.runs.fingerprints import kept_for_run
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.own import brought, try_own, with_own
 from nsa_lib.runs.parameters import Value
@@ -43,6 +44,8 @@ class Plan:
     """Names in the notebook's cells that are nearly a parameter's, and which."""
     on_trial: Mapping[str, object] | None = None
     """What is known of what a user brings, if she brings something."""
+    kept: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Kept fingerprints that the run is compared with, by their names."""
 
     def __getitem__(self, name: str) -> object:
         """Return a parameter's effective value."""
@@ -118,6 +121,8 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     cases = request.cases(values, backends)
     require_judgeable(cases)
     room = environment.room(out_dir, facts) if request.records_room else {}
+    found = {**facts, **environment.machine_facts(), **provenance(notebooks), **room}
+    on_trial = _tried(cases, imagined=request.imagined)
     return Plan(
         request=request,
         profile=profile,
@@ -125,11 +130,12 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
         custom=tuple(request.differences(values, profile=profile)),
         backends=backends,
         cases=cases,
-        environment={**facts, **environment.machine_facts(), **provenance(notebooks), **room},
+        environment=found,
         out_dir=out_dir,
         overwritten=tuple(request.overwritten(namespace)),
         mistyped=request.mistyped(namespace),
-        on_trial=_tried(cases, imagined=request.imagined),
+        on_trial=on_trial,
+        kept=_kept(values, cases[0], found, on_trial),
     )
 
 
@@ -147,6 +153,14 @@ def _tried(cases: Sequence[CaseConfig], *, imagined: bool) -> dict[str, object] 
     if case is None:
         return None
     return try_own(replace(case, device="cpu") if imagined else case)
+
+
+def _kept(
+    values: Mapping[str, Value], case: CaseConfig, facts: Mapping[str, object], on_trial: Mapping[str, object] | None
+) -> dict[str, dict[str, object]]:
+    """Return the kept fingerprints that a run is compared with, by their names; none if it was given no place."""
+    place = values["fingerprint"].value if "fingerprint" in values else None
+    return kept_for_run(str(place), case, facts, on_trial) if place else {}
 
 
 def reproduce(notebook: str, given: Mapping[str, object]) -> str:

@@ -105,6 +105,10 @@ class Recorded:
         """Return a parameter's effective value."""
         return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
 
+    def was_given(self, name: str) -> bool:
+        """Return whether a parameter has a value; one that the run's library did not know has none."""
+        return any(p["name"] == name and p["value"] is not None for p in self.info["parameters"])
+
     @property
     def out_dir(self) -> Path:
         """The folder that holds runs/."""

@@ -23,7 +23,7 @@ SUBJECT = ("backend", "attention", "attention_args", "model", "model_args")
 
 FREE = (
     "profile", *SUBJECT, "tag", "fleet", "member", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s",
-    "memory_snapshot",
+    "memory_snapshot", "fingerprint",
 )  # fmt: skip
 """Parameters that do not make a run another one than its profile's. The checklist leaves open what is on
 trial: a contrast recommends a backend, and a user may bring hers. The others change nothing that is computed."""

@@ -5,8 +5,6 @@ It trains nothing. What each member's run says is judged again from its frames: 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +18,7 @@ from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.gate import ended_well
 from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment, gpu_health
+from nsa_lib.runs.fingerprints import bits_sha256
 from nsa_lib.runs.folder import new_run_folder
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.plan import reproduce
@@ -153,5 +152,4 @@ def fingerprint_of(run: Run) -> tuple[str | None, str]:
         return None, "its training left no fingerprint"
     if not found["deterministic"]:
         return None, f"{NOT_COMPARED}{found['why_not']}"
-    bits = json.dumps([found["losses"], found["steps"]], sort_keys=True)
-    return hashlib.sha256(bits.encode()).hexdigest(), ""
+    return bits_sha256(found), ""

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from nsa_lib.contract.fingerprint import FILE, first_difference
+from nsa_lib.contract.fingerprint import FILE, KEPT, first_difference, parting
 from nsa_lib.contract.heartbeat import HeartbeatReader
-from nsa_lib.judgement.fingerprint import PERSISTENT, SOFTWARE, TRANSIENT, cause_of
+from nsa_lib.judgement.fingerprint import PERSISTENT, SOFTWARE, TRANSIENT, cause_beside_kept, cause_of
 from nsa_lib.runs.fingerprints import read_fingerprint
+from nsa_lib.subject import training
 from nsa_lib.worker import places
 from nsa_lib.worker.loop import run_to_result
 from tests.subject.test_config import CASE
@@ -74,3 +76,52 @@ def test_a_place_is_left_as_it_was():
     with places.at(places.places("cpu")[-1]):
         assert places.here("cpu") == places.places("cpu")[-1]
     assert places.here("cpu") == before
+
+
+def in_run(folder, case, kept=None):
+    """Run a case as one of a run that is compared with what was kept; return its fingerprint."""
+    (folder / "cases").mkdir(exist_ok=True)
+    (folder / KEPT).mkdir(exist_ok=True)
+    if kept:
+        (folder / KEPT / "one.json").write_text(json.dumps(kept))
+    return ran(folder / "cases", case)
+
+
+def flipped_in(monkeypatch, step):
+    """Flip a bit of the gradient of one step, once, which only what was kept can show."""
+    original, calls = training.grad_norm, iter(range(1, 1000))
+
+    def norm(model):
+        if next(calls) == step:
+            model.attention_layers[0].out.weight.grad.view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 12)
+        return original(model)
+
+    monkeypatch.setattr(training, "grad_norm", norm)
+
+
+TRAINING = replace(CASE, fingerprint=True, steps=8)
+
+REPEATED = replace(TRAINING, case_id="hot", work="repeat", repeats=TRAINING.case_id, steps=3)
+
+
+def test_a_difference_from_what_was_kept_is_taken_again_up_to_its_step(tmp_path, monkeypatch):
+    kept = ran(tmp_path, TRAINING)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    flipped_in(monkeypatch, 5)
+    first = in_run(folder, TRAINING, kept)
+    again = in_run(folder, REPEATED)
+    assert first_difference(first, again) == "", "within the steps that are always taken again"
+    step, _ = parting(first, kept)
+    assert step >= 5
+    assert {len(take["losses"]) for take in again["again"]} == {step}
+    assert cause_beside_kept(kept, again["again"])[0] == TRANSIENT
+
+
+def test_what_was_kept_of_another_run_is_no_reason_to_take_steps_again(tmp_path, monkeypatch):
+    kept = ran(tmp_path, TRAINING)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    flipped_in(monkeypatch, 5)
+    in_run(folder, TRAINING, {**kept, "of": {**kept["of"], "torch": "2.5.1"}})
+    assert in_run(folder, REPEATED)["again"] == []

@@ -115,6 +115,7 @@ REQUEST = Request(
             bool, "record a step's allocations, in a case of its own that is not judged", False
         ),
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory", above=0),
+        "fingerprint": Parameter(str, "kept bits to compare with: a file of `nsa_lib keep`, or a folder of them"),
         **RUN,
         **MEMBER,
         **FAULT_AT,

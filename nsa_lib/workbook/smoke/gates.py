@@ -14,7 +14,7 @@ from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate, replay_gate
 from nsa_lib.judgement.clock import clock_gate
 from nsa_lib.judgement.compiled import compiled_gate
-from nsa_lib.judgement.fingerprint import same_bits_gate
+from nsa_lib.judgement.fingerprint import kept_bits_gate, same_bits_gate
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -69,6 +69,7 @@ def smoke_gates(run: Recorded) -> list[GateResult]:
         *(attested_gate(run, "training", area) for area in AREAS),
         replay_gate(run, "training"),
         same_bits_gate(run, "training", HOT),
+        *([kept_bits_gate(run, "training", HOT)] if run.was_given("fingerprint") else []),
         future_gate(run),
         executed_gate(run, "training"),
         recomputation_gate(run, "training", prerequisite=run.info["profile"] == "checklist"),
