@@ -6,11 +6,11 @@ who is wrong, and all are named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from nsa_lib.contract.figures import counted, written
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN
 from nsa_lib.workbook.fleet.band import FEWEST, Band, learned_band
 from nsa_lib.workbook.fleet.members import NOT_COMPARED, Fleet, Member, majority
 
@@ -42,15 +42,31 @@ class Ruled:
 
 
 def fingerprints(fleet: Fleet) -> Ruled:
-    """Judge that all GPUs of a kind computed the same bits; only shown where no backend gives the same bits twice."""
+    """Judge that all GPUs of a kind computed the same bits; only shown where no backend gives the same bits twice.
+
+    Members that gave the bits which were kept are right, however many others agree on other ones.
+    """
     if fleet.members and all(member.no_fingerprint.startswith(NOT_COMPARED) for member in fleet.members):
         return Ruled(said=fleet.members[0].no_fingerprint, judged=False, required=False)
-    return _same(fleet, "fingerprints", lambda member: member.fingerprint, "computed other bits than", _no_fingerprint)
+    found = _same(
+        fleet, "fingerprints", lambda member: member.fingerprint, "computed other bits than", _no_fingerprint, _proven
+    )
+    shared = "" if any(map(_proven, fleet.members)) else "; none with kept bits: an error that all share is not seen"
+    return replace(found, said=found.said + shared)
+
+
+def _proven(member: Member) -> bool:
+    """Return whether a member gave the bits that were kept of its kind (`fingerprint=` of its smoke)."""
+    return member.gates.get("kept_bits") == PASS
 
 
 def memory(fleet: Fleet) -> Ruled:
     """Judge that the peak of allocated memory is the same to the byte on all GPUs of a kind."""
-    return _same(fleet, "memory", lambda member: member.peak_alloc_bytes, "allocated other bytes than", _no_memory)
+    if fleet.members and all(len(of_kind) == 1 and _proven(of_kind[0]) for of_kind in fleet.by_kind().values()):
+        return Ruled(said="one member of a kind: there is nobody to compare with", judged=False, required=False)
+    return _same(
+        fleet, "memory", lambda member: member.peak_alloc_bytes, "allocated other bytes than", _no_memory, _proven
+    )
 
 
 def _no_fingerprint(member: Member) -> str:
@@ -62,32 +78,43 @@ def _no_memory(member: Member) -> str:
 
 
 def _same(
-    fleet: Fleet, rule: str, value: Callable[[Member], object], differs: str, why_none: Callable[[Member], str]
+    fleet: Fleet,
+    rule: str,
+    value: Callable[[Member], Hashable],
+    differs: str,
+    why_none: Callable[[Member], str],
+    proven: Callable[[Member], bool],
 ) -> Ruled:
     """Name the members whose value is not that of most of their kind, or who have none."""
     findings, compared = [], 0
     for kind, members in fleet.by_kind().items():
         known = [member for member in members if value(member) is not None]
         findings += [_finding(rule, m, NOT_RUN, why_none(m)) for m in members if value(m) is None]
-        healthy = [member for member in known if member.verdict == "GO"]
-        # Where the kind is split, those that are GO by themselves are believed.
-        most = majority(known, value) or majority(healthy, value)
-        if most is None:
+        right = {value(member) for member in known if proven(member)}
+        wanted = right.pop() if len(right) == 1 else _of_most(known, value)
+        if wanted is None:
             said = f"{differs} others of {kind}, and no value has more than half of the {len(known)}"
             findings += [_finding(rule, member, FAIL, said) for member in known]
             continue
-        wanted, count, _ = most
         same = [member for member in known if value(member) == wanted]
-        compared += len(known) if len(same) > 1 else 0
-        if len(same) == 1:
+        alone = len(same) == 1 and not proven(same[0])
+        compared += 0 if len(same) == len(known) and alone else len(known)
+        if alone:
             findings.append(_finding(rule, same[0], NOT_RUN, "nobody of its kind agrees with it"))
-        said = f"{differs} {count} others of {kind}"
+        said = f"{differs} {counted(len(same), 'other')} of {kind}"
+        said += ", who computed what was kept" if any(map(proven, same)) else ""
         findings += [
             _finding(rule, m, FAIL, f"{said}: {_short(value(m))}, not {_short(wanted)}")
             for m in known
             if value(m) != wanted
         ]
-    return Ruled(findings, f"{compared} members compared", judged=compared > 0)
+    return Ruled(findings, f"{counted(compared, 'member')} compared", judged=compared > 0)
+
+
+def _of_most(known: list[Member], value: Callable[[Member], Hashable]) -> Hashable | None:
+    """Return the value of most, or where they are split, of most of those that are GO by themselves; None without."""
+    most = majority(known, value) or majority([member for member in known if member.verdict == "GO"], value)
+    return most and most[0]
 
 
 def _short(value: object) -> str:

@@ -93,6 +93,35 @@ def test_a_split_without_a_majority_names_all_and_believes_those_that_are_go_by_
     assert [finding.member.rank for finding in named] == [0, 1, 2, 3]
 
 
+PROVEN, REFUTED = ({"gates": {"kept_bits": outcome}} for outcome in (PASS, FAIL))
+"""What a smoke came to that was compared with kept bits."""
+
+
+def test_who_gave_the_bits_that_were_kept_is_right_against_any_majority():
+    wrong = {f"m{rank}": {"fingerprint": "b" * 64} for rank in range(1, 8)}
+    assert [f.member.rank for f in judged_fleet(fleet(**wrong))["fingerprints"].findings] == [0]
+    found = judged_fleet(fleet(m0=PROVEN, **wrong))["fingerprints"].findings
+    assert [f.member.rank for f in found] == [*range(1, 8)]
+    assert "1 other of NVIDIA H200, who computed what was kept" in found[0].why
+    halves = {name: wrong[name] for name in ("m4", "m5", "m6", "m7")}
+    assert [f.member.rank for f in judged_fleet(fleet(m0=PROVEN, **halves))["fingerprints"].findings] == [4, 5, 6, 7]
+
+
+def test_a_fleet_of_one_is_judged_by_what_was_kept(tmp_path):
+    assert gate_of(fleet(1), "fingerprints", tmp_path / "alone").outcome == NOT_RUN
+    assert gate_of(fleet(1, m0=PROVEN), "fingerprints", tmp_path / "kept").outcome == PASS
+    assert [saved(fleet(1, **one), tmp_path / f"{len(one)}").verdict for one in ({}, {"m0": PROVEN})] == [
+        "INCOMPLETE",
+        "GO",
+    ]
+    assert gate_of(fleet(1, m0=REFUTED), "fingerprints", tmp_path / "refuted").outcome == NOT_RUN
+
+
+def test_an_error_that_all_share_is_said_not_to_be_seen_where_nothing_was_kept(tmp_path):
+    assert "an error that all share is not seen" in gate_of(fleet(), "fingerprints", tmp_path / "none").detail
+    assert "all share" not in gate_of(fleet(m0=PROVEN), "fingerprints", tmp_path / "one").detail
+
+
 def test_bits_that_need_not_be_the_same_are_only_shown(tmp_path):
     why = {"fingerprint": None, "no_fingerprint": "not compared, backend=masked: adds in no fixed order"}
     run = saved(fleet(**{f"m{rank}": why for rank in range(8)}), tmp_path)
