@@ -7,10 +7,13 @@ Letters: B batch, T queries, H heads, G groups, N selection blocks.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch.nn import functional as F
 
 from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.selection_health import selection_health
 
 MOST_BLOCKS = 64
 """Most rows and columns of what is kept of a selection. Of more blocks, neighbours are averaged."""
@@ -33,20 +36,22 @@ def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | No
         `l_sel`: tokens of a row or column of `selected`. `branches`: their names. `selected` [layer][query block][key
         block]: the share of a block's queries, over batch and groups, that select a block; with more than MOST_BLOCKS,
         the mean over neighbours; no layers where the selected branch is off. `branch_gates` [layer][head][branch]:
-        their mean over batch and queries.
+        their mean over batch and queries. `health` [layer]: what its selection is worth (`SelectionHealth`).
     """
     first = model.blocks[0].attention
     if not (first.can_select or first.can_show_gates):
         return None
-    x, selected, branch_gates = model.embedding(tokens), [], []
+    x, selected, branch_gates, health = model.embedding(tokens), [], [], []
     together = -(-tokens.shape[1] // (MOST_BLOCKS * first.block))
     for block in model.blocks:
         attention, read = block.attention, block.norm_attention(x)
+        gates = attention.branch_gates_of(read) if attention.can_show_gates else None
+        if gates is not None:
+            branch_gates.append(gates.double().mean(dim=(0, 2)))
         if attention.can_select:
-            share = selection_share(attention.select(read), first.block)
-            selected.append(_rounded(neighbours_together(share, together)))
-        if attention.can_show_gates:
-            branch_gates.append(attention.branch_gates_of(read).double().mean(dim=(0, 2)))
+            blocks, sizes = attention.select(read), {"l_sel": first.block, "w": first.window_tokens}
+            selected.append(_rounded(neighbours_together(selection_share(blocks, first.block), together)))
+            health.append(asdict(selection_health(blocks, **sizes, gates=gates, gate_names=attention.gate_names)))
         x = block(x)
     if not (torch.isfinite(x).all() and all(torch.isfinite(gates).all() for gates in branch_gates)):
         return None
@@ -55,6 +60,7 @@ def attention_map(model: TinyLM, tokens: torch.Tensor) -> dict[str, object] | No
         "branches": list(first.gate_names),
         "selected": selected,
         "branch_gates": [_rounded(layer) for layer in branch_gates],
+        "health": health,
     }
 
 

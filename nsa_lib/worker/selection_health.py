@@ -9,6 +9,7 @@ Letters: B batch, G groups, T queries, n blocks a query reads, N blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,30 @@ FORCED = 3
 
 NEAR_TIE = 2.0**-8
 """Two scores nearly tie if they differ by no more than this share of the larger: half a step of bfloat16."""
+
+
+STUCK = 0.01
+"""A gate that is never further than this from 0 or 1 is stuck there."""
+
+
+@dataclass(frozen=True)
+class SelectionHealth:
+    """What was found of a layer. A share is None where nothing chooses or is picked, or what it needs is not known."""
+
+    choosing: float
+    """Share of the queries that choose."""
+    overlap: float | None
+    forced: float | None
+    in_window: float | None
+    never_picked: float | None
+    near_ties: float | None
+    gates: dict[str, float]
+    """The mean of each branch's gates."""
+    shut: dict[str, int]
+    """Heads whose gate of a branch is stuck at 0."""
+    wide_open: dict[str, int]
+    """Heads whose gate of a branch is stuck at 1."""
+    heads: int | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class Selection:
 
     def forced(self) -> float:
         """Return the share of what is read that is forced."""
-        return 1 - float(self.picked.double().mean())
+        return 1 - int(self.picked.sum()) / int((self.blocks >= 0).sum())
 
     def overlap(self) -> float | None:
         """Return the share of a query's picked blocks that the query before it read too; None for one query."""
@@ -87,6 +112,41 @@ class Selection:
         """Return the share of the candidates that no query picks, each group's and sequence's own."""
         counts = self.counts()
         return float((counts == 0).double().mean()) if counts.numel() else None
+
+
+def selection_health(
+    blocks: Tensor,
+    *,
+    l_sel: int,
+    w: int,
+    gates: Tensor | None,
+    gate_names: Sequence[str],
+    ties: float | None = None,
+) -> SelectionHealth:
+    """Return what a layer's selection is worth.
+
+    Args:
+        blocks: that its queries read, int64 [B, G, T, n], -1 for none.
+        l_sel: tokens in a block.
+        w: tokens that its sliding branch sees.
+        gates: of some queries, [B, H, R, branches]; None if it shows none.
+        gate_names: of the branches.
+        ties: as `near_ties` finds them; None where the scores are not known.
+    """
+    found, (length, n) = Selection.of(blocks, l_sel), blocks.shape[2:]
+    known = {} if gates is None else dict(zip(gate_names, gates.double().unbind(-1), strict=True))
+    return SelectionHealth(
+        choosing=max(0, length - n * l_sel) / length,
+        overlap=found and found.overlap(),
+        forced=found and found.forced(),
+        in_window=found and found.in_window(w),
+        never_picked=found and found.never_picked(),
+        near_ties=ties,
+        gates={name: float(gate.mean()) for name, gate in known.items()},
+        shut={name: int((gate.amax(dim=(0, 2)) <= STUCK).sum()) for name, gate in known.items()},
+        wide_open={name: int((gate.amin(dim=(0, 2)) >= 1 - STUCK).sum()) for name, gate in known.items()},
+        heads=None if gates is None else gates.shape[1],
+    )
 
 
 def near_ties(scores: Tensor, positions: Tensor, config: NSAConfig) -> float | None:

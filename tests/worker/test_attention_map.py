@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from nsa_lib.subject import training
-from nsa_lib.subject.config import ConfigError
+from nsa_lib.subject.config import ConfigError, Own
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import attention_map as maps
 from nsa_lib.worker import data
 from nsa_lib.worker.attention_map import attention_map, selection_share
 from nsa_lib.worker.loop import run_to_result
+from nsa_lib.worker.selection_health import Selection
 from tests.subject.test_config import CASE, MODEL, NSA
 
 DEEP = replace(MODEL, layers=2, nsa=replace(NSA, n_sel=3))
@@ -76,10 +77,59 @@ def test_what_a_query_must_and_must_not_read_is_seen():
         assert layer.sum(dim=1).tolist() == pytest.approx([1, 2, 3, 3, 3], abs=1e-3)
 
 
+def test_what_each_layers_selection_is_worth_is_found_where_it_stands():
+    model, batch = TinyLM(DEEP), tokens()
+    read = []
+    for block in model.blocks:
+        block.attention.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    kept = attention_map(model, batch)
+    for health, block, x in zip(kept["health"], model.blocks, read, strict=True):
+        by_hand = Selection.of(block.attention.select(x), 64)
+        assert (health["forced"], health["never_picked"]) == (by_hand.forced(), by_hand.never_picked())
+        assert health["choosing"] == pytest.approx(1 - 3 * 64 / LENGTH)
+        assert health["near_ties"] is None
+        assert health["heads"] == 4
+
+
+class Selecting(torch.nn.Module):
+    """A user's attention that shows which blocks it reads."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.out = torch.nn.Linear(dim, dim)
+
+    def forward(self, x):
+        return self.out(x)
+
+    def select(self, x):
+        own = torch.arange(x.shape[1])[:, None] // 16
+        return (own - torch.arange(3, -1, -1)).clamp(min=-1).expand(len(x), 1, -1, -1)
+
+
+class Gated(Selecting):
+    """And how open its gates are."""
+
+    def branch_gates(self, x):
+        return torch.zeros(len(x), 2, x.shape[1], 3)
+
+
+def own_model(attention):
+    own = Own(role="attention", spec=f"{__name__}:{attention.__name__}", sizes={"dim": NSA.dim, "l_sel": 16, "w": 48})
+    return TinyLM(replace(MODEL, layers=2, attention="own", own=own))
+
+
+def test_a_users_attention_is_shown_by_what_it_shows():
+    kept = attention_map(own_model(Selecting), tokens())
+    assert [health["heads"] for health in kept["health"]] == [None, None]
+    assert 0 < kept["health"][0]["in_window"] < 1  # three blocks back begins before the window of 48
+    gated = attention_map(own_model(Gated), tokens())
+    assert [health["shut"] for health in gated["health"]] == [{"cmp": 2, "slc": 2, "win": 2}] * 2
+
+
 def test_a_model_without_the_selected_branch_has_gates_alone():
     without = replace(DEEP, nsa=replace(DEEP.nsa, branches=("win",)))
     kept = attention_map(TinyLM(without), tokens())
-    assert kept["selected"] == []
+    assert kept["selected"] == kept["health"] == []
     assert torch.tensor(kept["branch_gates"]).shape == (2, 4, 1)
 
 

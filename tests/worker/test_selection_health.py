@@ -5,7 +5,7 @@ import torch
 
 from nsa_lib.subject.attention import select_blocks
 from nsa_lib.subject.config import NSAConfig
-from nsa_lib.worker.selection_health import NEAR_TIE, Selection, near_ties
+from nsa_lib.worker.selection_health import NEAR_TIE, STUCK, Selection, near_ties, selection_health
 
 CONFIG = NSAConfig(dim=8, heads=4, groups=2, d_k=4, d_v=4, l=4, d=4, l_sel=4, n_sel=5, w=14)
 LENGTH = 61
@@ -109,3 +109,30 @@ def test_three_blocks_are_all_forced():
     assert found.overlap() is None
     assert found.in_window(CONFIG.w) is None
     assert found.never_picked() == 1
+
+
+BRANCHES = ("cmp", "slc", "win")
+
+
+def test_gates_that_never_leave_an_end_are_stuck():
+    gates = torch.full((2, 4, 30, 3), 0.5)
+    gates[:, 1, :, 1] = STUCK  # head 1 is shut, head 2 all but once, head 3 open
+    gates[:, 2, :, 1] = 0.0
+    gates[1, 2, 7, 1] = 2 * STUCK
+    gates[:, 3, :, 2] = 1.0
+    found = selection_health(chosen(scores()), l_sel=4, w=14, gates=gates, gate_names=BRANCHES)
+    assert (found.shut, found.wide_open) == ({"cmp": 0, "slc": 1, "win": 0}, {"cmp": 0, "slc": 0, "win": 1})
+    assert found.heads == 4
+    assert found.gates["slc"] == pytest.approx((2 * 0.5 + STUCK + 2 * STUCK / 60) / 4, abs=1e-6)
+
+
+def test_all_that_is_found_stands_in_one_record():
+    blocks = chosen(scores())
+    found, selection = selection_health(blocks, l_sel=4, w=14, gates=None, gate_names=()), Selection.of(blocks, 4)
+    assert found.choosing == pytest.approx((LENGTH - 20) / LENGTH)
+    assert (found.overlap, found.forced) == (selection.overlap(), selection.forced())
+    assert (found.in_window, found.never_picked) == (selection.in_window(14), selection.never_picked())
+    assert (found.near_ties, found.gates, found.heads) == (None, {}, None)
+    assert selection_health(blocks, l_sel=4, w=14, gates=None, gate_names=(), ties=0.25).near_ties == 0.25
+    short = selection_health(blocks[:, :, :20], l_sel=4, w=14, gates=None, gate_names=())
+    assert (short.choosing, short.overlap, short.in_window) == (0, None, None)

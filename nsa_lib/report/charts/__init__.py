@@ -4,6 +4,7 @@ from nsa_lib.report.charts.attention_map import NOT_KEPT, gate_map, selection_ma
 from nsa_lib.report.charts.chart import CONFIG, Chart, nothing
 from nsa_lib.report.charts.overlay import no_figures, over_runs, overlay
 from nsa_lib.report.charts.prediction import prediction_figure
+from nsa_lib.report.charts.selection_health import selection_chart, selection_table
 from nsa_lib.report.charts.steps import grad_norm, loss, memory_range, memory_trend, phase_peaks, step_time
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "overlay",
     "phase_peaks",
     "prediction_figure",
+    "selection_chart",
     "selection_map",
+    "selection_table",
     "step_time",
 ]

@@ -128,6 +128,11 @@ class NSAttention(nn.Module):
         """Tokens of a block that it selects."""
         return self.config.l_sel
 
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that its sliding branch sees."""
+        return self.config.w
+
     @torch.no_grad()
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Return the blocks that each query of x selects, [B, T, dim] -> int64 [B, G, T, n_sel]."""

@@ -63,5 +63,9 @@ class Attention(Protocol):
     def block(self) -> int:
         """Tokens of a block that it selects."""
 
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that its sliding branch sees."""
+
     def branch_gates_of(self, x: torch.Tensor) -> torch.Tensor:
         """Return the `branch_gates` of x [B, T, dim], without a gradient."""

@@ -66,6 +66,11 @@ class OwnAttention(nn.Module):
         return int(self.own.sizes["l_sel"])
 
     @property
+    def window_tokens(self) -> int:
+        """Tokens that a sliding branch sees, if it has one: the size that its case gives it."""
+        return int(self.own.sizes["w"])
+
+    @property
     def window(self) -> int | None:
         """How many tokens before its own a row may see, if it says so."""
         found = getattr(self.inner, "window", None)

@@ -30,6 +30,7 @@ from nsa_lib.judgement.gate import (
 )
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.judgement.prediction import prediction_advice
+from nsa_lib.judgement.selection import selection_advice
 from nsa_lib.judgement.trend import judge_trend, steps_to_limit
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.smoke.cases import HOT
@@ -242,7 +243,7 @@ def operator_gate(run: Recorded) -> GateResult:
 
 def smoke_advice(run: Recorded) -> list[str]:
     """Return what a user may want to change; it never decides."""
-    rows, said = run.of("training"), prediction_advice(run, ("training", "dense"))
+    rows, said = run.of("training"), [*prediction_advice(run, ("training", "dense")), *selection_advice(run)]
     alloc_conf = str(run.parameter("alloc_conf"))
     if "expandable_segments:True" in alloc_conf and "max_split_size_mb" in alloc_conf:
         said.append(

@@ -23,6 +23,7 @@ from nsa_lib.worker.attestation.coverage import ATTENTION, BACKWARD, CHOICE, Par
 from nsa_lib.worker.attestation.records import LayerRecord
 from nsa_lib.worker.attestation.rounding import Comparison, compare
 from nsa_lib.worker.attestation.sample import Sample
+from nsa_lib.worker.selection_health import SelectionHealth, near_ties, selection_health
 
 FEWEST_ENTRIES = 16
 """Rows of a weight that belong to a head, from which on each head is judged alone."""
@@ -39,6 +40,8 @@ class LayerFound:
     gradients: dict[str, Comparison] = field(default_factory=dict)
     """`d_x`, `d_<parameter>`."""
     choice: ChoiceFound | None = None
+    health: SelectionHealth | None = None
+    """What its selection is worth: shown, not judged."""
     not_compared: list[Part] = field(default_factory=list)
     passes: int = 0
     """Times that forward ran in the step: 2 with checkpointing."""
@@ -142,6 +145,10 @@ def _judge_rows(found: LayerFound, trial: _Trial) -> None:
         found.parts["recomputed"] = judged(record.recomputed, right.output, rounded.output)
     if chosen is not None:
         found.choice = judge_choice(chosen, right.scores, rounded.scores, sample.positions, c, record.backend)
+        found.health = selection_health(
+            trial.blocks.to(right.scores.device), l_sel=c.l_sel, w=c.w, gates=record.shown.get("branch_gates"),
+            gate_names=c.branches, ties=near_ties(right.scores, positions, c),
+        )  # fmt: skip
 
 
 def _judge_gradients(found: LayerFound, trial: _Trial) -> None:

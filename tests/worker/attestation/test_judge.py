@@ -11,6 +11,7 @@ from nsa_lib.subject.attention import BACKENDS, fused
 from nsa_lib.subject.attention import module as attention_module
 from nsa_lib.subject.attention.module import NSAttention
 from nsa_lib.worker.attestation.recorder import Recorder
+from tests.worker.attestation import attested
 from tests.worker.attestation.attested import LENGTH, config, judged, wrong
 
 BEYOND = 400
@@ -65,6 +66,55 @@ def test_what_is_found_is_json():
     found = judged(config(layers=1))
     text = json.dumps(found.to_json(), allow_nan=False)
     assert json.loads(text)["compared"] == found.compared
+
+
+SHARES = ("overlap", "forced", "in_window", "near_ties", "never_picked")
+
+
+@pytest.mark.parametrize("backend", ["masked", "packed"])
+def test_what_a_selection_is_worth_is_found_of_the_recorded_step(backend):
+    found = judged(config(backend=backend))
+    for layer in found.layers:
+        assert layer.health.choosing == pytest.approx(1 - 5 * 16 / LENGTH)
+        assert all(0 <= getattr(layer.health, share) <= 1 for share in SHARES)
+        assert 0 < layer.health.overlap < 1
+        assert layer.health.forced == pytest.approx(3 / 5)
+        assert layer.health.shut == layer.health.wide_open == {"cmp": 0, "slc": 0, "win": 0}
+
+
+def test_a_choice_that_always_takes_the_windows_blocks_is_seen(monkeypatch):
+    newest = torch.arange(29.0)
+    right = attention_module.choose_blocks
+    monkeypatch.setattr(
+        attention_module, "choose_blocks", lambda scores, **sizes: right(newest.expand_as(scores), **sizes)
+    )
+    assert [layer.health.in_window for layer in judged(config(w=5 * 16)).layers] == [1, 1]
+    assert [layer.health.in_window for layer in judged(config(w=2 * 16)).layers] == [0, 0]
+
+
+def test_ties_are_seen(monkeypatch):
+    honest = attested.trainee
+
+    def silent(*arguments, **options):
+        model, optimizer = honest(*arguments, **options)
+        model.blocks[0].attention.query.weight.data.zero_()  # all scores of as many tokens are equal
+        return model, optimizer
+
+    monkeypatch.setattr(attested, "trainee", silent)
+    first, second = judged(config(l=16, d=16)).layers
+    assert first.health.near_ties == 1
+    assert second.health.near_ties < 0.5
+
+
+def test_a_gate_stuck_at_0_is_seen(monkeypatch):
+    right = NSAttention.project
+
+    def shut(self, x):
+        parts = right(self, x)
+        return parts | {"branch_gates": parts["branch_gates"] * torch.tensor([1.0, 0.0, 1.0])}
+
+    monkeypatch.setattr(NSAttention, "project", shut)
+    assert [layer.health.shut for layer in judged(config()).layers] == [{"cmp": 0, "slc": 4, "win": 0}] * 2
 
 
 def beyond(honest, spoilt):
