@@ -99,7 +99,7 @@ def test_figures_and_verdict_need_no_torch(folder):
     code = f"""import sys
 from nsa_lib.workbook.run import open_run
 run = open_run({str(folder)!r})
-assert set(run.figures) == {{"memory", "phases", "prediction", "loss", "grad_norm", "step_time"}}
+assert set(run.figures) == {{"memory", "phases", "prediction", "loss", "grad_norm", "selection", "step_time"}}
 assert len(run.figures["memory"].data) == 3
 assert run.verdict == "GO"
 assert "torch" not in sys.modules"""
@@ -136,7 +136,7 @@ def test_a_runner_killed_at_once_leaves_a_run_that_can_be_opened(folder):
         assert run.steps.empty
         assert run.verdict == "INCOMPLETE"
         assert "no steps recorded" in run.figures["memory"].layout.meta["description"]
-        assert len(run.figures) == 6
+        assert len(run.figures) == 7
 
 
 STDERR = 'Traceback, "quoted":\r\n  50%|#####     |\r100%|##########|\n\x00NUL, None\nValueError: 7, né\n'

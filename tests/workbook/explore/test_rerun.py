@@ -177,7 +177,7 @@ def test_the_notebook_in_a_kernel_run_interrupted_run_again_and_after_a_restart(
         assert stopped.cases["status"].tolist() == ["interrupted"]
         assert len(stopped.steps) > 0
         assert processes(str(stopped.folder / "cases" / "training" / "case.json")) == []
-        assert len(shown["application/vnd.plotly.v1+json"]) == 7
+        assert len(shown["application/vnd.plotly.v1+json"]) == 8
         lab.cells = {**lab.kept, **edited}
         assert lab.run_all()[1]["status"] == "ok"
         assert [run.cases["status"][0] for run in reruns(tmp_path)] == ["interrupted", "ok"]
