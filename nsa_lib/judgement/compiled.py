@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nsa_lib.contract.case import GRAPH, WINDOW_STEPS
+from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 
@@ -30,14 +31,15 @@ def compiled_gate(run: Recorded, case_id: str, profiled_id: str) -> GateResult:
     layers, is_graph = case["asked"]["model"]["layers"], case["asked"]["compile"] == GRAPH
     calls = sum(case["executed"][-1]["passes"]) if is_graph else _compiled_calls(run.case(profiled_id))
     if calls is not None and calls < layers:
-        wrong.append(f"{calls:g} calls of compiled code a step, in {layers} layers")
+        wrong.append(f"{calls:g} calls of compiled code a step, in {counted(layers, 'layer')}")
     if wrong:
         return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong))
     if calls is None:
         return replace(gate, detail="calls of compiled code were not counted: a layer may have run eagerly")
     detail = (
-        f"{steps[-1]['graphs']} graphs of {steps[-1]['frames']} frames, {calls:g} calls of them a step in {layers} "
-        f"layers; no break, {len(steps[0]['recompilations'])} compiled again in the first step and none later"
+        f"{counted(steps[-1]['graphs'], 'graph')} of {counted(steps[-1]['frames'], 'frame')}, called {calls:g} times a "
+        f"step in {counted(layers, 'layer')}; no break, {len(steps[0]['recompilations'])} compiled again in the first "
+        "step and none later"
     )
     return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
 
@@ -47,7 +49,7 @@ def _wrong(first: Mapping, last: Mapping) -> list[str]:
     wrong = [] if last["graphs"] else ["nothing was compiled"]
     if last["eager_frames"]:
         wrong.append(f"{last['eager_frames']} of {last['frames']} frames run eagerly")
-    wrong += [f"a graph breaks {times} times: {reason}" for reason, times in last["graph_breaks"].items()]
+    wrong += [f"a graph breaks {counted(times, 'time')}: {reason}" for reason, times in last["graph_breaks"].items()]
     again = last["recompilations"][len(first["recompilations"]) :]
     return wrong + [f"compiled again after the first step: {reason}" for reason in again]
 

@@ -108,7 +108,9 @@ def steps_gate(run: Recorded, case_id: str, name: str, *, required: bool = True)
     if done != asked:
         return replace(gate, outcome=FAIL, detail=f"ended after {done:,} of {counted(asked, 'step')}")
     if steps != list(range(1, asked + 1)):
-        return replace(gate, outcome=FAIL, detail=f"its {done} heartbeats are not of {asked} steps, each once")
+        return replace(
+            gate, outcome=FAIL, detail=f"its heartbeats, {done} in all, are not of {counted(asked, 'step')}, each once"
+        )
     return replace(gate, outcome=PASS)
 
 

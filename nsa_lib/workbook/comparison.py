@@ -10,16 +10,7 @@ from nsa_lib.contract.figures import counted
 from nsa_lib.report.charts.overlay import overlay
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.tables import Cell, Table, format_value, frame_table, verdict_cell
-from nsa_lib.workbook.run import Run, compare, key_figures
-
-FIGURES = {
-    "peak_alloc_mib": ("peak allocated", "MiB"),
-    "peak_reserved_mib": ("peak reserved", "MiB"),
-    "tokens_per_s": ("pace, median after warm-up", "tokens/s"),
-    "step_ms": ("step time, median after warm-up", "ms"),
-    "loss": ("loss of the last step", "nats per token"),
-}
-"""What each key figure is called, and its unit."""
+from nsa_lib.workbook.run import FIGURES, Run, compare, key_figures
 
 OVERLAYS = (
     ("peak_alloc_mib", "Peak allocated memory", "MiB"),

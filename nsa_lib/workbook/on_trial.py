@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.runs.plan import Plan
 
 BY = {
@@ -31,7 +32,7 @@ def foretold_on_trial(plan: Plan) -> Iterator[str]:
     if found is None or all(case.work != "checks" for case in plan.cases):
         return
     version = f", version {found['version']}" if found["version"] else ""
-    yield f"on trial: {found['spec']} ({found['files']} files, sha256 {found['sha256'][:12]}{version})"
+    yield f"on trial: {found['spec']} ({counted(found['files'], 'file')}, sha256 {found['sha256'][:12]}{version})"
     names = [name for name in BY if name != "compiled" or plan["compile"]]
     for name in names:
         yield f"  {name:18} {_standing(name, found):9} {BY[name]}"

@@ -19,12 +19,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.contract.case import WARMUP_STEPS
+from nsa_lib.contract.figures import with_unit
 from nsa_lib.contract.files import write_json
 from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.evidence import evidence_gate
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, verdict
 from nsa_lib.judgement.identity import DATA
 from nsa_lib.report.guard import guarded, show
+from nsa_lib.report.tables import format_value
 from nsa_lib.runs import environment
 from nsa_lib.runs.found import NEWEST, find
 from nsa_lib.runs.panel import PAGE, write_page
@@ -163,6 +165,16 @@ def judged_run(which: str | Path, *, out_dir: str | Path | None = None) -> Run:
     return run
 
 
+FIGURES = {
+    "peak_alloc_mib": ("peak allocated", "MiB"),
+    "peak_reserved_mib": ("peak reserved", "MiB"),
+    "tokens_per_s": ("pace, median after warm-up", "tokens/s"),
+    "step_ms": ("step time, median after warm-up", "ms"),
+    "loss": ("loss of the last step", "nats per token"),
+}
+"""What each key figure is called, and its unit."""
+
+
 def key_figures(run: Run) -> dict[str, float | None]:
     """Return the figures by which runs are compared: highest peaks in MiB, median pace and last loss of the training.
 
@@ -212,12 +224,16 @@ def compare(run_a: Run, run_b: Run) -> pd.DataFrame:
         for name in sorted({*facts_a, *facts_b}):
             if facts_a.get(name) != facts_b.get(name):
                 rows.append((kind, name, facts_a.get(name), facts_b.get(name)))
+    figures_a, figures_b = key_figures(run_a), key_figures(run_b)
+    for name, (what, unit) in FIGURES.items():
+        if figures_a[name] != figures_b[name]:
+            rows.append(("figure", what, *_told_apart(figures_a[name], figures_b[name], unit)))
     run_id_a, run_id_b = run_a.info["run_id"], run_b.info["run_id"]
     again = " (again)" if run_id_b == run_id_a else ""  # a run and a copy of it
     return pd.DataFrame(rows, columns=["kind", "name", run_id_a, f"{run_id_b}{again}"])
 
 
-COMPARED = ("parameter", "environment", "gate", "figure")
+COMPARED = ("parameter", "environment", "gate", "verdict")
 
 
 def _facts(run: Run) -> tuple[dict[str, object], ...]:
@@ -225,7 +241,13 @@ def _facts(run: Run) -> tuple[dict[str, object], ...]:
     # As text each: a frame would make of a missing fact a NaN, which differs from itself.
     environment = {k: str(v) for k, v in pd.json_normalize(run.info["environment"]).iloc[0].to_dict().items()}
     judged = {
-        gate.name: gate.outcome if gate.measured is None else f"{gate.outcome} {gate.measured} {gate.unit}".rstrip()
+        gate.name: gate.outcome if gate.measured is None else f"{gate.outcome} {with_unit(gate.measured, gate.unit)}"
         for gate in run.gates
     }
-    return parameters, environment, judged, {"verdict": run.verdict, **key_figures(run)}
+    return parameters, environment, judged, {"": run.verdict}
+
+
+def _told_apart(figure_a: float | None, figure_b: float | None, unit: str) -> tuple[str, str]:
+    """Return two figures that differ, rounded; with all their digits if they would look equal."""
+    said_a, said_b = (format_value(figure, unit) for figure in (figure_a, figure_b))
+    return (said_a, said_b) if said_a != said_b else (f"{figure_a} {unit}", f"{figure_b} {unit}")

@@ -10,8 +10,7 @@ from nsa_lib.report.tables import Cell, Table, format_value, verdict_cell
 from nsa_lib.report.verdict import STYLES
 from nsa_lib.runs.found import newest_first
 from nsa_lib.runs.recorded import MALFORMED, read_summary
-from nsa_lib.workbook.comparison import FIGURES
-from nsa_lib.workbook.run import Run
+from nsa_lib.workbook.run import FIGURES, Run
 
 LABELS = ("tag", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s")
 """Parameters in which two runs of one configuration may differ: they change nothing that is computed."""

@@ -28,7 +28,7 @@ def judged(run):
 def test_layers_that_compiled_once_and_whole_pass():
     gate = judged(compiled())
     assert (gate.outcome, gate.required) == (PASS, True)
-    assert "1 graphs of 1 frames, 12 calls of them a step in 12 layers" in gate.detail
+    assert "1 graph of 1 frame, called 12 times a step in 12 layers" in gate.detail
     again = ["run_block: grad_checkpointing == False"]
     assert judged(compiled(early={"recompilations": again}, late={"recompilations": again})).outcome == PASS
 

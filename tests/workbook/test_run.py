@@ -254,11 +254,20 @@ def test_runs_are_compared_by_what_differs_and_nothing_else(tmp_path):
         ("environment", "torch"): ("2.13.0", "2.5.1"),
         ("environment", "packages.pandas"): ("3.1", "3.2"),
         ("gate", "anomaly"): ("PASS", "NOT_RUN"),
-        ("gate", "evidence"): ("PASS 0 contradictions", "NOT_RUN 1 contradictions"),
-        ("gate", "loss_falls"): ("PASS 59.53 %", "FAIL 0.0 %"),
-        ("figure", "loss"): (run_a.steps.query("case_id == 'training'")["loss"].iloc[-1], 6.0),
-        ("figure", "verdict"): ("GO", "NO-GO"),
+        ("gate", "evidence"): ("PASS 0 contradictions", "NOT_RUN 1 contradiction"),
+        ("gate", "loss_falls"): ("PASS 59.53 %", "FAIL 0 %"),
+        ("figure", "loss of the last step"): ("2.269 nats per token", "6 nats per token"),
+        ("verdict", ""): ("GO", "NO-GO"),
     }
+
+
+def test_figures_that_look_alike_are_told_with_all_their_digits(tmp_path):
+    run_a, run_b = (
+        open_run(save(with_steps(healthy("laptop"), loss=lambda step, loss, last=last: last), tmp_path / name))
+        for name, last in (("a", 6.0), ("b", 6.0000001))
+    )
+    (row,) = (row for row in compare(run_a, run_b).itertuples(index=False) if row.kind == "figure")
+    assert tuple(row)[2:] == ("6.0 nats per token", "6.0000001 nats per token")
 
 
 def test_a_run_does_not_differ_from_its_copy(folder, tmp_path):
@@ -277,7 +286,10 @@ def test_gates_and_figures_that_differ_are_named_once_each(tmp_path):
     )
     changed = compare(open_run(save(run, tmp_path / "a")), open_run(save(slower, tmp_path / "b")))
     assert list(changed["kind"]) == ["figure", "figure"]
-    assert [tuple(row)[1:] for row in changed.to_numpy()] == [("step_ms", 100.0, 200.0), ("tokens_per_s", 5120, 2560)]
+    assert [tuple(row)[1:] for row in changed.to_numpy()] == [
+        ("pace, median after warm-up", "5,120 tokens/s", "2,560 tokens/s"),
+        ("step time, median after warm-up", "100 ms", "200 ms"),
+    ]
 
 
 def test_runs_of_two_notebooks_and_of_one_name_are_compared(tmp_path):

@@ -201,7 +201,9 @@ def _allocator_advice(run: Recorded) -> list[str]:
 def _prediction(run: Recorded) -> list[str]:
     layers = SIZES_OF[str(run.info["profile"])]["layers"]
     peak = predicted_peak_mib(layer_rows(run), layers)
-    return [] if peak is None else [f"Predicted peak of the smoke with {layers} layers: {peak:,.0f} MiB allocated."]
+    if peak is None:
+        return []
+    return [f"Predicted peak of the smoke with {counted(layers, 'layer')}: {peak:,.0f} MiB allocated."]
 
 
 def scaling_headline(run: Recorded) -> str:

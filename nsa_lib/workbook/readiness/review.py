@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from nsa_lib.contract.figures import with_unit, written
 from nsa_lib.judgement.gate import ERROR, FAILURE, SHOWN, WARNING, standing
 
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -54,7 +55,8 @@ def _add_gate(suite: ET.Element, notebook: str, gate: Mapping) -> str | None:
 def _figures(gate: Mapping) -> str:
     if gate["measured"] is None:
         return ""
-    return f"{gate['measured']} {gate['unit']}".rstrip() + f" (limit {gate['limit']}) "
+    limit = "" if gate["limit"] is None else f" (limit {written(gate['limit'])})"
+    return f"{with_unit(gate['measured'], gate['unit'])}{limit} "
 
 
 def _xml(text: object) -> str:

@@ -260,7 +260,8 @@ def smoke_advice(run: Recorded) -> list[str]:
     if trend.outcome in (WARN, FAIL):
         left = steps_to_limit(rows["peak_reserved_mib"].iloc[-1], trend.slope_mib_per_step, CHECKLIST_FAIL_MIB)
         if left is not None:
-            said.append(f"At this slope {CHECKLIST_FAIL_MIB:,} MiB are reached in {left:,.0f} steps: restart before.")
+            in_steps = counted(round(left), "step")
+            said.append(f"At this slope {CHECKLIST_FAIL_MIB:,} MiB are reached in {in_steps}: restart before.")
     dense = run.of("dense")
     if len(dense) > WARMUP_STEPS:
         speed = settled["tokens_per_s"].median()

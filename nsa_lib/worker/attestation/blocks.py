@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.attestation.coverage import BLOCKS, Part
@@ -138,7 +139,7 @@ class BlocksFound:
     def wrong(self) -> dict[str, str]:
         """What is wrong, by name, in a sentence."""
         found = {name: part.said for name, part in self.parts.items() if not part.ok}
-        return found | {name: f"{rows:,} rows have other bits" for name, rows in self.changed.items() if rows}
+        return found | {name: f"other bits in {counted(rows, 'row')}" for name, rows in self.changed.items() if rows}
 
 
 def judge_blocks(

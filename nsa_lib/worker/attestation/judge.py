@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from nsa_lib.contract.figures import counted
 from nsa_lib.worker.attestation.coverage import ATTENTION, BACKWARD, CHOICE, TRAIN_STEP, Part
 from nsa_lib.worker.attestation.layer import LayerFound, judge_layer
 from nsa_lib.worker.attestation.records import StepRecord
@@ -63,7 +64,7 @@ class StepFound:
                 yield ATTENTION, f"{name} input", f"its shape is {list(layer.input_shape)}, not that of the step"
             if layer.recomputed_differently:
                 rows = layer.recomputed_differently
-                yield ATTENTION, f"{name} recomputation", f"{rows} rows have other bits when computed again"
+                yield ATTENTION, f"{name} recomputation", f"other bits in {counted(rows, 'row')} when computed again"
 
     def _wrong_step(self) -> Iterator[tuple[str, str, str]]:
         if self.loss is not None:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from nsa_lib.contract.figures import largest
+from nsa_lib.contract.figures import counted, largest
 from nsa_lib.subject.attention import (
     block_scores,
     compressed_probabilities,
@@ -71,7 +71,9 @@ def choice_agrees(subject: Subject) -> Finding:
     # A sum of n numbers, all positive or 0, is off by n roundings at worst; each may also be scaled, by l / d.
     limit = (c.heads // c.groups + (c.l_sel + c.l) // c.d) * error_budget.unit(torch.float32)
     error = worst_relative_error(scores, exact)
-    detail = f"scores off by {error:.2g} (budget {limit:.2g}); {wrong.numel()} rows, chosen on identical scores"
+    detail = (
+        f"scores off by {error:.2g} (budget {limit:.2g}); {counted(wrong.numel(), 'row')}, chosen on identical scores"
+    )
     return Finding(int(wrong.sum()), 0, "rows", detail, not wrong.any() and error <= limit)
 
 

@@ -60,7 +60,7 @@ def test_a_message_says_figures_limit_and_reason_and_a_warning_is_kept():
     (unjudged,) = suites(smoke=[gate("NOT_RUN")])["smoke"]
     assert unjudged[0].get("message") == "NOT_RUN: because"
     (warned,) = suites(smoke=[gate("WARN", measured=1)])["smoke"]
-    assert warned.findtext("system-out") == "WARN: 1 steps (limit 100) because"
+    assert warned.findtext("system-out") == "WARN: 1 step (limit 100) because"
 
 
 @pytest.mark.parametrize("text", ["\x00\x1b[31m\ufffe", "\ud800", '<a>&"]]>', "two\nlines", "né 😀"])
