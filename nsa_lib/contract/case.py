@@ -115,6 +115,8 @@ class CaseConfig:
     """Seeded fault, one of `contract.faults`; in a case of several ranks it strikes one of them."""
     ranks: int = 1
     """Processes that it runs in, one a GPU, each with its share of the batch."""
+    nodes: int = 1
+    """Machines that they are spread over, as many on each."""
     digest_parts: int = 0
     """Parts of the parameters of which digests are recorded, for comparison with other cases and ranks; 0 for none."""
     fingerprint: bool = False
@@ -127,7 +129,7 @@ class CaseConfig:
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
         object.__setattr__(self, "backends", tuple(self.backends))
-        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib", "ranks"):
+        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib", "ranks", "nodes"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
         require_choice("work", self.work, WORKS)
@@ -171,6 +173,8 @@ class CaseConfig:
             raise ConfigError(f"ranks={self.ranks}, strategy={self.strategy}: accepts {DDP} or {FSDP2}")
         if self.batch % self.ranks:
             raise ConfigError(f"batch={self.batch}, ranks={self.ranks}: batch must be a multiple of ranks")
+        if self.ranks % self.nodes:
+            raise ConfigError(f"ranks={self.ranks}, nodes={self.nodes}: ranks must be a multiple of nodes")
         if self.fault in {**RANK_FAULTS, **RANK_FAULTS_AT} and self.ranks == 1:
             raise ConfigError(f"fault={self.fault}: strikes one of several ranks; accepts a case of 2 or more")
         alone = ("compile", "check_attention", "compare_selected", "attest", "show_fresh", "look")

@@ -68,13 +68,18 @@ def written(output: Path) -> bool:
 
 def new_run_folder(out_dir: Path, notebook: str, tag: str) -> tuple[Path, str]:
     """Make a folder for a run, which no other run gets, and return it with the time of its making."""
+    return new_folder(out_dir / "runs", notebook, tag)
+
+
+def new_folder(parent: Path, notebook: str, tag: str) -> tuple[Path, str]:
+    """Make a folder in `parent` that nobody else gets, and return it with the time of its making."""
     now = datetime.now(timezone.utc)
     stem = "-".join(filter(None, [notebook, stamp(now), tag]))
-    folder, again = out_dir / "runs" / stem, 1
+    folder, again = parent / stem, 1
     while True:
         try:
             folder.mkdir(parents=True)
             return folder, now.isoformat()
         except FileExistsError:
             again += 1
-            folder = out_dir / "runs" / f"{stem}-{again}"
+            folder = parent / f"{stem}-{again}"

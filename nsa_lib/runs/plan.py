@@ -13,6 +13,7 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment, papermill
 from nsa_lib.runs.fingerprints import kept_for_run
 from nsa_lib.runs.member import fleet_folder
+from nsa_lib.runs.node_rank import decided_node
 from nsa_lib.runs.own import brought, try_own, with_own
 from nsa_lib.runs.parameters import Value
 from nsa_lib.runs.provenance import provenance
@@ -217,6 +218,7 @@ def _decided_by_machine(
         decided["backend"] = _decided_backend(values, kernels_on)
     if "gpus" in values:
         decided["gpus"] = _decided_gpus(values, facts)
+        decided["node_rank"] = decided_node(values)
     return decided
 
 
@@ -232,11 +234,14 @@ def _decided_backend(values: Mapping[str, Value], facts: Mapping[str, object]) -
 
 def _decided_gpus(values: Mapping[str, Value], facts: Mapping[str, object]) -> Value:
     """Return how many GPUs a run takes: all, if the user does not say. Raises ConfigError for more than there are."""
-    gpus, on_gpu = values["gpus"], values["device"].value == "cuda"
+    gpus, nodes, on_gpu = values["gpus"], values["nodes"].value, values["device"].value == "cuda"
     if gpus.value is None:
-        return replace(gpus, value=facts["gpu_count"] if on_gpu else 1, origin=AUTO)
-    if on_gpu and gpus.value > facts["gpu_count"]:
-        raise ConfigError(f"gpus={gpus.value}: this machine shows {facts['gpu_count']}; accepts no more")
+        return replace(gpus, value=nodes * facts["gpu_count"] if on_gpu else nodes, origin=AUTO)
+    if on_gpu and gpus.value > nodes * facts["gpu_count"]:
+        here = f"this machine shows {facts['gpu_count']}" + (
+            f", {nodes} of them {nodes * facts['gpu_count']}" * (nodes > 1)
+        )
+        raise ConfigError(f"gpus={gpus.value}: {here}; accepts no more")
     return gpus
 
 

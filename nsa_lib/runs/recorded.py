@@ -65,7 +65,9 @@ class Recorded:
         """Read a folder. Raises ConfigError or one of MALFORMED for files that are not what they should be."""
         info = read_info(folder)
         steps, torn = read_steps(folder, info["case_ids"])
-        return cls(folder, info, _cases(folder, steps.loc[steps["rank"] == 0, "case_id"].value_counts(), torn), steps)
+        return cls(
+            folder, info, _cases(folder, info, steps.loc[steps["rank"] == 0, "case_id"].value_counts(), torn), steps
+        )
 
     def case(self, case_id: str) -> Mapping[str, object] | None:
         """Return a case, or None if the run has none of that name."""
@@ -208,7 +210,9 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
         frame.assign(**encoded).to_csv(temporary, index=False, quoting=csv.QUOTE_ALL, errors="replace")
 
 
-def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]) -> pd.DataFrame:
+def _cases(
+    folder: Path, info: Mapping[str, object], steps_done: Mapping[str, int], torn: Mapping[str, bool]
+) -> pd.DataFrame:
     rows = []
     for case_id in torn:
         path = folder / "cases" / case_id / "result.json"
@@ -216,7 +220,7 @@ def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]
         row = {"case_id": case_id, "steps_done": steps_done.get(case_id, 0), **result, "torn_heartbeat": torn[case_id]}
         asked, prediction = path.with_name("case.json"), path.with_name("prediction.json")
         fingerprint = path.with_name(FINGERPRINT_FILE)
-        first = next(next(iter(readers_of(path.parent).values())).beats(), {})
+        first = _first_beat(path.parent, info["environment"])
         row |= {"began": first.get("ts"), ORIGIN: first.get(ORIGIN)}
         if asked.exists():
             row |= {"asked": json.loads(asked.read_text()), "case_sha256": case_sha256(asked.read_text())}
@@ -226,6 +230,13 @@ def _cases(folder: Path, steps_done: Mapping[str, int], torn: Mapping[str, bool]
             row["fingerprint"] = read_fingerprint(fingerprint)
         rows.append(row)
     return cases_frame(rows)
+
+
+def _first_beat(case_folder: Path, facts: Mapping[str, object]) -> dict[str, object]:
+    """Return the first heartbeat of a case: that of the first rank on the machine that made the run."""
+    beats = [next(reader.beats(), {}) for reader in readers_of(case_folder).values()]
+    here = (beat for beat in beats if (beat.get(ORIGIN) or {}).get("host") == facts.get("host"))
+    return beats[0] if len(beats) == 1 else next(here, beats[0])
 
 
 def _prediction(path: Path) -> dict[str, object]:

@@ -8,13 +8,8 @@ from difflib import get_close_matches
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs.cells import own_names, parameters_cells, said_in_cells
-from nsa_lib.runs.parameters import (
-    Parameter,
-    Read,
-    Value,
-    read_value,
-    refuse_unknown,
-)
+from nsa_lib.runs.parameters import Parameter, Read, Value, read_value, refuse_unknown
+from nsa_lib.subject.config import AUTO
 
 Values = Mapping[str, Value]
 
@@ -22,8 +17,8 @@ SUBJECT = ("backend", "attention", "attention_args", "model", "model_args")
 """Parameters that say what is on trial."""
 
 FREE = (
-    "profile", *SUBJECT, "tag", "fleet", "member", "out_dir", "accept_review", "stall_timeout_s", "total_timeout_s",
-    "memory_snapshot", "fingerprint",
+    "profile", *SUBJECT, "tag", "fleet", "member", "nodes", "rendezvous", "node_rank", "out_dir", "accept_review",
+    "stall_timeout_s", "total_timeout_s", "memory_snapshot", "fingerprint",
 )  # fmt: skip
 """Parameters that do not make a run another one than its profile's. The checklist leaves open what is on
 trial: a contrast recommends a backend, and a user may bring hers. The others change nothing that is computed."""
@@ -135,7 +130,7 @@ class Request:
             # What the library derives from other values is no difference of its own.
             own = self.derive({**values, name: unset[name]})[name].value
             is_more = name in MORE and own is not None and value.value > own
-            if name not in FREE and value.value != own and not is_more:
+            if name not in FREE and value.origin != AUTO and value.value != own and not is_more:
                 said.append(f"{name}={_short(value.value)}{_beside(name, profile, own)}")
         return said
 

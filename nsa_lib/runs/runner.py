@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import SCHEMA, HeartbeatReader
-from nsa_lib.contract.source import OTHER_SOURCE, package_sha256, why_outdated
+from nsa_lib.contract.source import package_sha256, why_outdated
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment, gpu_health, ranks
 from nsa_lib.runs.at_work import runs_at_work
-from nsa_lib.runs.folder import make_run_folder
+from nsa_lib.runs.logs import diagnose, last_line, stderr_tail
+from nsa_lib.runs.nodes import GuestWatch, hand_over_failures, node_of
 from nsa_lib.runs.own import why_changed
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.predictor import Predictor
@@ -45,9 +46,6 @@ POLL_S = 0.1
 PREDICTION_PATIENCE_S = 20.0
 """How long a run that is done waits for predictions that are not."""
 
-STDERR_TAIL = 4000
-"""Characters of a worker's stderr that its result keeps."""
-
 
 def execute(plan: Plan) -> Path:
     """Run every case of a plan and return the run folder.
@@ -56,39 +54,54 @@ def execute(plan: Plan) -> Path:
     with what was recorded. So it does after `total_timeout_s`, with `timeout` for the case that ran. If the library has
     changed since this process imported it, ConfigError is raised before any work, and no further case is started.
     """
-    environment.refuse_outdated()
-    others = _others_at_work()
-    print("".join(f"{notice}\n" for notice in (*plan.notices, *others)), end="", flush=True)
+    others = _begin(plan)
     limits = Limits(given_s=plan["stall_timeout_s"], run_s=plan["total_timeout_s"])
-    adopt_orphans()
+    node = node_of(plan)
+    cases = node.cases(plan.cases)
     with StopButton() as stop, _told_in_a_line(plan.out_dir), ExitStack() as around:
-        folder = make_run_folder(plan)
+        folder = node.make_folder(plan)
         around.enter_context(gpu_health.recorded(folder, plan.environment.get("gpu_uuid")))
         progress = _progress(plan, folder, others)
-        folders = {case.case_id: _make_case_folder(folder, case) for case in plan.cases}
+        folders = {case.case_id: _make_case_folder(folder, case) for case in cases}
+        joins = node.joins(cases)
+        run_one = partial(run_case, progress=progress, stop=stop, node=node.number)
         started: list[subprocess.Popen] = []
-        predicted = list(folders) if plan.request.predicted else []
+        predicted = list(folders) if plan.request.predicted and node.number == 0 else []
         predictor: Predictor | None = None
         try:
-            for case, following in zip(plan.cases, (*plan.cases[1:], None), strict=True):
+            for case, following in zip(cases, (*cases[1:], None), strict=True):
                 if why_not := _why_not_started(stop, limits, plan.on_trial):
-                    result = _result(case, "interrupted", why_not)
-                    write_json(folders[case.case_id] / "result.json", result)
+                    result = _left_out(case, folders[case.case_id], why_not)
                 else:
                     if not started:
-                        started.append(start_worker(case, folders[case.case_id]))
+                        started.append(start_worker(case, folders[case.case_id], joins[case.case_id]))
                     process = started[-1]
                     if following:
-                        started.append(start_worker(following, folders[following.case_id]))
+                        started.append(start_worker(following, folders[following.case_id], joins[following.case_id]))
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
-                    result = run_case(case, folders[case.case_id], process, limits=limits, progress=progress, stop=stop)
+                    result = run_one(case, folders[case.case_id], process, limits=limits)
                     limits = replace(limits, spent_s=limits.spent_s + result["seconds"])
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
                 predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed or bool(limits.overtime(0)))
         finally:
             _end_all(started, predictor)
-    return folder
+        return node.judged_folder(folder, stopped=lambda: stop.pressed)
+
+
+def _begin(plan: Plan) -> list[str]:
+    """Say what a user should know before a run; return what to go on saying of other runs at work."""
+    environment.refuse_outdated()
+    others = _others_at_work()
+    print("".join(f"{notice}\n" for notice in (*plan.notices, *others)), end="", flush=True)
+    adopt_orphans()
+    return others
+
+
+def _left_out(case: CaseConfig, folder: Path, why: str) -> dict[str, object]:
+    result = _result(case, "interrupted", why)
+    write_json(folder / "result.json", result)
+    return result
 
 
 @contextmanager
@@ -140,7 +153,7 @@ def _make_case_folder(folder: Path, case: CaseConfig) -> Path:
     return case_folder
 
 
-def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
+def start_worker(case: CaseConfig, folder: Path, joins: Sequence[str] = ()) -> subprocess.Popen:
     """Start the process of a case, which imports torch and then waits for a line: a worker, or torchrun.
 
     The runner starts it one case ahead: torch takes seconds to import, on some machines ten, and a run has many cases.
@@ -148,7 +161,7 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
     program = TORCHRUN if case.is_launched else WORKER
     with (folder / "stderr.log").open("wb") as log:
         return subprocess.Popen(
-            [*program, str(folder.resolve() / "case.json"), package_sha256(), str(os.getpid())],
+            [*program, str(folder.resolve() / "case.json"), package_sha256(), str(os.getpid()), *joins],
             env=environment.case_environment(case.alloc_conf, launched=case.is_launched),
             cwd=folder,  # a module in the user's working folder, torch.py say, must not take the place of the real one
             stdin=subprocess.PIPE,
@@ -159,13 +172,20 @@ def start_worker(case: CaseConfig, folder: Path) -> subprocess.Popen:
 
 
 def run_case(
-    case: CaseConfig, folder: Path, process: subprocess.Popen, *, limits: Limits, progress: Progress, stop: StopButton
+    case: CaseConfig,
+    folder: Path,
+    process: subprocess.Popen,
+    *,
+    limits: Limits,
+    progress: Progress,
+    stop: StopButton,
+    node: int = 0,
 ) -> dict[str, object]:
     """Run one case in the process that waits for it, and return its result, which is written to its folder too."""
     others = children(os.getpid()) - {process.pid}  # whatever this process is given from now on, the case has left
     kills = environment.oom_kills()
     _release(process)
-    watch = _watch(case, folder, process.pid)
+    watch = _watch(case, folder, process.pid, node)
     ending = None
     try:
         ending = _supervise(process, watch, limits, case, progress, stop, folder / "stderr.log")
@@ -174,52 +194,40 @@ def run_case(
     finally:  # also if the supervision itself fails: an unwatched worker must not live on
         end_tree(process, spare=others, dump_stacks=ending is not None and ending[0] in ("stalled", "timeout"))
     watch.look()
-    stderr_tail = _stderr_tail(case, folder)
-    killed_for_memory = environment.oom_kills() != kills
-    if case.is_launched:
-        result = ranks.merged(case, folder, ending, process.returncode, killed_for_memory=killed_for_memory)
-    elif ending is None and process.returncode == 0 and (folder / "result.json").exists():
-        result = json.loads((folder / "result.json").read_text())
-    else:
-        result = _result(case, *(ending or _diagnose(process.returncode, stderr_tail, killed_for_memory)))
+    hand_over_failures(folder, node)
+    result = _how_it_ended(case, folder, ending, process.returncode, killed_for_memory=environment.oom_kills() != kills)
     if result["status"] == "failed" and watch.phase == "start" and (why := why_outdated()):
-        result |= {
-            "status": "interrupted",
-            "reason": f"{why}. Its worker ended before the case began: {result['reason']}",
-        }
+        reason = f"{why}. Its worker ended before the case began: {result['reason']}"
+        result |= {"status": "interrupted", "reason": reason}
+    said = "" if result["status"] == "ok" else stderr_tail(case, folder)
+    seconds = round(time.monotonic() - watch.began, 2)
     result |= {
         "steps_done": len(watch.steps_s),
-        "seconds": round(time.monotonic() - watch.began, 2),
+        "seconds": seconds,
         "exit_code": process.returncode,
-        "stderr_tail": "" if result["status"] == "ok" else stderr_tail,
+        "stderr_tail": said,
     }
     write_json(folder / "result.json", result)
     return result
 
 
-def _last_line(path: Path) -> str:
-    return (_tail(path).strip().splitlines() or [""])[-1]
+def _how_it_ended(
+    case: CaseConfig, folder: Path, ending: tuple[str, str] | None, exit_code: int | None, *, killed_for_memory: bool
+) -> dict[str, object]:
+    """Return the result that a case left, or one that says why it left none."""
+    if case.is_launched:
+        return ranks.merged(case, folder, ending, exit_code, killed_for_memory=killed_for_memory)
+    if ending is None and exit_code == 0 and (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text())
+    return _result(case, *(ending or diagnose(exit_code, stderr_tail(case, folder), killed_for_memory)))
 
 
-def _watch(case: CaseConfig, folder: Path, pid: int) -> Watch | RanksWatch:
+def _watch(case: CaseConfig, folder: Path, pid: int, node: int) -> Watch | RanksWatch | GuestWatch:
+    if node:
+        return GuestWatch(folder, lambda shared: ranks.watching(case, shared, pid))
     if case.is_launched:
         return ranks.watching(case, folder, pid)
     return Watch(HeartbeatReader(folder / "heartbeat.jsonl"), step_kinds(case))
-
-
-def _stderr_tail(case: CaseConfig, folder: Path) -> str:
-    """Return the end of what a case wrote to stderr; of several processes each in turn, under its name."""
-    if not case.is_launched:
-        return _tail(folder / "stderr.log")
-    logs = {name: path for name, path in ranks.logs(case, folder).items() if path.exists()}
-    return "\n".join(f"--- {name}\n{_tail(path)}" for name, path in logs.items())
-
-
-def _tail(path: Path) -> str:
-    """Return the last characters of a file, which may be of any size."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * STDERR_TAIL))
-        return file.read().decode(errors="replace")[-STDERR_TAIL:]
 
 
 def _release(process: subprocess.Popen) -> None:
@@ -231,7 +239,7 @@ def _release(process: subprocess.Popen) -> None:
 
 def _supervise(
     process: subprocess.Popen,
-    watch: Watch | RanksWatch,
+    watch: Watch | RanksWatch | GuestWatch,
     limits: Limits,
     case: CaseConfig,
     progress: Progress,
@@ -244,7 +252,7 @@ def _supervise(
             return "interrupted", "stopped by the user"
         watch.look()
         step_s = median(watch.steps_s) if watch.steps_s else None
-        seen = {"loss": watch.loss, "reserved_mib": watch.reserved_mib, "said": watch.notice or _last_line(log)}
+        seen = {"loss": watch.loss, "reserved_mib": watch.reserved_mib, "said": watch.notice or last_line(log)}
         progress.tell(watch.notice)
         progress.show(case.case_id, len(watch.steps_s), step_s, watch.memory_mib, phase=watch.phase, **seen)
         overdue = watch.overdue(limits)
@@ -252,22 +260,6 @@ def _supervise(
             return overdue
         time.sleep(POLL_S)
     return None
-
-
-def _diagnose(exit_code: int | None, stderr: str, killed_for_memory: bool) -> tuple[str, str]:
-    """Return the status and reason of a case that died without a result of its own."""
-    last_line = (stderr.strip().splitlines() or [""])[-1]
-    if exit_code is None:
-        return "crashed", "could not be killed"
-    if exit_code == -signal.SIGKILL and killed_for_memory:
-        return "oom", "killed by the kernel for lack of memory"
-    if exit_code < 0:
-        return "crashed", f"killed by {signal.Signals(-exit_code).name}"
-    if exit_code == OTHER_SOURCE:
-        return "interrupted", last_line
-    if exit_code == 0:
-        return "failed", "ended without a result"
-    return "failed", last_line or f"exit status {exit_code}"
 
 
 def _result(case: CaseConfig, status: str, reason: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +80,7 @@ class Waits:
         late = set(range(len(self.folders))) - set(self.flights)
         if self.wait is None or self.waited_s < TELL_AFTER_S:
             mute = self.flights and late and time.time() - self.asked_at > ASK_EVERY_S / 2
-            return f"{_named(late)}: no answer, Python's lock is held or the process stopped" if mute else ""
+            return f"{named(late)}: no answer, Python's lock is held or the process stopped" if mute else ""
         said = [self.wait.said]
         for rank in self.wait.late:
             said.append(f"rank {rank} {'compiles' if rank in self.excused else 'is'} in {self.flights[rank]['doing']}")
@@ -98,7 +98,7 @@ class Waits:
         allowed = limits.wait_s(took_s)
         if self.waited_s <= allowed:
             return None
-        who = f" for {_named(self.wait.late)}" if self.wait.late else ""
+        who = f" for {named(self.wait.late)}" if self.wait.late else ""
         return "stalled", f"rank {self.wait.rank} has waited {self.waited_s:.0f} s{who} (limit {allowed:.0f} s)"
 
 
@@ -109,5 +109,6 @@ def read_flights(folders: Sequence[Path]) -> dict[int, Mapping]:
     return {rank: flight for rank, flight in read.items() if "reason" not in flight}
 
 
-def _named(ranks: set[int] | Mapping[int, object]) -> str:
+def named(ranks: Collection[int]) -> str:
+    """Return ranks in words."""
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, sorted(ranks)))}"

@@ -29,6 +29,7 @@ from nsa_lib.report.guard import guarded, show
 from nsa_lib.report.tables import format_value
 from nsa_lib.runs import environment
 from nsa_lib.runs.found import NEWEST, find
+from nsa_lib.runs.nodes import is_judged, is_of_several_nodes
 from nsa_lib.runs.panel import PAGE, write_page
 from nsa_lib.runs.recorded import JSON_COLUMNS, MALFORMED, Recorded, machine_name, write_csv
 from nsa_lib.runs.report_file import report_command
@@ -197,10 +198,13 @@ def key_figures(run: Run) -> dict[str, float | None]:
 def record(folder: Path) -> Run:
     """Write summary.json of a run that has ended, then its frames as CSV for other programs, and return it.
 
-    On a disk that takes no more, each that cannot be written is a line, and the run has its verdict all the same.
+    On a disk that takes no more, each that cannot be written is a line, and the run has its verdict all the same. One
+    that another node has judged is only read.
     """
     with StopButton():  # a second press right after the first must not stop what saves the run
         run = Run.read(folder)
+        if is_of_several_nodes(run.info) and is_judged(folder):
+            return run
         summary = run.summary
         show(lambda: write_json(folder / "summary.json", summary))  # the verdict before all that only decorates it
         show(lambda: write_csv(run.cases, folder / "cases.csv"))

@@ -16,10 +16,11 @@ import pytest
 from nsa_lib.contract.case import SNAPSHOT_STEPS
 from nsa_lib.contract.source import OTHER_SOURCE
 from nsa_lib.judgement.gate import NOT_RUN
-from nsa_lib.runs import environment, predictor, runner
+from nsa_lib.runs import environment, nodes, predictor, runner
+from nsa_lib.runs.folder import make_run_folder
 from nsa_lib.runs.processes import children
 from nsa_lib.runs.progress import Progress
-from nsa_lib.runs.runner import Limits, StopButton, execute, make_run_folder, run_case, start_worker
+from nsa_lib.runs.runner import Limits, StopButton, execute, run_case, start_worker
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import record
@@ -253,7 +254,7 @@ NOT_STARTED = ("interrupted", "not started")
 @pytest.mark.parametrize(
     ("owner", "name", "training"),
     [
-        (runner, "make_run_folder", NOT_STARTED),
+        (nodes, "make_run_folder", NOT_STARTED),
         (runner.subprocess, "Popen", ("interrupted", "stopped by the user")),
         (runner, "end_tree", ("ok", "R")),
         (runner.Progress, "end", ("ok", "R")),

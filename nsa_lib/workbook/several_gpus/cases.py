@@ -25,8 +25,14 @@ PROFILER_STEPS = 53
 """Long enough for a step right after warm-up and one that is forty steps later."""
 
 GPUS = {
-    "gpus": Parameter(int, "ranks that share the training; all visible GPUs", above=0),
+    "gpus": Parameter(int, "ranks that share the training, on all nodes together; all visible GPUs", above=0),
     "strategies": Parameter(list, "how they share it, ddp, fsdp2 or both", choices=(DDP, FSDP2)),
+}
+
+NODES = {
+    "nodes": Parameter(int, "machines that the ranks are spread over; run the notebook on each", 1, above=0),
+    "rendezvous": Parameter(str, "where they meet: HOST:PORT of node 0; the ports after it are taken too", ""),
+    "node_rank": Parameter(int, "number of this machine, from 0; as Slurm or Kubernetes say", above=-1),
 }
 
 
@@ -36,12 +42,13 @@ def several_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tup
     A seeded fault is planted in the cases of several ranks: the one GPU is what they are compared with.
     """
     gpus, strategies = int(values["gpus"].value), values["strategies"].value
+    spread = {"ranks": gpus, "nodes": values["nodes"].value}
     fault = str(values["fault"].value)
     training = training_case({**values, "fault": replace(values["fault"], value="none")})
     training = replace(training, digest_parts=gpus, fingerprint=True)
     on_gpu = training.device == "cuda"
     one = replace(training, case_id=ONE)
-    shared = [replace(training, case_id=name, strategy=name, ranks=gpus) for name in strategies]
+    shared = [replace(training, case_id=name, strategy=name, **spread) for name in strategies]
     cases = [one, *(replace(case, fault=fault, profile_operators=not on_gpu) for case in shared)]
     for case in shared if on_gpu else ():
         cases.append(
@@ -50,7 +57,7 @@ def several_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tup
     other = {"grad_checkpointing": not training.grad_checkpointing, "steps": OTHER_STEPS, **UNRECORDED}
     for case in (one, *shared):
         cases.append(replace(case, case_id=other_checkpointing(case.case_id), **other))
-    link = {"work": "collectives", "ranks": gpus, "steps": len(transfers(training.device)), **UNRECORDED}
+    link = {"work": "collectives", **spread, "steps": len(transfers(training.device)), **UNRECORDED}
     cases.append(replace(training, case_id=COLLECTIVES, **link))
     return tuple(cases)
 
@@ -85,6 +92,7 @@ REQUEST = Request(
         **BACKEND,
         **MACHINE,
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory of each rank", above=0),
+        **NODES,
         **RUN,
         "fault": replace(FAULT["fault"], choices=(*FAULTS, *FAULTS_AT, *RANK_FAULTS, *RANK_FAULTS_AT)),
     },

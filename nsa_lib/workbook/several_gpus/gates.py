@@ -169,7 +169,11 @@ def even_gate(run: Recorded, strategy: str) -> GateResult:
     most, least = max(peaks, key=peaks.get), min(peaks, key=peaks.get)
     over = round(100 * (peaks[most] / peaks[least] - 1), 2)
     outcome = PASS if over <= EVEN_PERCENT else FAIL
-    said = f"rank {most} allocates {peaks[most]:,.1f} MiB, rank {least} {peaks[least]:,.1f} MiB"
+    said = (
+        f"each rank allocates {peaks[most]:,.1f} MiB"
+        if over == 0
+        else f"rank {most} allocates {peaks[most]:,.1f} MiB, rank {least} {peaks[least]:,.1f} MiB"
+    )
     gate = replace(gate, outcome=outcome, measured=over, margin=round(EVEN_PERCENT - over, 2), detail=said)
     return unless_cut_short(gate, run.case(strategy))
 

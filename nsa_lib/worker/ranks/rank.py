@@ -1,4 +1,4 @@
-"""One rank of a case, started by torchrun: `python -m nsa_lib.worker.ranks.rank case.json source_sha256 torchrun_pid`.
+"""One rank of a case, started by torchrun: `... nsa_lib.worker.ranks.rank case.json source_sha256 torchrun_pid node`.
 
 It leaves heartbeats, result, stderr and, if it fails or is asked to by SIGUSR2, the collectives that it entered, in a
 folder of its own. It exits with 1 unless its result is `ok`, so that torchrun ends the others.
@@ -19,7 +19,7 @@ from nsa_lib.contract.process import die_with_parent
 from nsa_lib.contract.source import require_source
 
 
-def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:
+def main(case_file: Path, source_sha256: str, parent_pid: int, node: int) -> None:
     """Run this rank's share of the case and write its result."""
     die_with_parent(parent_pid)
     require_source(source_sha256)
@@ -32,7 +32,7 @@ def main(case_file: Path, source_sha256: str, parent_pid: int) -> None:
     require_source(source_sha256)  # again: seconds of imports lie between
     case = CaseConfig.from_json(case_file.read_text())
     with group.joined(case) as rank:
-        folder = rank_folder(case_file.parent, rank)
+        folder = rank_folder(group.case_folder(case, case_file.parent, node, source_sha256), rank)
         folder.mkdir()
         _log_to(folder / "stderr.log")
         flight = folder / "flight.json"
@@ -57,4 +57,4 @@ def _log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
