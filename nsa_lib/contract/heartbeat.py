@@ -26,8 +26,8 @@ STEP_COLUMNS = (
 SCHEMA = 2
 """Of what a run leaves. It rises when gates need what older runs did not record: those can no longer be judged."""
 
-PHASES = ("start", "build", "warmup", "step")
-"""Phases of a case, in order. `start` is the time before the first beat."""
+PHASES = ("start", "build", "warmup", "step", "judge")
+"""Phases of a case, in order. `start` is the time before the first beat; in `judge` nothing is measured any more."""
 
 
 def rank_folder(case_folder: Path, rank: int) -> Path:

@@ -25,6 +25,8 @@ class Limits:
     step_floor_s: float = 30.0
     step_factor: float = 10.0
     """Later steps: this many times the median of those measured, and never less than the floor."""
+    judge_s: float = 300.0
+    """What a case does after its steps says nothing of them, nor they of it."""
     wait_floor_s: float = 45.0
     wait_factor: float = 3.0
     """A rank in a collective waits for the others this many times as long as it took to get there, or the floor."""
@@ -42,8 +44,8 @@ class Limits:
 
         `alike_s` are the steps measured so far that did the same work as the next one; others say nothing of it.
         """
-        if phase == "start":
-            return self.start_s
+        if phase in ("start", "judge"):
+            return self.start_s if phase == "start" else self.judge_s
         if self.given_s is not None:
             return self.given_s
         if phase == "build":

@@ -47,7 +47,7 @@ class Device(Protocol):
 
 
 class Cuda:
-    """The first CUDA device."""
+    """The first CUDA device. The host has one thread for what is done there: no others that spin beside each call."""
 
     activities = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
 
@@ -60,6 +60,7 @@ class Cuda:
         What is outside the allocator (context, libraries, other processes) does not count, and speed stays the
         device's. Raises ValueError if the device is smaller.
         """
+        torch.set_num_threads(1)
         if budget_mib is not None:
             torch.cuda.set_per_process_memory_fraction(budget_mib / self._own_mib())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,8 @@ def hash_of(tensors: Iterable[Tensor]) -> str:
     """Return a hash of the bits of tensors, the same wherever it is computed: any one bit that differs changes it.
 
     The sum of all elements, as whole numbers, each times an odd number of its place, mod 2^64: the difference of one
-    element is multiplied by an odd number, and never becomes 0. It is computed where the tensor is.
+    element is multiplied by an odd number, and never becomes 0. It is computed where the tensor is; on the host by
+    numpy, in this thread: torch would wake all others for each chunk, and wait for them.
     """
     return _combined(_bits_sum(tensor.detach()) for tensor in tensors)
 
@@ -38,15 +40,18 @@ def _combined(sums: Iterable[int]) -> str:
 def _bits_sum(tensor: Tensor) -> int:
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits, total = tensor.contiguous().view(kinds[tensor.element_size()]).flatten(), 0
-    chunk = CHUNKS[bits.device.type]
+    chunk, on_host = CHUNKS[bits.device.type], bits.device.type == "cpu"
     for start in range(0, len(bits), chunk):
-        part = bits[start : start + chunk].long()
-        places = torch.arange(start, start + len(part), device=part.device)
-        total += int((part * _odd(places)).sum())
+        part = bits[start : start + chunk]
+        if on_host:
+            places, values = np.arange(start, start + len(part)), part.numpy().astype(np.int64)
+        else:
+            places, values = torch.arange(start, start + len(part), device=part.device), part.long()
+        total += int((values * _odd(places)).sum())
     return total
 
 
-def _odd(places: Tensor) -> Tensor:
+def _odd(places: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Return an odd number for each place, spread over 64 bits: int64 arithmetic wraps around."""
     mixed = places * MULTIPLIER + INCREMENT
     return (mixed ^ (mixed >> 29)) * 2 + 1

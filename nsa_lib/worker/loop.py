@@ -161,7 +161,7 @@ def _check_and_step(stepped: Stepped, case: CaseConfig, heartbeat: Heartbeat) ->
     tokens, witness = yield from measured_steps(stepped, case, heartbeat)
     if case.look:  # only now: it allocates and calls operators, and nothing is measured any more
         yield {"attention_map": attention_map.attention_map(model, tokens[:, :-1])}
-    yield from _more_steps(stepped, case, witness, alive=lambda: heartbeat.beat("step"))
+    yield from _more_steps(stepped, case, witness, alive=lambda: heartbeat.beat("judge"))
 
 
 def _more_steps(
@@ -235,13 +235,14 @@ def measured_steps(
             yield from recorder.after(step)
             prints.after(step, beat["loss"])
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
+        heartbeat.beat("judge")
         yield {"meter": meter_check(meter, case.device, is_bounded=case.budget_mib is not None)}
     if case.fingerprint:
         yield {"fingerprint": prints.found}
     if windows.early and windows.late:
         yield {"operators": {"early": windows.early, "late": windows.late}}
     if case.attest:  # only now: it allocates, and nothing is measured any more
-        yield {"attestation": witness.judge(_judge_on(case), alive=lambda: heartbeat.beat("step"))}
+        yield {"attestation": witness.judge(_judge_on(case), alive=lambda: heartbeat.beat("judge"))}
     return tokens, witness
 
 

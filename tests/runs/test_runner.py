@@ -391,3 +391,7 @@ def test_limits_follow_what_was_measured():
     assert limits.silence_s("step", [46.0, 94.0, 93.0]) == 930
     assert Limits(given_s=7).silence_s("step", [46.0]) == 7
     assert Limits(given_s=7).silence_s("start", []) == limits.start_s
+
+
+def test_how_long_the_judge_may_be_silent_does_not_hang_on_the_steps_before_it():
+    assert Limits().silence_s("judge", [0.1] * 20) == Limits(given_s=7).silence_s("judge", [46.0]) == Limits().judge_s

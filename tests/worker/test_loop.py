@@ -36,7 +36,7 @@ def run(tmp_path):
 def test_a_case_beats_once_a_step_and_ends_with_a_result(run):
     result, beats = run(TRAINING)
     assert (result["status"], result["routes"]) == ("ok", ["masked"])
-    assert [beat["phase"] for beat in beats] == ["build", *["warmup"] * 11, *["step"] * 10]
+    assert [beat["phase"] for beat in beats] == ["build", *["warmup"] * 11, *["step"] * 10, "judge"]
     steps = [beat for beat in beats if beat["step"]]
     assert [beat["step"] for beat in steps] == list(range(1, 21))
     for beat in steps:

@@ -25,14 +25,12 @@ from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.attestation.coverage import BLOCKS, Part
 from nsa_lib.worker.attestation.rounding import Comparison, banded, compare
 from nsa_lib.worker.attestation.sample import Sample
+from nsa_lib.worker.attestation.sums import added
 
 CHUNK_TOKENS = 4096
 """Tokens whose MLP is computed at a time."""
 
 LAYER_NORM_EPS = 1e-5
-
-MOST_ADDITIONS = 4096
-"""Roundings of a sum that are made in turn."""
 
 COMPILED = "compiled: a hook on a block would be compiled in, and the run be another"
 
@@ -247,26 +245,6 @@ def layer_norm(x: Tensor, weight: Tensor, keep: Callable[[Tensor], Tensor]) -> t
     return keep(scaled * weight), scaled.detach()
 
 
-def added(rows: Tensor, places: Tensor, count: int, arithmetic: Arithmetic) -> Tensor:
-    """Add up rows [P, n] by their place among `count`, [count, n].
-
-    An implementation may keep such a sum in the run's dtype: in that arithmetic it is rounded after every addition, or
-    after MOST_ADDITIONS evenly many.
-    """
-    total = torch.zeros(count, rows.shape[-1], dtype=rows.dtype, device=rows.device)
-    if arithmetic.kept == arithmetic.wide:
-        return total.index_add_(0, places, rows)
-    order = places.argsort(stable=True)
-    starts = torch.bincount(places, minlength=count).cumsum(0).roll(1)
-    starts[0] = 0
-    turn = torch.arange(len(order), device=rows.device) - starts[places[order]]  # the how-manieth of its place
-    turns = int(turn.max()) + 1
-    for part in (turn * min(turns, MOST_ADDITIONS) // turns).unique():
-        now = order[turn * min(turns, MOST_ADDITIONS) // turns == part]
-        total = arithmetic.keep(total.index_add(0, places[now], rows[now]))
-    return total
-
-
 def _judge_ends(found: BlocksFound, record: BlocksRecord, device: str | torch.device) -> None:
     """Judge the final norm, and the embedding where the first block was recorded."""
     kept, dtype = record.hidden, record.hidden["x"].dtype
@@ -291,6 +269,6 @@ def _judge_ends(found: BlocksFound, record: BlocksRecord, device: str | torch.de
         embedded = record.parameters["embedding.weight"][record.tokens]
         found.changed["embedding"] = _rows_that_differ(first["x"], embedded)
     if "d_x" in first and (gradient := record.gradients.get("embedding.weight")) is not None:
-        rows, places = first["d_x"].flatten(0, 1), record.tokens.flatten()
-        sums = (added(rows.to(a.wide), places, len(gradient), a) for a in _arithmetics(dtype))
+        rows, places = first["d_x"].flatten(0, 1), record.tokens.flatten().to(device)
+        sums = (added(rows.to(device, a.wide), places, len(gradient), a) for a in _arithmetics(dtype))
         found.parts["embedding d_weight"] = compare(gradient, *sums, dtype=dtype, terms=terms)

@@ -110,7 +110,7 @@ def judge(
         judge_layer(index, layer, record.sample, device=device, alive=alive) for index, layer in record.layers.items()
     ]
     found_loss = judge_loss(record, loss, chunk=loss_chunk, device=device, alive=alive)
-    update = None if rule is None else judge_update(record.entries, rule, step)
+    update = None if rule is None else judge_update(record.entries, rule, step, device=device, alive=alive)
     return StepFound(
         compared=record.sample.said,
         dtype=None if record.hidden is None else str(record.hidden.dtype).removeprefix("torch."),

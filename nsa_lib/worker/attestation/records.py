@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from nsa_lib.subject.config import NSAConfig
@@ -55,6 +56,12 @@ class Entries:
     """Largest |gradient| of the whole parameter; NaN if one is, None without a gradient."""
     trained: bool = True
     """Whether it wants a gradient."""
+
+    def to(self, device: str | torch.device) -> Entries:
+        """Return them on a device."""
+        before, after = ({name: x.to(device) for name, x in held.items()} for held in (self.before, self.after))
+        gradient = None if self.gradient is None else self.gradient.to(device)
+        return replace(self, before=before, after=after, gradient=gradient)
 
 
 @dataclass

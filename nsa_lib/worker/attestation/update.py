@@ -9,7 +9,7 @@ in bfloat16.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,15 @@ class UpdateFound:
         return not self.wrong
 
 
-def judge_update(entries: Mapping[str, Entries], rule: AdamW, step: int | None = None) -> UpdateFound:
-    """Judge the update of the entries that were followed.
+def judge_update(
+    entries: Mapping[str, Entries],
+    rule: AdamW,
+    step: int | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    alive: Callable[[], None] = lambda: None,
+) -> UpdateFound:
+    """Judge the update of the entries that were followed, on a device.
 
     It must be the `step`-th of the training, from 1, if that is known: state that was lost on the way begins anew.
 
@@ -64,8 +71,10 @@ def judge_update(entries: Mapping[str, Entries], rule: AdamW, step: int | None =
     wrong: dict[str, float | None] = {}
     unmoved = []
     for name, found in entries.items():
+        alive()
         if not found.trained:
             continue
+        found = found.to(device)
         moving, ratio = _update(found, rule, step)
         count, moved = count + found.before["parameter"].numel(), moved + moving
         if not ratio <= 1:

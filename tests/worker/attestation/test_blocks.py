@@ -6,9 +6,8 @@ from torch.nn import functional as F
 
 from nsa_lib.subject import model as subject
 from nsa_lib.subject import training
-from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
 from nsa_lib.worker import attestation
-from nsa_lib.worker.attestation.blocks import COMPILED, added, judge_blocks, recording_blocks
+from nsa_lib.worker.attestation.blocks import COMPILED, judge_blocks, recording_blocks
 from tests.worker.attestation.attested import CHUNK, LENGTH, config, trainee
 
 FLOAT32 = torch.float32
@@ -144,14 +143,3 @@ def test_compiled_blocks_are_not_compared():
     blocks = found(spoil=spoil)
     assert left_out(blocks) == [(None, COMPILED)]
     assert not blocks.parts
-
-
-def test_sums_by_place_are_exact_or_rounded_after_every_addition():
-    rows, places = torch.rand(500, 3, dtype=torch.float64), torch.randint(7, (500,))
-    exact = added(rows, places, 9, EXACT)
-    assert torch.allclose(exact, torch.stack([rows[places == i].sum(0) for i in range(9)]))
-    rounded = added(rows.float(), places, 9, Arithmetic.of_run(torch.bfloat16))
-    one = torch.zeros(3)
-    for row in rows[places == 4].float():
-        one = (one + row).bfloat16().float()
-    assert torch.equal(rounded[4], one)
