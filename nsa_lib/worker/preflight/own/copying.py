@@ -31,9 +31,15 @@ NEAR_TOKENS, NEAR_LENGTH = 4, 16
 
 FARTHEST_LENGTH = 128
 
-BATCH, STEPS, LR, ASKED = 16, 250, 3e-3, 128
+BATCH, LR, ASKED = 16, 3e-3, 128
+
+STEPS, MOST_STEPS = 250, 1000
+"""After how many it must answer better than by guessing, and how many it gets then: in bfloat16 alone it is slow."""
 
 ATTEMPTS = 3
+
+GUESSED_PERCENT = 2 * 100 / COPIED
+"""Right answers that guessing gives at most, of ASKED: 12.5 are expected, 25 are four deviations away."""
 
 ACCURACY_PERCENT = 90.0
 """Guessing scores 1/COPIED."""
@@ -64,7 +70,10 @@ def far(trial: Trial) -> Finding:
 def _learned(
     trial: Trial, length: int, place: tuple[int, int], where: str, *, required: bool, attempts: int
 ) -> Finding:
-    """Train until it answers right, from a few starts: a small model may be stuck where it began."""
+    """Train until it answers right, from a few starts: a small model may be stuck where it began.
+
+    What sees the token only where it stands in some places answers better than by guessing, and never right.
+    """
     right, steps = 0.0, 0
     plain = replace(trial.case, dtype=_trained_dtype(trial), compile=False, grad_checkpointing=False)
     for attempt in range(attempts):
@@ -82,13 +91,13 @@ def _training(case: CaseConfig, length: int, place: tuple[int, int], trial: Tria
     generator = torch.Generator().manual_seed(case.seed)
     model = trained_model(case, layers=LAYERS, vocab=VOCAB)
     optimizer = training.make_optimizer(model, LR)
-    for step in range(1, STEPS + 1):
+    for step in range(1, MOST_STEPS + 1):
         training.train_step(model, optimizer, sequences(BATCH, length, place, generator).to(case.device))
         trial.alive()
         if step % CHECKED_EVERY == 0:
             percent = _right_percent(model, sequences(ASKED, length, place, generator).to(case.device))
             yield step, percent
-            if percent >= ACCURACY_PERCENT:
+            if percent >= ACCURACY_PERCENT or (step >= STEPS and percent <= GUESSED_PERCENT):
                 return
 
 

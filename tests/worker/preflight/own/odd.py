@@ -21,3 +21,11 @@ class RaisesBeyond100(Softmax):
         if q.shape[-2] > 100:
             raise ValueError(f"{q.shape[-2]} tokens are too many")
         return super().mixed(q, k, v)
+
+
+class ThreeOfFour(Softmax):
+    """No row sees the token three before it, one of the places where `copy_near` puts it."""
+
+    def sees(self, length, device):
+        t = torch.arange(length, device=device)
+        return (t[:, None] >= t[None]) & (t[:, None] != t[None] + 3)

@@ -8,7 +8,7 @@ from nsa_lib.contract.agenda import OWED
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.config import OWN, ModelConfig, NSAConfig, Own
 from nsa_lib.subject.own.attention import install
-from nsa_lib.worker.preflight.own import CHECKS, found_by
+from nsa_lib.worker.preflight.own import CHECKS, copying, found_by
 from nsa_lib.worker.preflight.own.trial import trial_of
 from tests.worker.preflight.own import honest, mistakes
 
@@ -89,3 +89,19 @@ def test_code_that_raises_fails_the_check_and_its_own_traceback_is_kept():
     assert "ValueError: 330 tokens are too many" in found.detail
     assert "odd.py" in found.user_traceback
     assert "nsa_lib" not in found.user_traceback.replace(str(HERE), "")
+
+
+def test_what_learns_slowly_is_given_time(monkeypatch):
+    monkeypatch.setattr(copying, "STEPS", copying.CHECKED_EVERY)
+    found = look("copy_near", case_of("honest", "Softmax"))
+    assert found.holds
+    assert f"after {copying.STEPS} steps" not in found.detail
+
+
+def test_what_cannot_see_all_places_does_not_get_there_with_more_time(monkeypatch):
+    monkeypatch.setattr(copying, "MOST_STEPS", copying.STEPS + 100)
+    monkeypatch.setattr(copying, "ATTEMPTS", 1)
+    found = look("copy_near", case_of("odd", "ThreeOfFour"))
+    assert found.holds is False
+    assert found.measured > copying.GUESSED_PERCENT
+    assert f"after {copying.MOST_STEPS} steps" in found.detail
