@@ -12,7 +12,6 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
 
 import argparse
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import nbformat
@@ -23,17 +22,16 @@ from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import notebook_path, reports_folder
-from nsa_lib.runs.folder import new_output, written
+from nsa_lib.runs.environment import reports_folder
 from nsa_lib.runs.found import find
 from nsa_lib.runs.parameters import read_value, refuse_unknown, unknown
 from nsa_lib.runs.report_file import report_beside
-from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.selftest import TRIALS, selftest
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import validate
 from nsa_lib.workbook.comparison import comparison_page, figures_table
 from nsa_lib.workbook.decide import REQUEST, foretell
+from nsa_lib.workbook.execution import run_notebook
 from nsa_lib.workbook.fleet.parameters import REQUEST as FLEET
 from nsa_lib.workbook.history import HISTORY, write_index
 from nsa_lib.workbook.keep import FOLDER, keep_run
@@ -140,15 +138,10 @@ def _run(asked: argparse.Namespace) -> int:
     if given.get("profile") == PROLOG:
         return prolog(asked.notebook, given)
     _given(asked)  # refused here in a line, and not by a kernel in many
-    output = new_output(reports_folder(), asked.notebook, datetime.now(timezone.utc))
-    options = ["--engine", "nsa", "--log-output"]
-    for path in asked.parameters_file:
-        options += ["-f", str(path)]
+    options = [word for path in asked.parameters_file for word in ("-f", str(path))]
     options += papermill.parameters(dict(asked.parameters))
-    command = papermill.command(notebook_path(asked.notebook), output, *options)
-    with StopButton() as stop:
-        status, _ = papermill.supervise(command, stop)
-    if not written(output):
+    status, output, is_written = run_notebook(asked.notebook, reports_folder(), options, quiet=False)
+    if not is_written:
         return status or 1  # papermill has said why
     executed = nbformat.read(output, as_version=4)
     if wants_verdict(executed):

@@ -146,7 +146,7 @@ def test_a_command_that_is_no_command_is_refused(arguments):
 def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, tmp_path, monkeypatch, verdict, status):
     commands = []
 
-    def papermill(command, stop):
+    def papermill(command, stop, **_):
         commands.append(command)
         nbformat.write(sample_notebook(verdict, reasons=["because"] * status), command[5])
         return status, False

@@ -102,7 +102,9 @@ def _task(read: Mapping[str, Read]) -> Task:
     faults = {str(rank): str(fault) for rank, fault in (read["faults"] or {}).items()}
     for fault in faults.values():
         read_value(declared, "fault", fault)
-    expected_members(read["expected"], None)
+    expected, quorum = expected_members(read["expected"], None).total, read["quorum"]
+    if quorum and expected is not None and quorum > expected:
+        raise ConfigError(f"quorum={quorum}: expected={read['expected']} are {expected} members; accepts no more")
     name = str(read["fleet"]) or _new_name(str(read["launcher"]))
     out_dir = environment.out_dir_of(read["out_dir"])
     environment.require_room(out_dir)
@@ -126,6 +128,7 @@ def _local(read: Mapping[str, Read], task: Task) -> int:
     state = FleetState(Path(task.folder), members)
     with StopButton() as stop:
         local.run_members(task, members, visible=visible, stop=stop, tell=state.show)
+    state.show(at_once=True)
     return members
 
 
@@ -140,4 +143,5 @@ def _slurm(read: Mapping[str, Read], task: Task) -> int:
     state = FleetState(Path(task.folder), int(job["members"]))
     with StopButton() as stop:
         slurm.wait(job, stop=stop, tell=state.show)
+    state.show("ended", at_once=True)
     return int(job["members"])

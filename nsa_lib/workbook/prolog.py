@@ -8,18 +8,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 
 import nbformat
 
 from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import environment, papermill
-from nsa_lib.runs.folder import new_output, written
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.parameters import refuse_unknown
-from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.execution import run_notebook
 from nsa_lib.workbook.questions import QUESTIONS
 
 STATUSES = {
@@ -61,12 +59,9 @@ def prolog(notebook: str, given: Mapping[str, object]) -> int:
 
 def _run(notebook: str, given: Mapping[str, object]) -> tuple[Verdict, Path]:
     reports = environment.out_dir_of(given.get("out_dir"))
-    output = new_output(reports, notebook, datetime.now(timezone.utc))
-    options = ["--engine", "nsa", "--no-progress-bar", *papermill.parameters(given)]
-    command = papermill.command(environment.notebook_path(notebook), output, *options)
-    with StopButton() as stop, output.with_suffix(".log").open("wb") as log:
-        exit_status, _ = papermill.supervise(command, stop, log=log)
-    if not written(output):
+    options = papermill.parameters(given)
+    exit_status, output, is_written = run_notebook(notebook, reports, options, quiet=True)
+    if not is_written:
         said = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
         why = said[-1] if said else f"exit status {exit_status}"
         return Verdict("INCOMPLETE", f"papermill left no notebook: {why}"), output.with_suffix(".log")

@@ -1,10 +1,12 @@
 """The members of a fleet are read from their run folders and judged anew; what cannot be read is named."""
 
 import json
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from nsa_lib.contract.fingerprint import FILE
+from nsa_lib.runs.launchers.state import FleetState
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.collect import collect, members_in
 from nsa_lib.workbook.fleet.gates import quarantine, ruled
@@ -13,6 +15,7 @@ from nsa_lib.workbook.history import publish
 from nsa_lib.workbook.launch import launch
 from nsa_lib.workbook.run import Run
 from nsa_lib.workbook.since import since_last
+from tests.made import with_schema
 from tests.made_runs import Templates, day, edit, untaught_smoke
 
 FLEET = "october"
@@ -119,6 +122,10 @@ def test_many_members_are_read_by_several_processes(add, tmp_path, monkeypatch):
         ({"faults": {"0": "nothing_such"}}, "fault='nothing_such'"),
         ({"expected": "a:b"}, "expected='a:b'"),
         ({"launcher": "kubernetes"}, "launcher='kubernetes'"),
+        ({"fleet": "../october"}, r"fleet='\.\./october': accepts up to 40 letters"),
+        ({"fleet": "our fleet"}, "fleet='our fleet': accepts up to 40 letters"),
+        ({"quorum": 0}, "quorum=0"),
+        ({"quorum": 9, "expected": "8"}, "quorum=9: expected=8 are 8 members; accepts no more"),
     ],
 )
 def test_what_is_not_accepted_is_refused_before_any_work(given, line, tmp_path):
@@ -136,3 +143,42 @@ def test_expected_members_are_a_number_or_hosts_or_a_file_of_hosts(add, tmp_path
     ):
         gate = next(gate for gate in judged(tmp_path, expected=asked).gates if gate.name == "members")
         assert missing in gate.detail
+
+
+def test_a_member_of_an_older_library_is_named_with_what_to_do(add, tmp_path):
+    for rank in range(3):
+        folder = add(rank)
+    with_schema(folder / "run.json", 1)
+    run = judged(tmp_path, expected="3")
+    assert run.verdict == "INCOMPLETE"
+    (named, *_) = [one for one in quarantine(ruled(run)) if one.member is not None]
+    assert "recorded by an older nsa_lib" in named.why
+    assert "smoke again" in named.why
+
+
+def test_a_member_whose_host_has_another_clock_is_named_and_no_other(add, tmp_path):
+    ahead = (datetime.now(timezone.utc) + timedelta(hours=1)).isoformat()
+    add(0), add(1), add(2, created=ahead)
+    run = judged(tmp_path, expected="3")
+    assert run.verdict == "INCOMPLETE"
+    (named,) = quarantine(ruled(run))
+    assert named.member.rank == 2
+    assert "dated in the future" in named.why
+
+
+def test_a_member_that_comes_late_is_judged_when_it_is_there(add, tmp_path):
+    add(0), add(1)
+    assert judged(tmp_path, expected="3").verdict == "INCOMPLETE"
+    add(2)
+    assert judged(tmp_path, expected="3").verdict == "GO"
+
+
+def test_a_summary_that_is_half_written_stops_nobody_and_its_member_is_judged(add, tmp_path, capsys):
+    for rank in range(2):
+        folder = add(rank)
+    (folder / "summary.json").write_text('{"schema": 2, "verd')
+    state = FleetState(tmp_path / "fleets" / FLEET, 3)
+    assert dict(+state.counts()) == {"GO": 1, "running": 1, "pending": 1}
+    state.show(), state.show(), state.show(at_once=True)
+    assert capsys.readouterr().out.count("running") == 1, "what has not changed is not printed again"
+    assert judged(tmp_path, expected="2").verdict == "GO"

@@ -41,7 +41,6 @@ def run_members(task: Task, members: int, *, visible: list[str], stop: StopButto
         _signal(running, signal.SIGTERM)
         for process in running:
             process.wait()
-    tell()
 
 
 def _start(task: Task, rank: int, pinned: dict[str, str]) -> subprocess.Popen:

@@ -94,7 +94,6 @@ def wait(job: Mapping[str, object], *, stop: StopButton, tell: Callable[[str], N
             stop.pressed = False
             environment.answer("scancel", job_id)
         time.sleep(POLL_S)
-    tell("ended")
 
 
 def state_of(job_id: str) -> str | None:

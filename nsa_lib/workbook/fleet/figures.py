@@ -38,7 +38,7 @@ def quarantine_table(run: Recorded) -> Table:
         (_outcome_cell(one.findings[0].outcome), _named(run, one.name, one.member), Cell(one.why))
         for one in quarantine(ruled(run))
     ]
-    header = ("", "member", "why, the most certain first")
+    header = ("do", "member", "why, the most certain first")
     return Table("Quarantine", header, rows or [(Cell(""), Cell("nobody"), Cell(""))], sorts=True)
 
 

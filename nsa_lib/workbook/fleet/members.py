@@ -92,6 +92,16 @@ class Fleet:
             found.setdefault(str(member.kind), []).append(member)
         return found
 
+    def alike(self) -> list[tuple[str, list[Member]]]:
+        """Return the members that must agree, and their kind: of one kind of GPU and one configuration each.
+
+        Another source or driver makes other bits, and its GPU is not to blame.
+        """
+        found: dict[tuple[str, str], list[Member]] = {}
+        for member in self.members:
+            found.setdefault((str(member.kind), repr(sorted(member.configuration.items()))), []).append(member)
+        return [(kind, members) for (kind, _), members in found.items()]
+
 
 @measured_once
 def fleet_of(run: Recorded) -> Fleet:

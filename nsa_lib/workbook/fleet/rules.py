@@ -1,130 +1,27 @@
 """What can be wrong with a member of a fleet: each rule names the members that break it, and why.
 
-A rule compares members of one kind with what most of them have. Where no value has more than half of them, nobody knows
-who is wrong, and all are named.
+What must be the same to the bit is in `agreement`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
 
 from nsa_lib.contract.figures import counted, written
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
+from nsa_lib.workbook.fleet.agreement import fingerprints, memory
 from nsa_lib.workbook.fleet.band import FEWEST, Band, learned_band
-from nsa_lib.workbook.fleet.members import NOT_COMPARED, Fleet, Member, majority
+from nsa_lib.workbook.fleet.finding import Finding, Ruled, finding
+from nsa_lib.workbook.fleet.members import Fleet, Member, majority
 
 OUTCOME_OF = {"REVIEW": WARN, "NO-GO": FAIL, "INCOMPLETE": NOT_RUN}
 """What a member's verdict is to the fleet."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with one member."""
-
-    rule: str
-    member: Member | None
-    """None for one that is not there."""
-    name: str
-    outcome: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Ruled:
-    """What a rule found."""
-
-    findings: list[Finding] = field(default_factory=list)
-    said: str = ""
-    """What was compared, or why nothing was."""
-    judged: bool = True
-    required: bool = True
-
-
-def fingerprints(fleet: Fleet) -> Ruled:
-    """Judge that all GPUs of a kind computed the same bits; only shown where no backend gives the same bits twice.
-
-    Members that gave the bits which were kept are right, however many others agree on other ones.
-    """
-    if fleet.members and all(member.no_fingerprint.startswith(NOT_COMPARED) for member in fleet.members):
-        return Ruled(said=fleet.members[0].no_fingerprint, judged=False, required=False)
-    found = _same(
-        fleet, "fingerprints", lambda member: member.fingerprint, "computed other bits than", _no_fingerprint, _proven
-    )
-    shared = "" if any(map(_proven, fleet.members)) else "; none with kept bits: an error that all share is not seen"
-    return replace(found, said=found.said + shared)
-
-
-def _proven(member: Member) -> bool:
-    """Return whether a member gave the bits that were kept of its kind (`fingerprint=` of its smoke)."""
-    return member.gates.get("kept_bits") == PASS
-
-
-def memory(fleet: Fleet) -> Ruled:
-    """Judge that the peak of allocated memory is the same to the byte on all GPUs of a kind."""
-    if fleet.members and all(len(of_kind) == 1 and _proven(of_kind[0]) for of_kind in fleet.by_kind().values()):
-        return Ruled(said="one member of a kind: there is nobody to compare with", judged=False, required=False)
-    return _same(
-        fleet, "memory", lambda member: member.peak_alloc_bytes, "allocated other bytes than", _no_memory, _proven
-    )
-
-
-def _no_fingerprint(member: Member) -> str:
-    return member.no_fingerprint or "left no fingerprint"
-
-
-def _no_memory(member: Member) -> str:
-    return "recorded no step"
-
-
-def _same(
-    fleet: Fleet,
-    rule: str,
-    value: Callable[[Member], Hashable],
-    differs: str,
-    why_none: Callable[[Member], str],
-    proven: Callable[[Member], bool],
-) -> Ruled:
-    """Name the members whose value is not that of most of their kind, or who have none."""
-    findings, compared = [], 0
-    for kind, members in fleet.by_kind().items():
-        known = [member for member in members if value(member) is not None]
-        findings += [_finding(rule, m, NOT_RUN, why_none(m)) for m in members if value(m) is None]
-        right = {value(member) for member in known if proven(member)}
-        wanted = right.pop() if len(right) == 1 else _of_most(known, value)
-        if wanted is None:
-            said = f"{differs} others of {kind}, and no value has more than half of the {len(known)}"
-            findings += [_finding(rule, member, FAIL, said) for member in known]
-            continue
-        same = [member for member in known if value(member) == wanted]
-        alone = len(same) == 1 and not proven(same[0])
-        compared += 0 if len(same) == len(known) and alone else len(known)
-        if alone:
-            findings.append(_finding(rule, same[0], NOT_RUN, "nobody of its kind agrees with it"))
-        said = f"{differs} {counted(len(same), 'other')} of {kind}"
-        said += ", who computed what was kept" if any(map(proven, same)) else ""
-        findings += [
-            _finding(rule, m, FAIL, f"{said}: {_short(value(m))}, not {_short(wanted)}")
-            for m in known
-            if value(m) != wanted
-        ]
-    return Ruled(findings, f"{counted(compared, 'member')} compared", judged=compared > 0)
-
-
-def _of_most(known: list[Member], value: Callable[[Member], Hashable]) -> Hashable | None:
-    """Return the value of most, or where they are split, of most of those that are GO by themselves; None without."""
-    most = majority(known, value) or majority([member for member in known if member.verdict == "GO"], value)
-    return most and most[0]
-
-
-def _short(value: object) -> str:
-    return value[:12] if isinstance(value, str) else f"{value:,}"
-
-
 def verdicts(fleet: Fleet) -> Ruled:
     """Judge that every member is GO by itself."""
     findings = [
-        _finding("verdicts", member, OUTCOME_OF[member.verdict], _own_verdict(member))
+        finding("verdicts", member, OUTCOME_OF[member.verdict], _own_verdict(member))
         for member in fleet.members
         if member.verdict != "GO"
     ]
@@ -155,7 +52,7 @@ def pinned(fleet: Fleet) -> Ruled:
             of_gpu.setdefault(member.gpu_uuid, []).append(member)
     shared = [members for members in of_gpu.values() if len(members) > 1]
     findings = [
-        _finding("pinned", member, FAIL, f"{counted(len(members), 'member')} ran on this GPU: {_numbers(members)}")
+        finding("pinned", member, FAIL, f"{counted(len(members), 'member')} ran on this GPU: {_numbers(members)}")
         for members in shared
         for member in members
     ]
@@ -179,7 +76,7 @@ def configuration(fleet: Fleet) -> Ruled:
                 asked = "nothing that most have" if most is None else most[0]
                 different.setdefault(place, []).append(f"{name} {_told(member, name)}, not {asked}")
     findings = [
-        _finding("configuration", fleet.members[place], NOT_RUN, "; ".join(said)) for place, said in different.items()
+        finding("configuration", fleet.members[place], NOT_RUN, "; ".join(said)) for place, said in different.items()
     ]
     return Ruled(findings, "parameters, torch, driver and source", judged=any(m.configuration for m in fleet.members))
 
@@ -204,11 +101,11 @@ def speed(fleet: Fleet) -> Ruled:
     for kind, band in known.items():
         for member in fleet.by_kind()[kind]:
             if member.step_ms is None:
-                findings.append(_finding("speed", member, NOT_RUN, "recorded too few steps"))
+                findings.append(finding("speed", member, NOT_RUN, "recorded too few steps"))
             elif member.step_ms > band.limit_ms:
                 slower = f"{member.step_ms / band.median_ms:.2f} times the median step of its kind"
                 figures = f"{written(member.step_ms)} ms, limit {written(band.limit_ms)} ms"
-                findings.append(_finding("speed", member, WARN, f"{slower} ({figures})"))
+                findings.append(finding("speed", member, WARN, f"{slower} ({figures})"))
     if not known:
         said = f"fewer than {FEWEST} members of a kind: no spread can be learned; their times are shown"
         return Ruled(said=said, judged=False, required=False)
@@ -224,9 +121,9 @@ def health(fleet: Fleet) -> Ruled:
     findings = []
     for member in fleet.members:
         if member not in told:
-            findings.append(_finding("health", member, NOT_RUN, "unknown: its driver told nothing"))
+            findings.append(finding("health", member, NOT_RUN, "unknown: its driver told nothing"))
             continue
-        findings += [_finding("health", member, outcome, why) for outcome, why in _ills(member)]
+        findings += [finding("health", member, outcome, why) for outcome, why in _ills(member)]
     return Ruled(findings, f"nvidia-smi told of {counted(len(told), 'member')}")
 
 
@@ -271,14 +168,10 @@ def clocks(fleet: Fleet) -> Ruled:
                 own = _ends(member)[0].get(name)
                 if own is not None and own != most[0]:
                     said = f"{what} {written(own)}, {written(most[0])} on {most[1]} others"
-                    findings.append(_finding("clocks", member, WARN, said))
+                    findings.append(finding("clocks", member, WARN, said))
     if not seen:
         return Ruled(said="unknown: no member has a driver that tells", judged=False, required=False)
     return Ruled(findings, ", ".join(names.values()))
-
-
-def _finding(rule: str, member: Member, outcome: str, why: str) -> Finding:
-    return Finding(rule, member, member.name, outcome, why)
 
 
 RULES: dict[str, Callable[[Fleet], Ruled]] = {

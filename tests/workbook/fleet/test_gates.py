@@ -1,5 +1,7 @@
 """Each rule of a fleet finds what it is for and names the member; it does not run without what it needs."""
 
+from dataclasses import replace
+
 import pytest
 
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN
@@ -87,7 +89,7 @@ def test_a_split_without_a_majority_names_all_and_believes_those_that_are_go_by_
     halves = {f"m{rank}": {"fingerprint": "b" * 64} for rank in range(4)}
     split = judged_fleet(fleet(**halves))["fingerprints"].findings
     assert len(split) == 8
-    assert all("no value has more than half" in finding.why for finding in split)
+    assert all("nobody knows who is right: 4, 4 of 8 agree" in finding.why for finding in split)
     broken = {name: {**change, "verdict": "NO-GO"} for name, change in halves.items()}
     named = judged_fleet(fleet(**broken))["fingerprints"].findings
     assert [finding.member.rank for finding in named] == [0, 1, 2, 3]
@@ -134,6 +136,36 @@ def test_a_member_alone_of_its_kind_has_nobody_to_be_compared_with():
     found = judged_fleet(fleet(m5={"kind": "NVIDIA H100", "fingerprint": "b" * 64, "peak_alloc_bytes": 1}))
     assert [(f.member.rank, f.outcome) for f in found["fingerprints"].findings] == [(5, NOT_RUN)]
     assert found["memory"].findings[0].why == "nobody of its kind agrees with it"
+
+
+OTHER_SOURCE = {"configuration": {"torch": "2.13.0", "profile": "checklist", "source_sha256": "c" * 64}}
+
+
+def test_bits_of_another_source_or_profile_are_no_fault_of_a_gpu(tmp_path):
+    """They are compared among themselves, and the configuration is what is named."""
+    other = {"fingerprint": "b" * 64, "peak_alloc_bytes": 1, **OTHER_SOURCE}
+    run = saved(fleet(m5=other), tmp_path / "one")
+    assert {
+        (f.member.rank, f.rule, f.outcome) for one in quarantine(judged_fleet(fleet(m5=other))) for f in one.findings
+    } == {(5, "configuration", NOT_RUN)}
+    assert run.verdict == "INCOMPLETE"
+    three = {"m5": other, "m6": other, "m7": {**other, "fingerprint": "d" * 64}}
+    assert [f.member.rank for f in judged_fleet(fleet(**three))["fingerprints"].findings] == [7]
+
+
+def test_of_three_groups_without_a_majority_the_sizes_are_told():
+    thirds = {f"m{rank}": {"fingerprint": "bcd"[rank % 3] * 64} for rank in range(9)}
+    found = judged_fleet(fleet(9, **thirds))["fingerprints"].findings
+    assert len(found) == 9
+    assert "3, 3, 3 of 9 agree" in found[0].why
+
+
+def test_a_number_that_two_hosts_ran_is_two_members_and_one_gpu_that_two_ran_is_named():
+    made = fleet()
+    requeued = replace(made.members[3], host="node9", gpu_uuid="99999999-0000")
+    assert not quarantine(judged_fleet(replace(made, members=[*made.members, requeued])))
+    shared = judged_fleet(fleet(m5={"gpu_uuid": "00000004-0000"}))["pinned"].findings
+    assert [f.member.rank for f in shared] == [4, 5]
 
 
 def test_kinds_are_compared_among_themselves():

@@ -1,0 +1,90 @@
+"""The launcher `local`: a member a GPU, each pinned, all at once; faults are named, the stop button is heard."""
+
+import os
+import signal
+import subprocess
+from collections import Counter
+
+import pytest
+
+from nsa_lib.runs import environment
+from nsa_lib.runs.launchers import local
+from nsa_lib.runs.launchers.member import Task, own_gpu
+from nsa_lib.runs.launchers.state import FleetState
+from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.collect import collect, members_in
+from nsa_lib.workbook.fleet.gates import quarantine, ruled
+from nsa_lib.workbook.launch import launch
+
+SMALL = {"layers": 1, "seq_len": 128, "vocab": 64, "steps": 60}
+
+
+def test_a_wrong_bit_is_named_among_members_that_were_started_here(tmp_path, capsys):
+    asked = {
+        "launcher": "local", "fleet": "here", "gpus": 3, "profile": "laptop", "parameters": SMALL,
+        "faults": {"1": "wrong_bit"}, "out_dir": str(tmp_path),
+    }  # fmt: skip
+    run = collect(launch(asked))
+    (named,) = quarantine(ruled(run))
+    assert (named.member.rank, run.verdict) == (1, "NO-GO")
+    assert [finding.rule for finding in named.findings] == ["fingerprints"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "3 GO", "each is GO by itself"
+    assert len(lines) == len(set(lines)), "no line twice"
+
+
+def test_the_stop_button_ends_all_members_and_what_they_recorded_is_judged(tmp_path):
+    folder = tmp_path / "fleets" / "here"
+    parameters = {**SMALL, "steps": 100_000, "profile": "laptop", "fleet": "here", "out_dir": str(tmp_path)}
+    pressed = []
+
+    def press_once_both_train():
+        if not pressed and len(list(folder.glob("runs/*/cases/training/heartbeat.jsonl"))) == 2:
+            pressed.append(os.kill(os.getpid(), signal.SIGINT))
+
+    with StopButton() as stop:
+        local.run_members(
+            Task(str(folder), "smoke", parameters, {}), 2, visible=[], stop=stop, tell=press_once_both_train
+        )
+    assert pressed
+    assert Counter(member.verdict for member in members_in(folder)) == {"INCOMPLETE": 2}
+    assert dict(+FleetState(folder, 2).counts()) == {"INCOMPLETE": 2}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The environments in which members would have been started."""
+    found = []
+
+    class Ended:
+        def __init__(self, command, *, env, **_):
+            found.append((command[command.index("member") + 1], env["CUDA_VISIBLE_DEVICES"]))
+
+        def poll(self):
+            return 0
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    return found
+
+
+@pytest.mark.parametrize("shown", [None, "0,1,2,3", "GPU-aa,GPU-bb,GPU-cc,GPU-dd", "6,4,2,0"])
+def test_each_member_sees_one_gpu_of_those_that_this_process_sees(tmp_path, monkeypatch, started, shown):
+    if shown is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    visible = environment.visible_gpus(4)
+    with StopButton() as stop:
+        local.run_members(Task(str(tmp_path), "smoke", {}, {}), 4, visible=visible, stop=stop, tell=lambda: None)
+    names = (shown or "0,1,2,3").split(",")
+    assert started == [(str(rank), name) for rank, name in enumerate(names)]
+
+
+def test_more_members_than_gpus_are_refused_and_one_gpu_is_taken_to_be_the_members_own():
+    with pytest.raises(ConfigError, match="it shows 2 GPUs"):
+        own_gpu(["0", "1"], 2, 4)
+    assert own_gpu(["GPU-aa"], 3, 8) == "GPU-aa", "Slurm has bound it to the task"
