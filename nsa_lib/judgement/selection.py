@@ -15,7 +15,7 @@ from nsa_lib.runs.recorded import Recorded
 SHARES = ("overlap", "forced", "in_window", "near_ties", "never_picked")
 """What is known of a layer's selection, as shares (`worker.selection_health`)."""
 
-COLUMNS = ("step", "layer", "choosing", *SHARES, "gate", "heads", "stuck", "adds_nothing")
+COLUMNS = ("step", "layer", "choosing", *SHARES, "gate", "heads", "stuck", "by_union", "adds_nothing")
 
 SELECTED = "slc"
 
@@ -24,7 +24,9 @@ def selection_rows(run: Recorded, case_id: str = "training") -> pd.DataFrame:
     """Return what was found of each layer, a row for each of the COLUMNS' steps and layers; none if nothing was.
 
     `gate` is the mean gate of the selected branch. `stuck` is a list of branch, heads and the value, 0 or 1, at which
-    their gates are stuck. `adds_nothing` says why selection gives nothing that the window does not, or is empty.
+    their gates are stuck. `by_union` is the share of the tiles of queries whose dq was made over the union of their
+    blocks, where kernels decide so. `adds_nothing` says why selection gives nothing that the window does not, or is
+    empty.
     """
     rows = [_row(step, layer, health) for step, layer, health in _found(run, case_id)]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -59,6 +61,7 @@ def _row(step: int, layer: int, health: dict) -> dict[str, object]:
         "gate": health["gates"].get(SELECTED),
         "heads": health["heads"],
         "stuck": stuck,
+        "by_union": health.get("by_union"),
         "adds_nothing": _why_nothing(health),
     }
 

@@ -46,6 +46,8 @@ class SelectionHealth:
     wide_open: dict[str, int]
     """Heads whose gate of a branch is stuck at 1."""
     heads: int | None
+    by_union: float | None = None
+    """Share of the tiles of queries whose dq kernels made over the union of their blocks; None where none decides."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def selection_health(
     gates: Tensor | None,
     gate_names: Sequence[str],
     ties: float | None = None,
+    by_union: Tensor | None = None,
 ) -> SelectionHealth:
     """Return what a layer's selection is worth.
 
@@ -132,6 +135,7 @@ def selection_health(
         gates: of some queries, [B, H, R, branches]; None if it shows none.
         gate_names: of the branches.
         ties: as `near_ties` finds them; None where the scores are not known.
+        by_union: which tiles' dq was made so; None where kernels do not decide.
     """
     found, (length, n) = Selection.of(blocks, l_sel), blocks.shape[2:]
     known = {} if gates is None else dict(zip(gate_names, gates.double().unbind(-1), strict=True))
@@ -146,6 +150,7 @@ def selection_health(
         shut={name: int((gate.amax(dim=(0, 2)) <= STUCK).sum()) for name, gate in known.items()},
         wide_open={name: int((gate.amin(dim=(0, 2)) >= 1 - STUCK).sum()) for name, gate in known.items()},
         heads=None if gates is None else gates.shape[1],
+        by_union=None if by_union is None else float(by_union.double().mean()),
     )
 
 

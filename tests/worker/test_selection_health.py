@@ -136,3 +136,10 @@ def test_all_that_is_found_stands_in_one_record():
     assert selection_health(blocks, l_sel=4, w=14, gates=None, gate_names=(), ties=0.25).near_ties == 0.25
     short = selection_health(blocks[:, :, :20], l_sel=4, w=14, gates=None, gate_names=())
     assert (short.choosing, short.overlap, short.in_window) == (0, None, None)
+
+
+def test_the_share_of_tiles_over_a_union_is_their_mean():
+    options = {"l_sel": 4, "w": 14, "gates": None, "gate_names": ()}
+    tiles = torch.tensor([[[1, 0, 0, 1]]], dtype=torch.int32)
+    assert selection_health(chosen(scores()), **options, by_union=tiles).by_union == 0.5
+    assert selection_health(chosen(scores()), **options).by_union is None

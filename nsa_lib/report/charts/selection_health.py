@@ -21,6 +21,7 @@ WORDS = {
     "in_window": "picked within the window",
     "near_ties": "near ties",
     "never_picked": "blocks that nobody picks",
+    "by_union": "tiles whose dq goes over a union",
 }
 
 COLOURS = dict(zip(SHARES, (BLUE, PURPLE, VERMILION, ORANGE, GREEN), strict=True))
@@ -60,19 +61,21 @@ def selection_table(run: Recorded, case_id: str = "training") -> Table:
     rows = selection_rows(run, case_id)
     if rows.empty:
         return Table(f"What selection gives is {NOT_SHOWN}", (), [])
-    head = ("layer", "step", *(f"{WORDS[share]}, %" for share in SHARES), "mean gate", "gates stuck", "what it gives")
+    unions = ("by_union",) if rows["by_union"].notna().any() else ()
+    head = ("layer", "step", *(f"{WORDS[share]}, %" for share in (*SHARES, *unions)))
     lines = [
         (
             Cell(str(row["layer"]), numeric=True),
             Cell(f"{row['step']:,}", numeric=True),
-            *(_percent(row[share]) for share in SHARES),
+            *(_percent(row[share]) for share in (*SHARES, *unions)),
             Cell(format_value(_known(row["gate"])), numeric=True),
             _stuck(row),
             Cell(f"▲ nothing: {row['adds_nothing']}", colour="warn") if row["adds_nothing"] else Cell("✔ something"),
         )
         for row in rows.sort_values(["layer", "step"]).to_dict("records")
     ]
-    return Table("What selection gives, of queries that have more blocks than they read", head, lines)
+    caption = "What selection gives, of queries that have more blocks than they read"
+    return Table(caption, (*head, "mean gate", "gates stuck", "what it gives"), lines)
 
 
 def _percent(share: float | None) -> Cell:

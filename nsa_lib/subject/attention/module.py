@@ -51,7 +51,8 @@ class NSAttention(nn.Module):
     observe: Callable[..., torch.Tensor] | None = None
     """Called with "mixed" and the gated sum, [B, H, T, d_v], which it hands back; and, by name, with what it was made
     of: the branch outputs `cmp`, `slc` and `win` [B, H, T, d_v], the `branch_gates` [B, H, T, branches], and the
-    `blocks` selected, [B, G, T, n_sel]; where kernels keep them so, `block_bits` instead, [B, G, T], a bit a block."""
+    `blocks` selected, [B, G, T, n_sel]; where kernels keep them so, `block_bits` instead, [B, G, T], a bit a block; and
+    `by_union`, bool [B, G, tiles], where kernels decide for each tile of queries how its gradient is made."""
 
     def __init__(self, config: NSAConfig, backend: str = "masked"):
         super().__init__()

@@ -20,6 +20,7 @@ from nsa_lib.subject.attention.reference_rows import Layer, rows
 from nsa_lib.subject.config import NSAConfig
 from nsa_lib.worker.attestation.choice import ChoiceFound, judge_choice, unpacked
 from nsa_lib.worker.attestation.coverage import ATTENTION, BACKWARD, CHOICE, Part
+from nsa_lib.worker.attestation.recorder import BY_UNION
 from nsa_lib.worker.attestation.records import LayerRecord
 from nsa_lib.worker.attestation.rounding import Comparison, compare
 from nsa_lib.worker.attestation.sample import Sample
@@ -147,7 +148,7 @@ def _judge_rows(found: LayerFound, trial: _Trial) -> None:
         found.choice = judge_choice(chosen, right.scores, rounded.scores, sample.positions, c, record.backend)
         found.health = selection_health(
             trial.blocks.to(right.scores.device), l_sel=c.l_sel, w=c.w, gates=record.shown.get("branch_gates"),
-            gate_names=c.branches, ties=near_ties(right.scores, positions, c),
+            gate_names=c.branches, ties=near_ties(right.scores, positions, c), by_union=record.shown.get(BY_UNION),
         )  # fmt: skip
 
 

@@ -12,6 +12,11 @@ from nsa_lib.worker.attestation.records import LayerRecord
 from nsa_lib.worker.attestation.sample import Sample
 from nsa_lib.worker.attestation.shown import INPUT, OUTPUT
 
+BY_UNION = "by_union"
+
+OF_CHOICE = ("blocks", "block_bits", BY_UNION)
+"""What tells of the choice, and is kept of all queries."""
+
 
 def copied(x: Tensor) -> Tensor:
     """Copy a tensor to the host, where no meter looks."""
@@ -66,8 +71,7 @@ class Recorder:
             layer.recomputed = self._copies.rows(value, 1)
         for part, made in beside.items():
             if part not in layer.shown:
-                chosen = part.startswith("block")
-                layer.shown[part] = self._whole_choice(made) if chosen else self._copies.rows(made, 2)
+                layer.shown[part] = self._whole_choice(made) if part in OF_CHOICE else self._copies.rows(made, 2)
 
     def show_gradient(self, index: int, name: str, gradient: Tensor) -> None:
         if (layer := self._layers.get(index)) is None:

@@ -24,7 +24,8 @@ class LayerRecord:
     x: Tensor | None = None
     """Input, [B, T, dim]."""
     shown: dict[str, Tensor] = field(default_factory=dict)
-    """What the layer showed on its way, rows alone: `cmp`, `slc`, `win`, `branch_gates`; all rows of `blocks`."""
+    """What the layer showed on its way, rows alone: `cmp`, `slc`, `win`, `branch_gates`; all rows of `blocks`, and of
+    `by_union` all tiles."""
     output: Tensor | None = None
     """Rows of the output, [B, R, dim]."""
     recomputed: Tensor | None = None

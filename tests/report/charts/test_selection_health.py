@@ -1,5 +1,6 @@
 """What the selection of each layer is worth, as chart and table."""
 
+from nsa_lib.judgement.selection import SHARES
 from nsa_lib.report.charts import selection_chart, selection_table
 from nsa_lib.report.charts.selection_health import WORDS
 from tests.judgement.test_selection import SHUT, found, run
@@ -9,7 +10,7 @@ from tests.workbook.smoke.made import healthy
 def test_the_chart_has_a_line_for_each_share_and_the_first_step_dotted():
     figure = selection_chart(run([found(overlap=0.2), found()], [found(), found(near_ties=None)]))
     assert [(line.name, line.line.dash, line.showlegend) for line in figure.data] == [
-        (word, dash, dash == "solid") for word in WORDS.values() for dash in ("dot", "solid")
+        (word, dash, dash == "solid") for word in map(WORDS.get, SHARES) for dash in ("dot", "solid")
     ]
     overlap = [line for line in figure.data if line.name == WORDS["overlap"]]
     assert [list(line.y) for line in overlap] == [[0.2, 0.8], [0.8, 0.8]]
@@ -48,3 +49,10 @@ def test_the_table_has_a_row_for_each_layer_and_step_in_percent():
 def test_an_attention_that_shows_no_gates_has_a_dash():
     (row,) = selection_table(run([], [found(gates={}, shut={}, wide_open={}, heads=None)])).rows
     assert [cell.text for cell in row[-3:]] == ["–", "–", "✔ something"]
+
+
+def test_tiles_over_a_union_have_a_column_where_kernels_decide():
+    assert "tiles whose dq goes over a union, %" not in selection_table(run([], [found()])).header
+    table = selection_table(run([], [found(by_union=0.25)]))
+    (row,) = table.rows
+    assert row[table.header.index("tiles whose dq goes over a union, %")].text == "25.0"

@@ -212,6 +212,23 @@ def test_queries_with_their_neighbours_and_alone(monkeypatch, together, by_tma):
     assert_equal(function, judge, tensors, torch.float16, keys=64, scale=SCALE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_which_tiles_go_over_a_union_is_shown(monkeypatch, dtype):
+    force(monkeypatch, "grouped")
+    monkeypatch.setattr(grouped, "_MOST_SHARED", 0.3)
+    config, shown = sizes(8, 1, l=8, d=8, l_sel=16, n_sel=4, w=20, d_v=16), {}
+    q, k_cmp, v_cmp, _ = sample(150, 8, 1, 18, d_v=16)
+    q[:, :, 100:120] = q[:, :, 100:101]  # neighbours that choose alike
+    pairs = [*sample(150, 8, d_v=16)[1:3], *sample(150, 8, d_v=16)[1:3]]
+    tensors = on_device([q, k_cmp, v_cmp, *pairs, torch.rand(1, 8, 150, 3)], dtype)
+    fused.nsa(*tensors, config=config, observe=lambda name, mixed, **beside: shown.update(beside) or mixed)
+    tile = 1 if dtype == torch.float32 else 4
+    rows = [{block for block in row if block >= 0} for row in shown["blocks"][0, 0].tolist()]
+    unions = [len(set.union(*rows[first : first + tile])) for first in range(0, 150, tile)]
+    assert shown["by_union"][0, 0].tolist() == [size <= 0.3 * tile * 4 for size in unions]
+    assert 0 < shown["by_union"].sum() < len(unions)
+
+
 def test_as_many_blocks_as_there_may_be(monkeypatch):
     """A bit of a word stands for each."""
     force(monkeypatch, "listed")

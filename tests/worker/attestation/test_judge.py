@@ -82,6 +82,22 @@ def test_what_a_selection_is_worth_is_found_of_the_recorded_step(backend):
         assert layer.health.shut == layer.health.wide_open == {"cmp": 0, "slc": 0, "win": 0}
 
 
+def test_by_which_way_kernels_went_is_recorded_of_all_tiles(plain_fused, monkeypatch):
+    right = plain_fused.nsa
+
+    def deciding(*tensors, config, observe=None):
+        def told(name, value, **beside):
+            tiles = torch.arange(200).expand(1, 2, 200) % 4 == 0
+            return observe(name, value, **beside, by_union=tiles)
+
+        return right(*tensors, config=config, observe=None if observe is None else told)
+
+    monkeypatch.setattr(plain_fused, "nsa", deciding)
+    found = judged(config(backend="fused"))
+    assert wrong(found) == set()
+    assert [layer.health.by_union for layer in found.layers] == [0.25, 0.25]
+
+
 def test_a_choice_that_always_takes_the_windows_blocks_is_seen(monkeypatch):
     newest = torch.arange(29.0)
     right = attention_module.choose_blocks

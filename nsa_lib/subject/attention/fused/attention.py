@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch.profiler import record_function
 
-from nsa_lib.subject.attention.fused import band, choice, compressed, rows, short, whole
+from nsa_lib.subject.attention.fused import band, choice, compressed, grouped, rows, short, whole
 from nsa_lib.subject.attention.fused.mix import mix
 from nsa_lib.subject.attention.fused.selected import ROUTE, require_blocks, way
 from nsa_lib.subject.attention.fused.shape import aligned, by_token, empty_by_token, empty_outputs, require, two
@@ -41,7 +41,7 @@ def nsa(
         config: sizes and branches.
         observe: called with "mixed" and the result, which it hands back; by name also with the `branch_gates`, each
             branch's output, [B, H, T, d_v], and the `blocks` chosen, int32 [B, G, T, n_sel], or their `block_bits`,
-            int32 [B, G, T], whichever the kernels keep.
+            int32 [B, G, T], whichever the kernels keep; of groups of many heads also `by_union` (see `grouped`).
 
     Returns:
         [B, H, T, d_v].
@@ -101,6 +101,8 @@ class _NSA(torch.autograd.Function):
             made = dict(zip(c.branches, outputs.unbind(), strict=True))
             if "slc" in c.branches:
                 made |= {"block_bits": inverse[0]} if chosen is None else {"blocks": chosen}
+                if way(q, keys_values[2], c.l_sel) is grouped:
+                    made["by_union"] = grouped.by_union(q, keys_values[2], chosen, inverse)
             out = observe("mixed", out, branch_gates=gates, **made)
         ctx.save_for_backward(q, *keys_values, gates, outputs, lse, chosen, *inverse)
         ctx.config, ctx.places = c, places

@@ -75,6 +75,20 @@ def backward(q, k, v, chosen, d_out, state, inverse, dq, adds, l_sel, scale):
     return pair
 
 
+def by_union(q, k, chosen, inverse) -> torch.Tensor:
+    """Return which tiles of neighbouring queries have their dq made over the union of their blocks, bool [B, G, tiles].
+
+    The kernels decide so on the device, from the same lists.
+    """
+    _, count = inverse
+    return (count <= _most_shared(_queries(q, k), chosen.shape[-1])).unflatten(0, chosen.shape[:2])
+
+
+def _most_shared(queries: int, n: int) -> int:
+    """Return the longest list of a tile of so many queries that is walked for dq, each query having n blocks."""
+    return int(queries * n * _MOST_SHARED)
+
+
 def _queries(q, k) -> int:
     """Return how many queries are a tile."""
     return 1 if q.dtype == torch.float32 else max(1, _ROWS // power_of_two(q.shape[1] // k.shape[1]))
@@ -112,7 +126,7 @@ def _query_gradient(q, k, v, chosen, entries, count, d_out, state, dq, adds, l_s
 
     (lanes, tiles), (heads, length), n, queries = count.shape, q.shape[1:3], chosen.shape[-1], _queries(q, k)
     constants = {"TQ": queries, "ADD": adds, **_constants(q, k, v, l_sel)}
-    most, row = int(queries * n * _MOST_SHARED), tma.row(_TOGETHER_BACK, k, v)
+    most, row = _most_shared(queries, n), tma.row(_TOGETHER_BACK, k, v)
     sources = tma.sources(row["TMA"], l_sel, k, v)
     union_query_gradient[tiles, lanes](
         q, *sources, d_out, state, entries, count, dq, *strides(q, k, v), length, heads, most, scale,
