@@ -117,7 +117,7 @@ def _blame(run: Recorded, case_id: str, phase: str) -> str:
 
 def _within(terms: Mapping[str, float], phase: str) -> str:
     """Return the terms that only live in a phase, the largest first."""
-    passing = {name: terms[name] for name in ("activations", "loss", "temporaries") if terms[name] > 0}
+    passing = {name: terms[name] for name in ("activations", "loss", "communication", "temporaries") if terms.get(name)}
     ranked = ", ".join(f"{name} {mib:,.0f} MiB" for name, mib in _ranked(passing).items())
     return f"what lives in {phase} alone (predicted: {ranked or 'nothing'})"
 

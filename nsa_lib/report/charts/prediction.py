@@ -13,7 +13,7 @@ from nsa_lib.runs.recorded import Recorded
 
 TERM_COLOURS = {
     "parameters": GREY, "optimizer": "#a9b0b8", "gradients": BLUE, "activations": GREEN, "loss": PURPLE,
-    "temporaries": VERMILION, "tables": ORANGE, "workspace": SKY,
+    "communication": "#8c6d46", "temporaries": VERMILION, "tables": ORANGE, "workspace": SKY,
 }  # fmt: skip
 """From the bottom of a bar to its top: what always stays first."""
 

@@ -113,13 +113,16 @@ def memory_table(rows: pd.DataFrame) -> Table:
     """Tabulate what a GPU needs (`measures.memory_rows`), predicted beside measured."""
     columns = {
         "case_id": "case", "grad_checkpointing": "checkpointing", "state_mib": "state, MiB",
+        "predicted_state_mib": "predicted state, MiB", "activations_mib": "predicted activations, MiB",
+        "communication_mib": "predicted communication, MiB",
         "between_mib": "buckets and tables, MiB", "within_mib": "within a step, MiB",
         "peak_alloc_mib": "peak allocated, MiB", "predicted_mib": "predicted, MiB",
         "difference_percent": "difference, %", "headroom_mib": "less than one GPU, MiB",
     }  # fmt: skip
     caption = (
         "State: parameters, gradients, optimizer. Buckets and tables: what else stays between steps. Within a step: "
-        "activations, gathered parameters, temporaries at the peak"
+        "activations, gathered parameters, temporaries at the peak. DDP's buckets hold the gradients and are in the state; "
+        "FSDP2's communication is what it gathers and reduces at the predicted peak"
     )
     return frame_table(caption, rows.round({"difference_percent": 1}), columns)
 

@@ -149,7 +149,8 @@ def memory_rows(run: Recorded) -> pd.DataFrame:
     Columns: case_id, grad_checkpointing, state_mib (parameters, gradients, optimizer), between_mib (what else stays
     from step to step: buckets, tables, workspaces), within_mib (what only lives in a step at its peak: activations,
     gathered parameters, temporaries), peak_alloc_mib, predicted_mib, difference_percent, headroom_mib (what one GPU
-    with the whole batch needs more). Where ranks differ, those of the rank that needs most.
+    with the whole batch needs more). Predicted besides: predicted_state_mib, and of the peak activations_mib (with the
+    loss) and communication_mib, which no meter tells apart. Where ranks differ, those of the rank that needs most.
     """
     rows = []
     for case_id in (ONE, *run.parameter("strategies")):
@@ -171,7 +172,8 @@ def _memory_row(run: Recorded, case_id: str, case: Mapping) -> dict[str, object]
     states = fact_of_ranks(run, case_id, "state_mib") if case["ranks"] else [case.get("state_mib")]
     state = math.nan if states[rank] is None else float(states[rank])
     between, peak = run.of(case_id, rank)["alloc_mib"].iloc[1:].median(), known.get(rank, math.nan)
-    predicted = (case["prediction"] or {}).get("peak_alloc_mib", math.nan)
+    found = case["prediction"] or {}
+    predicted = found.get("peak_alloc_mib", math.nan)
     return {
         "case_id": case_id,
         "grad_checkpointing": bool(case["asked"]["grad_checkpointing"]),
@@ -181,6 +183,21 @@ def _memory_row(run: Recorded, case_id: str, case: Mapping) -> dict[str, object]
         "peak_alloc_mib": peak,
         "predicted_mib": predicted,
         "difference_percent": 100 * (peak / predicted - 1),
+        "predicted_state_mib": found.get("state_mib", math.nan),
+        **_terms_of_peak(found),
+    }
+
+
+def _terms_of_peak(prediction: Mapping) -> dict[str, float]:
+    """Return what a predicted peak holds of what no meter tells apart."""
+    terms = prediction.get("terms") or {}
+    phase = max(terms, key=lambda name: prediction[f"peak_alloc_{name}_mib"], default=None)
+    if phase is None:
+        return {"activations_mib": math.nan, "communication_mib": math.nan}
+    held = terms[phase]
+    return {
+        "activations_mib": held["activations"] + held["loss"],
+        "communication_mib": held.get("communication", 0.0),
     }
 
 

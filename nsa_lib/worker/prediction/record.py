@@ -11,22 +11,25 @@ Here, and nowhere else, is what CUDA does differently:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.subject import training
+from nsa_lib.subject import distributed, training
 from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import install
 from nsa_lib.worker.allocator import ROUNDING
 from nsa_lib.worker.prediction.before import before_training
+from nsa_lib.worker.prediction.sharing import rank_of_nobody
 from nsa_lib.worker.storages import StorageTracker, tensors_in
 
 STEPS = 2
@@ -73,37 +76,49 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
     """
     if case.work not in ("train", "backward"):
         raise PredictionError(f"work={case.work}: only train and backward are predicted")
-    if case.is_launched:
-        raise PredictionError(f"strategy={case.strategy}: what ranks share is not predicted")
     if case.compile:
         raise PredictionError("compile=True: compiled code allocates otherwise")
     major = compute_capability.split(".")[0]
     workspace_mib = CUBLAS_WORKSPACE_MIB.get(major, CUBLAS_WORKSPACE_OLDER_MIB) if case.device == "cuda" else 0.0
     attention = _FusedAttentionMode() if case.device == "cuda" else nullcontext()
     install(case.model)
-    with own_tables(), _fake_tensors(), attention:
+    recorder = _Recorder(int(workspace_mib * MIB), on_cuda=case.device == "cuda")
+    ranks = rank_of_nobody(case, recorder.communicate) if case.is_launched else nullcontext()
+    with own_tables(), ranks as share, _fake_tensors(), attention:
         with _default_dtype(getattr(torch, case.dtype)):  # a fake parameter cannot be cast afterwards
             model = make_model(case.model, grad_checkpointing=case.grad_checkpointing)
+        take = _steps_of(case, model, share)
         optimizer = training.make_optimizer(model, case.lr) if case.work == "train" else None
-        tokens = torch.empty(case.batch, case.seq_len + 1, dtype=torch.int64)  # counts from its first use on
-        recorder = _Recorder(int(workspace_mib * MIB), on_cuda=case.device == "cuda")
+        tokens = torch.empty(case.batch // case.ranks, case.seq_len + 1, dtype=torch.int64)  # counts once used
         model.norm.register_forward_hook(lambda *_: recorder.enter("loss"))
         recorder.track(model)
         recorder.label("parameters", model)
         with recorder:
-            if case.device == "cuda":  # on the CPU the meter begins after it
+            if case.device == "cuda":  # on the CPU the meter begins after it, and ranks check nothing before
                 with _default_dtype(getattr(torch, case.dtype)):
-                    before_training(model, case, recorder)
+                    if not case.is_launched:
+                        before_training(model, case, recorder)
                 recorder.empty()
             for _ in range(STEPS):
                 recorder.enter("forward")
-                _step(model, optimizer, tokens, recorder, case.loss_chunk)
+                _step(take, model, optimizer, tokens, recorder)
         # Before the model disappears: its end is not part of a step.
         return Trace(case.device, tuple(recorder.events), tuple(recorder.terms))
 
 
+def _steps_of(case: CaseConfig, model: TinyLM, share: Callable[[TinyLM], nn.Module] | None) -> Callable:
+    """Return the step that a case takes; of several ranks one."""
+    if case.work == "backward":
+        return lambda model, optimizer, tokens, *, mark: training.backward_step(
+            model, tokens, mark=mark, loss_chunk=case.loss_chunk
+        )
+    if share is not None:
+        return partial(distributed.train_step, share(model))
+    return partial(training.train_step, loss_chunk=case.loss_chunk)
+
+
 def _step(
-    model: TinyLM, optimizer: torch.optim.Optimizer | None, tokens: torch.Tensor, recorder: _Recorder, loss_chunk: int
+    take: Callable, model: TinyLM, optimizer: torch.optim.Optimizer | None, tokens: torch.Tensor, recorder: _Recorder
 ) -> None:
     def mark(phase: str) -> None:
         if phase == "forward":
@@ -112,11 +127,8 @@ def _step(
             recorder.label("gradients", [p.grad for p in model.parameters()])
         recorder.end(phase)
 
-    if optimizer is None:
-        result = training.backward_step(model, tokens, mark=mark, loss_chunk=loss_chunk)
-    else:
-        result = training.train_step(model, optimizer, tokens, mark=mark, loss_chunk=loss_chunk)
-        recorder.label("optimizer", optimizer)
+    result = take(model, optimizer, tokens, mark=mark)
+    recorder.label("optimizer", optimizer)
     del result
     recorder.keep("tables")
     recorder.end("step")
@@ -132,6 +144,7 @@ class _Recorder(StorageTracker):
         self._workspace_bytes, self._on_cuda = workspace_bytes, on_cuda
         self._without_workspace = {"forward", "backward"}
         self._part = "forward"
+        self._communicates = False
         self._fresh: set[int] = set()
 
     def enter(self, part: str) -> None:
@@ -139,6 +152,10 @@ class _Recorder(StorageTracker):
         self._part = part
         if part == "forward":
             self._fresh.clear()
+
+    def communicate(self, communicates: bool) -> None:
+        """Begin or end to make the buffers of a collective."""
+        self._communicates = communicates
 
     def end(self, phase: str) -> None:
         """End a phase."""
@@ -163,8 +180,9 @@ class _Recorder(StorageTracker):
                 self._fresh.discard(storage)
 
     def born(self, nbytes: int) -> int:
-        storage = self._allocate(nbytes, "loss" if self._part == "loss" else "temporaries")
-        if self._part == "forward":
+        term = "communication" if self._communicates else "loss" if self._part == "loss" else "temporaries"
+        storage = self._allocate(nbytes, term)
+        if self._part == "forward" and not self._communicates:
             self._fresh.add(storage)
         return storage
 

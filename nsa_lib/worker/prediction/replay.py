@@ -9,8 +9,12 @@ from nsa_lib.contract.allocator import MIB
 from nsa_lib.worker.allocator import AllocatorSimulation
 from nsa_lib.worker.prediction.record import Trace
 
-TERMS = ("parameters", "gradients", "optimizer", "activations", "loss", "temporaries", "tables", "workspace")
+TERMS = (
+    "parameters", "gradients", "optimizer", "activations", "loss", "communication", "temporaries", "tables",
+    "workspace",
+)  # fmt: skip
 """What memory consists of. `activations`: what forward keeps for backward. `loss`: logits and their gradients.
+`communication`: FSDP2's gathered parameters and what it reduces; DDP's buckets are the gradients.
 `temporaries`: all that comes and goes, with checkpointing the layer that is computed again. `tables`: constants of the
 attention, and the tokens. `workspace`: cuBLAS's."""
 

@@ -9,6 +9,7 @@ from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.several_gpus.figures import link_table, memory_table, ranks_table
 from nsa_lib.workbook.several_gpus.measures import link_rows, memory_rows, rank_rows
+from tests.made import with_case
 from tests.runs.test_plan import CPU
 from tests.workbook.several_gpus.made import healthy
 
@@ -87,3 +88,15 @@ def test_the_tables_show_every_rank_every_kind_of_memory_and_every_size():
     for table, rows in ((ranks_table(ranks), ranks), (memory_table(memory), memory), (link_table(link), link)):
         assert len(table.rows) == len(rows)
     assert json.dumps({name: figure.layout.meta["description"] for name, figure in run.figures.items()})
+
+
+def test_of_a_predicted_peak_the_table_tells_what_no_meter_does():
+    terms = {"activations": 2.0, "loss": 1.0, "communication": 0.5}
+    found = {
+        "peak_alloc_mib": 10.0, "state_mib": 4.8, "peak_alloc_forward_mib": 9.0, "peak_alloc_backward_mib": 10.0,
+        "terms": {"forward": dict.fromkeys(terms, 9.9), "backward": terms},
+    }  # fmt: skip
+    rows = memory_rows(with_case(healthy(), "fsdp2", prediction=found)).set_index("case_id")
+    assert list(rows.loc["fsdp2", ["predicted_state_mib", "activations_mib", "communication_mib"]]) == [4.8, 3.0, 0.5]
+    assert rows.loc["ddp", ["predicted_state_mib", "activations_mib", "communication_mib"]].isna().all()
+    assert rows.loc["fsdp2", "difference_percent"] == pytest.approx(5.0)
