@@ -61,11 +61,24 @@ class Predictor:
         """Ids of its processes."""
         return [process.pid for process in self._processes]
 
-    def wait(self, patience_s: float, *, stopped: Callable[[], bool], watch: Callable[[int], None] = lambda n: None):
-        """Wait for the processes to end, `patience_s` at most, and less if `stopped` says so; `watch` sees `done`."""
-        deadline = time.monotonic() + patience_s
+    def wait(
+        self,
+        patience_s: float,
+        *,
+        stopped: Callable[[], bool],
+        watch: Callable[[int], None] = lambda n: None,
+        each: bool = False,
+    ) -> None:
+        """Wait for the processes to end, `patience_s` at most, and less if `stopped` says so; `watch` sees `done`.
+
+        With `each` that is the patience with each prediction, and not with all: many of a deep model, on a machine
+        that has much else to do, may take any time.
+        """
+        deadline, seen = time.monotonic() + patience_s, self.done
         while any(p.poll() is None for p in self._processes) and time.monotonic() < deadline and not stopped():
             watch(self.done)
+            if each and self.done > seen:
+                deadline, seen = time.monotonic() + patience_s, self.done
             time.sleep(POLL_S)
 
     def end(self) -> None:

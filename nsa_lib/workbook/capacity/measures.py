@@ -27,6 +27,7 @@ CHECKLIST_RESERVED_MIB = 70_000
 PROCESSES = 2
 
 PATIENCE_S = 600.0
+"""How long a single prediction may take."""
 
 SETTINGS = {f"allocator {conf or '(none)'}": name for name, conf in ALLOCATOR_SETTINGS.items()}
 """The variants of a sweep that change the allocator setting alone, and the name of each setting."""
@@ -79,6 +80,7 @@ def _predictions(plan: Plan) -> dict[str, dict]:
         try:
             predictor.wait(
                 PATIENCE_S,
+                each=True,
                 stopped=lambda: stop.pressed,
                 watch=lambda done: progress.show("predictions", done, None, (), phase="start"),
             )

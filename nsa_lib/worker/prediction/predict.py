@@ -13,7 +13,7 @@ from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.subject.config import ConfigError
-from nsa_lib.subject.own.loading import reason
+from nsa_lib.subject.own.loading import users_traceback
 from nsa_lib.worker.allocation_curve import allocation_curve
 from nsa_lib.worker.prediction.record import PredictionError, Trace, record
 from nsa_lib.worker.prediction.replay import replay
@@ -68,22 +68,34 @@ def predict_to_file(case_file: Path, compute_capability: str) -> None:
     try:
         found = predict(case, compute_capability=compute_capability)
     except (ConfigError, RuntimeError) as error:  # fake tensors lack an operator, or it asks for values
-        found = {"schema": SCHEMA, "reason": _why_not(error)}
+        found = {"schema": SCHEMA, "reason": _why_not(error, is_users=case.model.own is not None)}
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         if case.model.own is None:
             raise
-        found = {"schema": SCHEMA, "reason": f"it does not run on tensors without data: {reason(error)}; {TAUGHT}"}
+        found = {"schema": SCHEMA, "reason": _does_not_run(error)}
     write_json(case_file.with_name("prediction.json"), found)
 
 
-def _why_not(error: Exception) -> str:
+def _why_not(error: Exception, *, is_users: bool) -> str:
     """Return in one line why there is no prediction; of an operator that only knows values, how to teach it shapes."""
-    said = (str(error).splitlines() or [type(error).__name__])[0]
     operator = OPERATOR.search(str(error))
     if operator is None or not isinstance(error, NotImplementedError | UnsupportedOperatorException):
-        return said
+        is_told = isinstance(error, ConfigError | PredictionError)
+        return (
+            _does_not_run(error) if is_users and not is_told else (str(error).splitlines() or [type(error).__name__])[0]
+        )
     return f"{operator[0]} knows no shapes without values; torch.library.register_fake gives it a fake implementation"
 
+
+def _does_not_run(error: BaseException) -> str:
+    """Return in one line why a user's code runs on no shapes alone, the place, and what would make it known."""
+    where = FRAME.findall(users_traceback(error))
+    place = f" in {where[-1][2]}, {where[-1][0]}:{where[-1][1]}" if where else ""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"it does not run on tensors without data: {type(error).__name__}: {said}{place}; {TAUGHT}"
+
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 TAUGHT = "as a torch.library.custom_op with register_fake it would"
 """What makes a kernel known to fake tensors that is launched from Python."""

@@ -213,12 +213,25 @@ class _Recorder(StorageTracker):
 
 
 class _FusedAttentionMode(TorchFunctionMode):
-    """Let PyTorch's attention allocate what its CUDA kernels allocate."""
+    """Let PyTorch's attention allocate what its CUDA kernels allocate, also where backward computes it again.
+
+    A mode is off inside what it is told of. A backward that recomputes a layer would then find another attention than
+    forward did, and so `torch.utils.checkpoint` would miss tensors.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _FusedAttention.apply(*args[:3], (kwargs or {}).get("attn_mask"))
-        return func(*args, **(kwargs or {}))
+            return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
+        if func is torch.Tensor.backward:
+            with self:
+                return torch.autograd.backward(args, [kwargs.pop("gradient", None)], **kwargs)
+        if func is torch.autograd.backward:  # a newer torch tells modes of it too, but not of a gradient's edge
+            pairs = zip(args[0], kwargs.pop("grad_tensors"), strict=True)
+            told = [torch.ones_like(of) if gradient is None else gradient for of, gradient in pairs]
+            with self:
+                return func([torch.autograd.graph.get_gradient_edge(of) for of in args[0]], told, **kwargs)
+        return func(*args, **kwargs)
 
 
 class _FusedAttention(torch.autograd.Function):

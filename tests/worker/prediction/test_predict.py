@@ -252,3 +252,59 @@ def test_a_replay_on_a_device_that_is_too_small_runs_out_of_memory():
         replay(trace, "", capacity_mib=replay(trace, "").peak.alloc_mib - 1)
     with pytest.raises(ConfigError):
         replay(trace, "a:1")
+
+
+CHECKPOINTED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+class Layer(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+    def forward(self, x, mask):
+        q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return x + self.out(F.scaled_dot_product_attention(q, k, v, {mask}).transpose(1, 2).flatten(2))
+
+class Model(nn.Module):
+    on = False
+    def __init__(self, vocab, dim, layers):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab, dim)
+        self.layers = nn.ModuleList(Layer(dim) for _ in range(layers))
+        self.head = nn.Linear(dim, vocab, bias=False)
+    def gradient_checkpointing_enable(self):
+        self.on = True
+    def forward(self, tokens):
+        x, T = self.embedding(tokens), tokens.shape[1]
+        mask = torch.ones(1, 1, T, T, dtype=torch.bool).tril()
+        for layer in self.layers:
+            x = checkpoint(layer, x, mask, use_reentrant=False) if self.on else layer(x, mask)
+        return self.head(x)
+"""
+
+
+@pytest.mark.parametrize("mask", ["attn_mask=mask", "mask"])
+def test_attention_of_torch_that_backward_computes_again_is_the_one_that_forward_had(tmp_path, mask):
+    """`torch.utils.checkpoint` compares what both keep: with another attention in backward it raises."""
+    (tmp_path / "mine.py").write_text(CHECKPOINTED.replace("{mask}", mask))
+    own = Own(role="model", spec=f"{tmp_path}/mine.py:Model")
+    case = replace(SMALL, model=replace(SMALL.model, own=own), device="cuda", dtype="bfloat16")
+    off, on = (predict(replace(case, grad_checkpointing=on)) for on in (False, True))
+    assert on["terms"]["forward"]["activations"] < off["terms"]["forward"]["activations"]
+    assert on["peak_alloc_mib"] < off["peak_alloc_mib"]
+
+
+def test_a_kernel_that_finds_no_gpu_says_where_and_what_would_make_it_known(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def launch(q):\n    raise RuntimeError('0 active drivers')\n\n"
+        "def kernel(q, k, v, block_indices, *, l_sel, scale):\n    return launch(q)\n"
+    )
+    own = Own(role="backend", spec=f"{tmp_path}/mine.py:kernel")
+    reason = told(replace(SMALL, model=replace(SMALL.model, backend=OWN, own=own), backends=(OWN,)), tmp_path)["reason"]
+    assert reason == (
+        "it does not run on tensors without data: RuntimeError: 0 active drivers in launch, "
+        f"{tmp_path}/mine.py:2; as a torch.library.custom_op with register_fake it would"
+    )
