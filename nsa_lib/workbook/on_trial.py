@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from nsa_lib.contract.figures import counted
+from nsa_lib.judgement.attestation import GATES
 from nsa_lib.runs.plan import Plan
 
 BY = {
@@ -27,12 +28,15 @@ BY = {
 
 
 def foretold_on_trial(plan: Plan) -> Iterator[str]:
-    """Yield a line for each check of a preflight of what a user brings; nothing for ours, or another notebook."""
+    """Yield a line for each check of what a user brings, or for the gates that will not run; nothing for ours."""
     found = plan.on_trial
-    if found is None or all(case.work != "checks" for case in plan.cases):
+    if found is None:
         return
     version = f", version {found['version']}" if found["version"] else ""
     yield f"on trial: {found['spec']} ({counted(found['files'], 'file')}, sha256 {found['sha256'][:12]}{version})"
+    if all(case.work != "checks" for case in plan.cases):
+        yield from _not_run(plan, found)
+        return
     names = [name for name in BY if name != "compiled" or plan["compile"]]
     for name in names:
         yield f"  {name:18} {_standing(name, found):9} {BY[name]}"
@@ -40,6 +44,18 @@ def foretold_on_trial(plan: Plan) -> Iterator[str]:
         yield "  compiled           not asked with compile=True it is held against itself run eagerly"
     if found["role"] == "backend":
         yield "  the float64 reference judges it too: selected, attention, past, route"
+
+
+def _not_run(plan: Plan, found: Mapping[str, object]) -> Iterator[str]:
+    """Yield the gates of a training that will not run on what is on trial, and why."""
+    if not any(case.attest for case in plan.cases) or found["role"] == "backend":
+        return
+    unknown = ", ".join(gate for area, gate in GATES.items() if area != "train_step")
+    yield f"  {unknown}: NOT_RUN, the reference does not know the {found['role']} on trial; preflight judges it"
+    if found["role"] == "model":
+        yield "  route: NOT_RUN, a model names no route"
+        if "gradient_checkpointing_enable" not in found["has"]:
+            yield "  grad_checkpointing: NOT_RUN, the model has no gradient_checkpointing_enable"
 
 
 def _standing(name: str, found: Mapping[str, object]) -> str:

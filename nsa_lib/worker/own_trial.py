@@ -56,6 +56,10 @@ def tried(case: CaseConfig) -> dict[str, object]:
         del second
     with blamed(own, f"it cannot be run on {_shape(case)}, {case.dtype}"):
         _run(case, made)
+        if made is not None:
+            _require_no_dropout(case, made)
+        if own.role == "model" and made.head is not None:
+            _require_plain_head(made.eval(), _tokens(case))
     has = _abilities(made)
     return {**provenance(own), "has": has, "judged": _judged(own.role, has)}
 
@@ -76,17 +80,47 @@ def _shape(case: CaseConfig) -> str:
 
 def _run(case: CaseConfig, made: nn.Module | None) -> None:
     """Run it forward once, on random input of the case's dtype and device."""
-    generator = torch.Generator().manual_seed(case.seed)
     if case.model.own.role == "model":
-        tokens = torch.randint(case.model.vocab, (SEQUENCES, _length(case)), generator=generator)
-        tokens[0, 0] = case.model.vocab - 1  # a table that is too small must be found
-        made.hidden(tokens.to(case.device))
-        if made.head is not None:
-            _require_plain_head(made.eval(), tokens.to(case.device))
+        made.hidden(_tokens(case))
         return
     layer = made or _placed(NSAttention(case.model.nsa, case.model.backend), case)
-    x = torch.randn(SEQUENCES, _length(case), case.model.nsa.dim, generator=generator)
+    x = torch.randn(SEQUENCES, _length(case), case.model.nsa.dim, generator=_generator(case))
     layer(x.to(getattr(torch, case.dtype)).to(case.device))
+
+
+def _tokens(case: CaseConfig) -> torch.Tensor:
+    tokens = torch.randint(case.model.vocab, (SEQUENCES, _length(case)), generator=_generator(case))
+    tokens[0, 0] = case.model.vocab - 1  # a table that is too small must be found
+    return tokens.to(case.device)
+
+
+def _generator(case: CaseConfig) -> torch.Generator:
+    return torch.Generator().manual_seed(case.seed)
+
+
+@torch.no_grad()
+def _require_no_dropout(case: CaseConfig, made: nn.Module) -> None:
+    """Refuse what draws random numbers in training alone, as dropout does: nothing in it would be the same twice.
+
+    What draws them always is no dropout that was forgotten to be set: the checks find that.
+    """
+    draws, was_training = [], made.training
+    for training in (True, False):
+        made.train(training)
+        before = _drawn(case)
+        _run(case, made)
+        draws.append(not torch.equal(before, _drawn(case)))
+    made.train(was_training)
+    if was_training and draws == [True, False]:
+        own = case.model.own
+        raise OwnError(
+            f"{own.role}={own.spec}: in training it draws random numbers, as dropout does, and no step could be "
+            f"taken again; accepts dropout 0, which {own.role}_args may set"
+        )
+
+
+def _drawn(case: CaseConfig) -> torch.Tensor:
+    return torch.cuda.get_rng_state() if case.device == "cuda" else torch.get_rng_state()
 
 
 @torch.no_grad()

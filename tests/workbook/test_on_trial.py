@@ -149,5 +149,18 @@ def test_a_model_without_checkpointing_of_its_own_is_told_so():
 def test_nothing_is_foretold_of_ours():
     asked = Asked("attention")
     assert list(foretold_on_trial(type("Plan", (), {"on_trial": None, "cases": asked.cases}))) == []
-    training = [replace(case, work="train") for case in asked.cases]
-    assert list(foretold_on_trial(type("Plan", (), {"on_trial": ON_TRIAL, "cases": training}))) == []
+
+
+def of_a_training(role, **known):
+    asked = Asked(role, **known)
+    asked.cases = [replace(case, work="train", attest=True) for case in asked.cases]
+    return list(foretold_on_trial(asked))[1:]
+
+
+def test_the_gates_of_a_smoke_that_will_not_run_are_foretold():
+    assert of_a_training("backend") == []
+    (line,) = of_a_training("attention")
+    assert line.startswith("  attention, choice, gradients, blocks: NOT_RUN, the reference does not know the attention")
+    told = of_a_training("model")
+    assert [line.split(":")[0].strip() for line in told[1:]] == ["route", "grad_checkpointing"]
+    assert len(of_a_training("model", has=["gradient_checkpointing_enable"])) == 2

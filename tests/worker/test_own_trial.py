@@ -39,6 +39,12 @@ class Told(Good):
     base_model = property(lambda self: self.base)
     def get_output_embeddings(self):
         return self.head
+
+def Padded(vocab, dim):
+    return Good(vocab + 24, dim)
+
+def PaddedTold(vocab, dim):
+    return Told(vocab + 24, dim)
 """
 
 KERNEL = """
@@ -64,10 +70,16 @@ def case_of(folder, role, source, name="Bad", **arguments):
 
 
 MODELS = {
-    "another vocab": ("class Bad(Good):\n  def __init__(self, dim): super().__init__(50, dim)",
-                      "forward gives shape (2, 32, 50); accepts (2, 32, 40)"),
-    "a head of another vocab": ("class Bad(Told):\n  def __init__(self, dim): super().__init__(50, dim)",
-                                "forward gives shape (2, 32, 50); accepts (2, 32, 40)"),
+    "fewer logits than tokens": ("class Bad(Good):\n  def __init__(self, vocab, dim):\n"
+                                 "    super().__init__(vocab, dim); self.head = nn.Linear(dim, 30)",
+                                 "forward gives shape (2, 32, 30); accepts (2, 32, 40)"),
+    "a head of fewer": ("class Bad(Told):\n  def __init__(self, vocab, dim):\n"
+                        "    super().__init__(vocab, dim); self.head = nn.Linear(dim, 30, bias=False)",
+                        "forward gives shape (2, 32, 30); accepts (2, 32, 40)"),
+    "dropout": ("class Bad(Good):\n"
+                "  def forward(self, x): return nn.functional.dropout(super().forward(x).logits, 0.1, self.training)",
+                "in training it draws random numbers, as dropout does, and no step could be taken again; "
+                "accepts dropout 0, which model_args may set"),
     "a table that is too small": ("class Bad(Good):\n  def __init__(self, vocab, dim):\n"
                                   "    super().__init__(vocab, dim); self.base = Base(vocab - 1, dim)",
                                   "cannot be run on 2 sequences of 32 tokens, float32: IndexError"),
@@ -153,7 +165,7 @@ def test_the_traceback_is_of_the_users_frames_alone(tmp_path, role, source):
     assert all(f"{tmp_path}/bad.py" in line for line in files), told
 
 
-@pytest.mark.parametrize("name", ["Good", "Told"])
+@pytest.mark.parametrize("name", ["Good", "Told", "Padded", "PaddedTold"])
 def test_a_model_that_can_be_used_is_told_with_what_it_has(tmp_path, name):
     found = tried(case_of(tmp_path, "model", MODEL, name))
     assert (found["role"], found["judged"], found["has"]) == ("model", "judged without a reference", [])
@@ -165,9 +177,18 @@ def test_a_kernel_that_can_be_used_is_judged_by_the_reference(tmp_path):
 
 
 def test_what_it_is_called_with_overrules_the_sizes_of_the_run(tmp_path):
-    case = case_of(tmp_path, "model", f"{MODEL}\nclass Bad(Good): pass\n", vocab=50)
-    assert "forward gives shape (2, 32, 50)" in refused(case)[0]
-    assert tried(replace(case, model=replace(case.model, vocab=50)))["label"] == "bad.py:Bad"
+    case = case_of(tmp_path, "model", f"{MODEL}\nclass Bad(Good): pass\n", vocab=30)
+    assert "IndexError" in refused(case)[0]
+    assert tried(replace(case, model=replace(case.model, vocab=30)))["label"] == "bad.py:Bad"
+
+
+def test_dropout_0_and_a_draw_in_every_call_are_no_dropout_that_was_forgotten_to_be_set(tmp_path):
+    """The second is a mistake, which the checks find."""
+    above = (
+        f"{MODEL}\nclass Bad(Good):\n  def forward(self, x): return nn.functional.dropout(super().forward(x).logits, "
+    )
+    for rate in ("0.0, self.training)", "0.1)"):
+        assert tried(case_of(tmp_path, "model", above + rate + "\n"))["label"] == "bad.py:Bad"
 
 
 @pytest.mark.parametrize("file", ["my-attention.py", "an attention.v2.py", "torch.py", "2nd.py"])
@@ -178,7 +199,7 @@ def test_a_file_may_have_any_name(tmp_path, file):
     assert tried(named)["label"] == f"{file}:Good"
 
 
-@pytest.mark.parametrize("name", ["Good", "Told"])
+@pytest.mark.parametrize("name", ["Good", "Told", "Padded", "PaddedTold"])
 def test_a_training_is_recorded_judged_and_taken_again_with_or_without_a_head(tmp_path, name):
     case = replace(case_of(tmp_path, "model", MODEL, name), steps=6, warmup_steps=1, attest=True, show_fresh=True)
     facts = {}

@@ -19,6 +19,7 @@ of `transformers` first."""
 class OwnModel(nn.Module):
     """A user's model, int64 [B, T] to logits [B, T, vocab] or to an object that has them as `.logits`.
 
+    More logits than tokens are a padded vocabulary, as many have it for speed: the rest are of tokens that never come.
     Where it has `get_output_embeddings` and a base model, the loss is made in chunks of what its head reads; else of
     its logits. Its own checkpointing is switched on by `gradient_checkpointing_enable`, or what that is called since.
     """
@@ -101,7 +102,9 @@ class OwnModel(nn.Module):
             logits = logits[0]
         if not isinstance(logits, torch.Tensor):
             raise self._refusal(f"forward gives {type(logits).__name__}; accepts a tensor or .logits")
-        self._require_shape("forward", logits, (*tokens.shape, self.own.sizes["vocab"]), tokens.device)
+        vocab = self.own.sizes["vocab"]
+        padded = logits.shape[-1] if logits.dim() == 3 and logits.shape[-1] > vocab else vocab
+        self._require_shape("forward", logits, (*tokens.shape, padded), tokens.device)
         return logits
 
     def _require_shape(self, what: str, found: torch.Tensor, owed: tuple[int, ...], device: torch.device) -> None:

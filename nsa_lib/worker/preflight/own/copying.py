@@ -15,7 +15,7 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject import training
 from nsa_lib.worker.preflight.finding import Finding
 from nsa_lib.worker.preflight.own.precision import widest
-from nsa_lib.worker.preflight.own.trial import Trial, trained_model
+from nsa_lib.worker.preflight.own.trial import Trial, stirred, trained_model
 
 COPIED = 8
 """Tokens that may be asked for, 1 to COPIED; 0 is filler."""
@@ -89,7 +89,7 @@ def _learned(
 def _training(case: CaseConfig, length: int, place: tuple[int, int], trial: Trial) -> Iterator[tuple[int, float]]:
     """Train, and yield steps and right answers in percent now and then, until they are enough."""
     generator = torch.Generator().manual_seed(case.seed)
-    model = trained_model(case, layers=LAYERS, vocab=VOCAB)
+    model = stirred(trained_model(case, layers=LAYERS, vocab=VOCAB))  # what starts at zero may take all the steps
     optimizer = training.make_optimizer(model, LR)
     for step in range(1, MOST_STEPS + 1):
         training.train_step(model, optimizer, sequences(BATCH, length, place, generator).to(case.device))

@@ -22,8 +22,11 @@ LEAK_ROUNDINGS = 2048
 log2(2 T) of the largest entry, here an edited one, of which products may go with the third power of EDIT_SIZE. What a
 mask of -20 lets through is a hundred thousand times that."""
 
+EDIT_ALL = 512
+"""The longest sequence of which every token is edited in turn: that a row sees the next token shows in one edit."""
+
 EDITS = 8
-"""Random tokens of a long sequence that are edited, beside the edges of likely blocks; of a short one it is all."""
+"""Random tokens of a longer one that are edited, beside the edges of likely blocks."""
 
 COTANGENTS = 12
 """Rows of a sequence whose gradient must not reach a later token."""
@@ -40,7 +43,7 @@ def future(trial: Trial) -> Finding:
     limit, full = CHANGE_LIMIT[trial.case.dtype], trial.case.seq_len
     short = min(SHORT, full)
     module, used, moved = trial.fresh(), {}, True
-    for length in sorted({short, full}):
+    for length in sorted({short, min(full, EDIT_ALL), full}):
         found, all_moved = _looked_ahead(trial, module, length, _edits(length))
         used |= {name: (value, limit) for name, value in found.items()}
         moved &= all_moved
@@ -120,8 +123,8 @@ def _after_another(trial: Trial, given: Tensor, before: Tensor) -> float:
 
 
 def _edits(length: int) -> list[int]:
-    """Return tokens to edit: all of a short sequence, else edges of likely blocks and windows, and random ones."""
-    if length <= SHORT:
+    """Return tokens to edit: all of a sequence, of a long one edges of likely blocks and windows, and random ones."""
+    if length <= EDIT_ALL:
         return list(range(1, length))
     edges = {at for size in (16, 32, 64, 128, 256, 512, 1024) for at in (size, size + 1, 3 * size) if at < length}
     return sorted({1, length // 2, length - 2, length - 1, *edges, *random.Random(0).sample(range(1, length), EDITS)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from nsa_lib.subject import training
 from nsa_lib.worker.preflight.error_budget import steps
 from nsa_lib.worker.preflight.finding import Finding, at_most, not_judged
 from nsa_lib.worker.preflight.own.numbers import ROUNDINGS, error_of
-from nsa_lib.worker.preflight.own.trial import Trial, outcome, trained_model
+from nsa_lib.worker.preflight.own.trial import SHORT, Trial, outcome, trained_model
 
 LAYERS = 2
 
@@ -135,6 +135,9 @@ def gradients(trial: Trial) -> Finding:
     tokens = torch.randint(vocab, shape, generator=generator).to(trial.case.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=trial.case.lr)
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    strangers = _trained_by_nobody(trial)
+    if strangers:
+        return at_most(len(strangers), 0, "tensors", f"{UNKNOWN}: {'; '.join(strangers[:3])}")
     reached, not_finite = set(), set()
     for _ in range(STEPS):
         model.zero_grad(set_to_none=True)
@@ -151,8 +154,44 @@ def gradients(trial: Trial) -> Finding:
     return at_most(len(bad), 0, "parameters", detail)
 
 
+UNKNOWN = "a gradient reaches what is no parameter of it, so that no optimizer, cast or move does"
+
+
+def _trained_by_nobody(trial: Trial) -> list[str]:
+    """Return the leaves of a backward that the module does not know, as layers in a plain list are, by their shapes."""
+    module = trial.fresh()
+    output, entered = trial.run(module, trial.input(1, min(trial.case.seq_len, SHORT)))
+    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers(), entered)}
+    return sorted({f"shape {tuple(leaf.shape)}" for leaf in _leaves(output) if id(leaf) not in known})
+
+
+def _leaves(output: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors in which the backward of an output ends."""
+    todo, seen = [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        todo += [behind for behind, _ in node.next_functions]
+
+
 def inputs(trial: Trial) -> Finding:
-    """See that it does not write into its input, keeps neither that nor what it made of it, and does not grow."""
+    """See that it does not write into its input, keeps neither that nor what it made of it, and does not grow.
+
+    What lives before, a million objects of imported modules, is left out of each look: that would take the seconds.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return _left_behind(trial)
+    finally:
+        gc.unfreeze()
+
+
+def _left_behind(trial: Trial) -> Finding:
     module, given, wrong = trial.fresh(), trial.input(1, trial.case.seq_len), []
     entering = given.clone()
     kept = StorageWeakRef(entering.untyped_storage())

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.worker.preflight.own.honest import Softmax
+from tests.worker.preflight.own.honest import Model, Softmax
 
 
 class WeakMask(Softmax):
@@ -102,3 +102,23 @@ class RoundedGradient(nn.Module):
         if y.requires_grad:
             y.register_hook(lambda gradient: gradient + gradient.abs().amax() * 2.0**-12 * gradient.sign())
         return self.out(y)
+
+
+class OnePair(Softmax):
+    """future: one row sees one token that it may not see, the next one."""
+
+    def sees(self, length, device):
+        seen = super().sees(length, device).clone()
+        if length > 140:
+            seen[139, 140] = True
+        return seen
+
+
+class PlainList(Model):
+    """gradients: its layers stand in a plain list, so that nobody trains them."""
+
+    def __init__(self, vocab, dim, heads, layers):
+        super().__init__(vocab, dim, heads, layers)
+        plain = list(self.layers)
+        del self.layers
+        self.layers = plain
