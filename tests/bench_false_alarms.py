@@ -33,7 +33,7 @@ from nsa_lib.judgement.false_alarms import COUNTED, Count, Rate, gate_kind, writ
 from nsa_lib.judgement.gate import PASS
 from nsa_lib.runs import environment
 from nsa_lib.runs.environment import PROJECT
-from nsa_lib.runs.runner import make_run_folder
+from nsa_lib.runs.folder import make_run_folder
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import Run
 from nsa_lib.worker import memory

@@ -9,7 +9,7 @@ from nsa_lib import selftest
 from nsa_lib.contract.faults import FAULTS, FAULTS_AT, RANK_FAULTS, RANK_FAULTS_AT
 from nsa_lib.runs import environment
 from nsa_lib.runs.environment import PROJECT
-from nsa_lib.runs.runner import make_run_folder
+from nsa_lib.runs.folder import make_run_folder
 from nsa_lib.selftest import TRIALS, Trial
 from nsa_lib.workbook.questions import QUESTIONS, plan
 from nsa_lib.workbook.run import Run
