@@ -121,8 +121,8 @@ def memory_table(rows: pd.DataFrame) -> Table:
     }  # fmt: skip
     caption = (
         "State: parameters, gradients, optimizer. Buckets and tables: what else stays between steps. Within a step: "
-        "activations, gathered parameters, temporaries at the peak. DDP's buckets hold the gradients and are in the state; "
-        "FSDP2's communication is what it gathers and reduces at the predicted peak"
+        "activations, gathered parameters, temporaries at the peak. DDP's buckets hold the gradients and are in the "
+        "state; FSDP2's communication is what it gathers and reduces at the predicted peak"
     )
     return frame_table(caption, rows.round({"difference_percent": 1}), columns)
 
