@@ -34,6 +34,7 @@ from nsa_lib.judgement.gate import PASS
 from nsa_lib.runs import environment
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.folder import make_run_folder
+from nsa_lib.runs.sums import case_files, seal
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import Run
 from nsa_lib.worker import memory
@@ -95,6 +96,7 @@ def outcomes(notebook: str, parameters: Mapping[str, object]) -> list[dict[str, 
             own.write_text(case.to_json())
             set_allocator(case.alloc_conf)
             run_to_result(own)
+            seal(folder, case_files(own.parent))
         gates = Run.read(folder).gates
     told = ("name", "outcome", "measured", "limit", "detail")
     return [{name: getattr(gate, name) for name in told} for gate in gates if gate.required]

@@ -15,6 +15,7 @@ from nsa_lib.contract.heartbeat import STEP_COLUMNS
 from nsa_lib.contract.origin import case_sha256
 from nsa_lib.judgement.attestation import AREAS
 from nsa_lib.runs.recorded import cases_frame
+from nsa_lib.runs.sums import SUMS, case_files, seal
 from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run
@@ -96,7 +97,7 @@ def seen(asked):
         }
     if asked["fingerprint"]:
         facts["fingerprint"] = fingerprint(asked)
-    facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0}
+    facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0, "reserved_mib": 64.0}
     if asked["show_fresh"]:
         facts["fresh_tokens"] = {
             "losses": [6.5] * 3,
@@ -177,6 +178,13 @@ def save(run, folder, **info):
         beats[0]["origin"] = case["origin"]
         beats += run.of(case_id).drop(columns="case_id").to_dict("records")
         (place / "heartbeat.jsonl").write_text("".join(json.dumps(beat) + "\n" for beat in beats))
+    return sealed(folder)
+
+
+def sealed(folder):
+    """List the files of a run folder as they are now, and return it."""
+    (folder / SUMS).unlink(missing_ok=True)
+    seal(folder, [folder / "run.json", *case_files(folder / "cases")])
     return folder
 
 

@@ -10,7 +10,7 @@ from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.subject.config import PLAIN_BACKENDS
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import record
-from tests.made import made, resolved, save
+from tests.made import made, resolved, save, sealed
 from tests.workbook.backward_scaling import made as scalings
 from tests.workbook.smoke import made as smokes
 
@@ -65,10 +65,11 @@ def contrast():
     values = resolved("backend_contrast", profile="laptop")
     timed = contestants(values["seq_len"].value, values["seq_lens"].value, backends=PLAIN_BACKENDS)
     ms = {"masked": 3.0, "gather": 2.0, "packed": 1.0, DENSE: 2.5}
-    cases, rows = [{"case_id": "timing", "status": "ok", "reason": ""}], []
+    cases, rows, ts = [{"case_id": "timing", "status": "ok", "reason": ""}], [], 1.7e9
     for place, one in enumerate(timed * values["rounds"].value, start=1):
         times = dict.fromkeys(("forward_ms", "backward_ms"), ms.get(one.backend, 1.0))
-        rows.append({"case_id": "timing", "step": place, "phase": "step", **vars(one), **times})
+        ts += sum(times.values()) / 1000
+        rows.append({"case_id": "timing", "step": place, "phase": "step", "ts": ts, **vars(one), **times})
     for number, backend in enumerate((*PLAIN_BACKENDS, DENSE)):
         counts, error = {"aten::mm": {"count": 30 + 3 * number}}, {"output": 1e-6, "gradient": 1e-6}
         cases.append(
@@ -126,12 +127,13 @@ class Templates:
             path.write_text(
                 json.dumps({**json.loads(first), "ts": datetime.fromisoformat(created).timestamp()}) + "\n" + rest
             )
-        return folder
+        return sealed(folder)
 
 
 def edit(path, **changes):
-    """Change what a JSON file says."""
+    """Change what a JSON file of a run says, as if it had said so from the start."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    sealed(next(folder for folder in path.parents if (folder / "run.json").exists()))
 
 
 def set_parameter(folder, name, value):

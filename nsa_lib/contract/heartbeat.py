@@ -23,7 +23,7 @@ STEP_COLUMNS = (
 )  # fmt: skip
 
 
-SCHEMA = 2
+SCHEMA = 3
 """Of what a run leaves. It rises when gates need what older runs did not record: those can no longer be judged."""
 
 PHASES = ("start", "build", "warmup", "step", "judge")

@@ -1,7 +1,8 @@
 """The gate over the evidence itself: whether run.json, case.json and what the workers found are of one run.
 
-A worker writes into its first heartbeat what it ran from (`contract.origin`). A file that says otherwise has been
-changed since, or belongs to another run: then nothing that is judged of it counts.
+A worker writes into its first heartbeat what it ran from (`contract.origin`); the runner lists the sums of the files
+that a case has left (`runs.sums`). A file that says otherwise has been changed since, or belongs to another run: then
+nothing that is judged of it counts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nsa_lib.judgement.gate import NOT_RUN, PASS, GateResult, ended_well
 from nsa_lib.runs.found import CLOCK_S
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.runs.request import Request
+from nsa_lib.runs.sums import SUMS
 from nsa_lib.subject.config import ConfigError
 
 SHOWN = 3
@@ -26,12 +28,13 @@ SHOWN = 3
 def evidence_gate(run: Recorded, request: Request) -> GateResult:
     """Judge that nothing that was recorded contradicts anything else that was."""
     gate = GateResult("evidence", True, NOT_RUN, limit=0, unit="contradictions")
-    found = [*_of_cases(run), *_of_plan(run, request), *_of_time(run)]
+    found = [*run.changed, *_of_cases(run), *_of_plan(run, request), *_of_time(run)]
     if found:
         more = f"; {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return replace(gate, measured=len(found), detail="; ".join(found[:SHOWN]) + more)
     told = sum(case["origin"] is not None for case in run.each_case())
     detail = f"{told} of {counted(len(run.cases), 'case')} ran what case.json and run.json say, where and when they say"
+    detail += f"; no file differs from {SUMS}"
     return replace(gate, outcome=PASS, measured=0, detail=detail)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from nsa_lib.contract.case import WINDOW_STEPS
+import pandas as pd
+
+from nsa_lib.contract.case import WARMUP_STEPS, WINDOW_STEPS
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, ended_well, how_it_ended, outcome_of
 
 SHARE = 0.05
@@ -63,8 +65,14 @@ def operator_growth(early: Mapping[str, int], late: Mapping[str, int], *, steps:
     )
 
 
-def growth_gate(name: str, case: Mapping[str, object] | None) -> GateResult:
-    """Judge that no operator of a case is called more often late than right after warm-up."""
+def growth_gate(name: str, case: Mapping[str, object] | None, steps: pd.DataFrame) -> GateResult:
+    """Judge that no operator of a case is called more often late than right after warm-up.
+
+    Args:
+        name: of the gate.
+        case: as `Recorded.case` returns it.
+        steps: its heartbeats. Where they tell how many operators a step called, the windows must tell the same.
+    """
     gate = GateResult(name, True, NOT_RUN, limit=0, unit="operators")
     if case is not None and not ended_well(case):
         return replace(gate, outcome=outcome_of(case), detail=how_it_ended(case))
@@ -72,6 +80,8 @@ def growth_gate(name: str, case: Mapping[str, object] | None) -> GateResult:
     if not windows:
         return replace(gate, detail="no two windows of steps were counted")
     early, late = ({op: row["count"] for op, row in windows[when].items()} for when in ("early", "late"))
+    if why := _contradiction({"early": early, "late": late}, steps):
+        return replace(gate, detail=why)
     growth = operator_growth(early, late, steps=WINDOW_STEPS)
     calls, later = (f"{sum(counts.values()):,}" for counts in (early, late))
     detail = f"{calls} calls in an early step, {later} in a late one, of operators and of what they launch"
@@ -79,3 +89,18 @@ def growth_gate(name: str, case: Mapping[str, object] | None) -> GateResult:
         detail += f"; grew: {', '.join(growth.grown)}"
     outcome = FAIL if growth.has_grown else PASS
     return replace(gate, outcome=outcome, measured=len(growth.grown), detail=detail)
+
+
+def _contradiction(windows: Mapping[str, Mapping[str, int]], steps: pd.DataFrame) -> str:
+    """Return why the windows were not counted in the steps that they are of, by the heartbeats of those; or ""."""
+    told = steps["ops"].astype(float)
+    if told.isna().all():  # a profiler counts where no meter does
+        return ""
+    early = steps["step"].between(WARMUP_STEPS + 1, WARMUP_STEPS + WINDOW_STEPS)
+    own = {"early": told[early], "late": told.iloc[-WINDOW_STEPS:]}
+    wrong = [
+        f"{when} {sum(windows[when].values()):,} calls, in the heartbeats {calls.sum():,.0f}"
+        for when, calls in own.items()
+        if sum(windows[when].values()) != calls.sum()
+    ]
+    return "; ".join(wrong)

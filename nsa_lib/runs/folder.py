@@ -11,6 +11,7 @@ from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.runs.member import member_of, run_tag
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.report_file import told_report
+from nsa_lib.runs.sums import seal
 
 
 def stamp(moment: datetime) -> str:
@@ -42,6 +43,7 @@ def make_run_folder(plan: Plan) -> Path:
         (folder / KEPT).mkdir(exist_ok=True)
         write_json(folder / KEPT / name, fingerprint)
     write_json(folder / "run.json", description)
+    seal(folder, [folder / "run.json"])
     return folder
 
 

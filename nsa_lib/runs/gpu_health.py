@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nsa_lib.contract.files import write_json
 from nsa_lib.runs import environment
+from nsa_lib.runs.sums import seal
 
 FILE = "health.json"
 
@@ -36,9 +37,14 @@ def recorded(folder: Path, gpu_uuid: object) -> Iterator[None]:
         yield
         return
     found = {"schema": SCHEMA, "start": read_health(str(gpu_uuid)), "end": None}
-    write_json(folder / FILE, found)
+    _write(folder, found)
     yield
-    write_json(folder / FILE, {**found, "end": read_health(str(gpu_uuid))})
+    _write(folder, {**found, "end": read_health(str(gpu_uuid))})
+
+
+def _write(folder: Path, found: Mapping[str, object]) -> None:
+    write_json(folder / FILE, found)
+    seal(folder, [folder / FILE])
 
 
 def recorded_health(folder: Path) -> dict[str, object] | None:

@@ -19,6 +19,7 @@ from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.contract.origin import ORIGIN, case_sha256
 from nsa_lib.runs.fingerprints import read_fingerprint
 from nsa_lib.runs.steps import read_steps, readers_of
+from nsa_lib.runs.sums import changes
 from nsa_lib.subject.config import ConfigError
 
 JSON_COLUMNS = (
@@ -57,6 +58,8 @@ class Recorded:
     """A row a case: what it was asked, how it ended, and what only the worker knew."""
     steps: pd.DataFrame
     """A row a step of each case and rank: loss, times, memory in MiB."""
+    changed: tuple[str, ...] = ()
+    """Which files are not those that the run left (`runs.sums`)."""
     measured: dict[Callable, object] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What functions of the run alone found in it; see `measured_once`."""
 
@@ -65,9 +68,8 @@ class Recorded:
         """Read a folder. Raises ConfigError or one of MALFORMED for files that are not what they should be."""
         info = read_info(folder)
         steps, torn = read_steps(folder, info["case_ids"])
-        return cls(
-            folder, info, _cases(folder, info, steps.loc[steps["rank"] == 0, "case_id"].value_counts(), torn), steps
-        )
+        cases = _cases(folder, info, steps.loc[steps["rank"] == 0, "case_id"].value_counts(), torn)
+        return cls(folder, info, cases, steps, changes(folder) if info["case_ids"] else ())
 
     def case(self, case_id: str) -> Mapping[str, object] | None:
         """Return a case, or None if the run has none of that name."""

@@ -33,6 +33,7 @@ from nsa_lib.runs.processes import adopt_orphans, children, end_tree
 from nsa_lib.runs.progress import Progress
 from nsa_lib.runs.ranks_watch import RanksWatch
 from nsa_lib.runs.stop_button import StopButton
+from nsa_lib.runs.sums import case_files, seal
 from nsa_lib.runs.watch import Limits, Watch
 from nsa_lib.subject.config import ConfigError
 
@@ -81,6 +82,7 @@ def execute(plan: Plan) -> Path:
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
                     result = run_one(case, folders[case.case_id], process, limits=limits)
                     limits = replace(limits, spent_s=limits.spent_s + result["seconds"])
+                seal(folder, case_files(folders[case.case_id]))
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
                 predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed or bool(limits.overtime(0)))

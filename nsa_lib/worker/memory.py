@@ -208,12 +208,12 @@ def meter_check(meter: CudaMeter | CpuMeter, device: str, *, is_bounded: bool = 
 
     Returns:
         `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by. Where they are off the most, of
-        the sizes in METER_CHECK.
+        the sizes in METER_CHECK. `reserved_mib`: the peak of what is reserved meanwhile.
     """
     sizes = [min(METER_CHECK)] if is_bounded else METER_CHECK
     found = [(held_mib, read_mib) for held_mib in sizes for read_mib in _rises(meter, device, held_mib)]
     held_mib, read_mib = max(found, key=lambda pair: abs(pair[1] / pair[0] - 1))
-    return {"held_mib": held_mib, "read_mib": read_mib}
+    return {"held_mib": held_mib, "read_mib": read_mib, "reserved_mib": meter.read()["peak_reserved_mib"]}
 
 
 def _rises(meter: CudaMeter | CpuMeter, device: str, held_mib: float) -> Iterator[float]:

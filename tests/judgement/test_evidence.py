@@ -8,6 +8,7 @@ import pytest
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.origin import MACHINE
 from nsa_lib.workbook.run import judged_run
+from tests.made import sealed
 from tests.made_runs import Templates, day, edit, set_fact, set_parameter
 
 
@@ -25,8 +26,8 @@ def smoke(templates, tmp_path):
 
 
 def said(folder):
-    """Return what the gate over the evidence says of a run; nothing if it passes."""
-    run = judged_run(folder)
+    """Return what the gate over the evidence says of a run whose files are listed as they are; nothing if it passes."""
+    run = judged_run(sealed(folder))
     (gate,) = [gate for gate in run.gates if gate.name == "evidence"]
     assert gate.required
     assert run.verdict == ("GO" if gate.outcome == "PASS" else "INCOMPLETE")
@@ -149,3 +150,41 @@ def test_a_frame_that_was_edited_is_never_read(smoke):
     for name in ("cases.csv", "steps.csv", "summary.json"):
         (smoke / name).write_text("edited")
     assert judged_run(smoke).verdict == "GO"
+
+
+EDITED = (
+    "run.json", "cases/training/case.json", "cases/training/result.json", "cases/training/heartbeat.jsonl",
+    "cases/training/fingerprint.json", "cases/hot/fingerprint.json", "cases/anomaly/result.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_one_digit_that_was_edited_is_seen_in_every_file_that_a_verdict_is_made_from(smoke, name):
+    text = (smoke / name).read_text()
+    place = max(at for at, letter in enumerate(text) if letter.isdecimal())
+    (smoke / name).write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    run = judged_run(smoke)
+    assert run.verdict in ("INCOMPLETE", "NO-GO")
+    (gate,) = [gate for gate in run.gates if gate.name == "evidence"]
+    assert gate.outcome == "NOT_RUN"
+    assert f"{name} was changed after the run" in gate.detail
+
+
+def test_a_file_that_was_taken_away_or_put_there_is_seen(smoke):
+    (smoke / "cases" / "hot" / "fingerprint.json").unlink()
+    (smoke / "cases" / "anomaly" / "fingerprint.json").write_text(
+        (smoke / "cases/training/fingerprint.json").read_text()
+    )
+    (gate,) = [gate for gate in judged_run(smoke).gates if gate.name == "evidence"]
+    assert "cases/hot/fingerprint.json is listed in SHA256SUMS and not there" in gate.detail
+    assert "cases/anomaly/fingerprint.json is not listed in SHA256SUMS" in gate.detail
+
+
+@pytest.mark.parametrize("text", [None, "", "no sum at all\n"])
+def test_a_run_without_sums_was_judged_by_nobody_knows_what(smoke, text):
+    (smoke / "SHA256SUMS").unlink()
+    if text is not None:
+        (smoke / "SHA256SUMS").write_text(text)
+    (gate,) = [gate for gate in judged_run(smoke).gates if gate.name == "evidence"]
+    assert gate.outcome == "NOT_RUN"
+    assert "SHA256SUMS" in gate.detail

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.judgement.identity import FACTS, MAY_DIFFER, disagreements
 from nsa_lib.subject.config import ConfigError
@@ -443,7 +444,7 @@ def write(name, text):
 
 
 def newer_result(folder):
-    edit(folder / "cases" / "anomaly" / "result.json", schema=3)
+    edit(folder / "cases" / "anomaly" / "result.json", schema=SCHEMA + 1)
 
 
 def torn_result(folder):
@@ -459,7 +460,7 @@ BROKEN = {
     "empty": write("run.json", ""),
     "a list": write("run.json", "[]"),
     "bytes": lambda folder: (folder / "run.json").write_bytes(b"\xff\xfe\x00"),
-    "newer": lambda folder: edit(folder / "run.json", schema=3),
+    "newer": lambda folder: edit(folder / "run.json", schema=SCHEMA + 1),
     "older": lambda folder: edit(folder / "run.json", schema=1),
     "no run.json": lambda folder: (folder / "run.json").unlink(),
     "no date": lambda folder: edit(folder / "run.json", created="yesterday"),
@@ -494,7 +495,7 @@ def test_a_newest_run_that_cannot_be_read_is_told_and_no_older_one_counts(put, a
 
 def test_an_older_run_that_cannot_be_read_is_in_nobodys_way(put, ask):
     newer = put("smoke", "smoke-1", created=day(1))
-    edit(newer / "run.json", schema=3, created=day(1))
+    edit(newer / "run.json", schema=SCHEMA + 1, created=day(1))
     put("smoke", "smoke-2", created=day(2))
     run = ask()
     assert (gates_of(run)["smoke"].outcome, run.info["left_out"]) == (PASS, [])

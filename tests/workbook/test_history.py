@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.workbook.decide import decide
 from nsa_lib.workbook.history import append, history_line, index_page, publish, read_history, write_index
 from nsa_lib.workbook.run import open_run
@@ -218,7 +219,7 @@ def test_the_page_lists_the_newest_first_with_verdict_figures_and_links(tmp_path
 def test_a_run_without_a_line_is_shown_without_a_verdict_and_a_broken_one_is_reported(put, tmp_path):
     publish(open_run(put("smoke", "told")))
     put("preflight", "untold", created=day(2))
-    edit(put("smoke", "newer") / "run.json", schema=3)
+    edit(put("smoke", "newer") / "run.json", schema=SCHEMA + 1)
     (tmp_path / "runs" / "just-made").mkdir()
     html = write_index(tmp_path).read_text()
     rows = [row for row in shown(html) if len(row) > 1]
@@ -226,7 +227,7 @@ def test_a_run_without_a_line_is_shown_without_a_verdict_and_a_broken_one_is_rep
     assert "no verdict recorded" in rows[0]
     problems = [row[0] for row in shown(html) if len(row) == 1]
     assert len(problems) == 2
-    assert any("schema 3 is newer" in problem for problem in problems)
+    assert any(f"schema {SCHEMA + 1} is newer" in problem for problem in problems)
     assert any("just-made" in problem for problem in problems)
 
 

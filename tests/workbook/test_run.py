@@ -10,7 +10,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from nsa_lib.contract.heartbeat import STEP_COLUMNS
+from nsa_lib.contract.heartbeat import SCHEMA, STEP_COLUMNS
 from nsa_lib.runs.recorded import CASE_COLUMNS, machine_name
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import QUESTIONS
@@ -57,7 +57,9 @@ def test_a_run_folder_becomes_two_frames(folder):
 def test_a_recorded_run_reads_the_same_again(folder):
     recorded = record(folder)
     read = open_run(folder)
-    assert {path.name for path in folder.iterdir()} == {"run.json", "cases", "cases.csv", "steps.csv", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "cases", "cases.csv", "steps.csv", "summary.json", "SHA256SUMS"
+    }  # fmt: skip
     for name in ("cases", "steps"):
         pd.testing.assert_frame_equal(getattr(read, name), getattr(recorded, name), check_dtype=False)
     assert read.gates == recorded.gates
@@ -78,7 +80,7 @@ def test_the_summary_holds_what_the_design_says(folder):
     record(folder)
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     assert list(summary) == SUMMARY_KEYS
-    assert (summary["schema"], summary["verdict"], summary["profile"]) == (2, "GO", "laptop")
+    assert (summary["schema"], summary["verdict"], summary["profile"]) == (SCHEMA, "GO", "laptop")
     assert all(list(gate) == GATE_KEYS for gate in summary["gates"])
     assert summary["headline"] == "23 of 23 required gates passed; 100 steps recorded, peak reserved 36 MiB"
     assert summary["parameters"] == healthy("laptop").info["parameters"]
@@ -162,14 +164,16 @@ def test_a_failed_case_is_the_same_when_it_is_read_again(tmp_path, status):
 @pytest.mark.parametrize("content", [None, '{"schema": 1, "run_'])
 def test_a_newer_or_broken_file_is_refused_in_one_line(folder, name, content):
     if content is None:
-        with_schema(folder / name, 3)
+        with_schema(folder / name, SCHEMA + 1)
     else:
         (folder / name).write_text(content)
     with pytest.raises(ConfigError) as refusal:
         _ = open_run(folder).verdict
     line = str(refusal.value)
     assert line.startswith(str(folder / name))
-    assert ("schema 3 is newer than this library reads (2)" if content is None else "not JSON") in line
+    assert (
+        f"schema {SCHEMA + 1} is newer than this library reads ({SCHEMA})" if content is None else "not JSON"
+    ) in line
     assert "\n" not in line
 
 
@@ -218,7 +222,7 @@ def test_the_newest_run_is_the_one_made_last(tmp_path):
 def test_an_old_run_that_is_broken_is_in_nobodys_way(tmp_path):
     for name, number in (("newer-library", 1), ("torn", 2), ("good", 3)):
         save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
-    with_schema(tmp_path / "runs" / "newer-library" / "run.json", 3)
+    with_schema(tmp_path / "runs" / "newer-library" / "run.json", SCHEMA + 1)
     torn = tmp_path / "runs" / "torn" / "run.json"
     torn.write_text('{"schema": 1, "run_')
     os.utime(torn, (1.7e9, 1.7e9))
@@ -231,7 +235,7 @@ def test_a_newest_run_that_is_broken_is_an_error_and_no_older_run(tmp_path, brok
         save(healthy("laptop"), tmp_path / "runs" / name, run_id=name, created=day(number))
     last = tmp_path / "runs" / "last" / "run.json"
     if broken == "newer":
-        with_schema(last, 3)
+        with_schema(last, SCHEMA + 1)
     else:
         last.write_text("")
     with pytest.raises(ConfigError, match=r"last/run\.json"):
@@ -349,7 +353,10 @@ def test_a_judged_run_is_whole(folder):
     ("damage", "line"),
     [
         (lambda folder: (folder / "run.json").unlink(), "not a run folder"),
-        (lambda folder: with_schema(folder / "cases" / "anomaly" / "result.json", 3), "schema 3 is newer"),
+        (
+            lambda folder: with_schema(folder / "cases" / "anomaly" / "result.json", SCHEMA + 1),
+            f"schema {SCHEMA + 1} is newer",
+        ),
         (lambda folder: (folder / "run.json").write_text("{"), "not JSON"),
         (
             lambda folder: (folder / "cases" / "anomaly" / "heartbeat.jsonl").write_text("x\n"),

@@ -12,6 +12,7 @@ from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.figures import largest, short
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, brings, replay_gate, why_no_reference
+from nsa_lib.judgement.clock import why_mistimed
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
@@ -27,7 +28,14 @@ from nsa_lib.judgement.gate import (
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import FUSED, OWN
-from nsa_lib.workbook.backend_contrast.measures import TIMED, contrast_rows, early_counts, first_faster, timing_rows
+from nsa_lib.workbook.backend_contrast.measures import (
+    TIMED,
+    contrast_rows,
+    early_counts,
+    first_faster,
+    timed_turns,
+    timing_rows,
+)
 
 PEAK_SPREAD_PERCENT = 10.0
 """By how much the peaks of the backends may differ: one model needs one amount of memory, however it attends."""
@@ -77,7 +85,8 @@ def error_gate(run: Recorded, backend: str) -> GateResult:
 
 def operator_gate(run: Recorded, backend: str) -> GateResult:
     """Judge that no operator is called more often late than early with a backend."""
-    return growth_gate(f"operator_growth_{backend}", run.case(f"model_{backend}"))
+    case_id = f"model_{backend}"
+    return growth_gate(f"operator_growth_{backend}", run.case(case_id), run.of(case_id))
 
 
 def attested_by_area(area: str) -> Callable[[Recorded, str], GateResult]:
@@ -129,7 +138,7 @@ def distinct_gate(run: Recorded) -> GateResult:
 
 
 def timing_gate(run: Recorded) -> GateResult:
-    """Judge that every contestant was timed in every round."""
+    """Judge that every contestant was timed in every round, and by another clock too."""
     gate, case = GateResult("timing", True, NOT_RUN, unit="contestants"), run.case("timing")
     if case is None or case["asked"] is None:
         return replace(gate, detail="no case was recorded")
@@ -143,7 +152,16 @@ def timing_gate(run: Recorded) -> GateResult:
     gate = replace(gate, measured=whole, detail=f"contestants with all of {rounds} rounds; {how_it_ended(case)}")
     if not ended_well(case):
         return replace(gate, outcome=outcome_of(case))
+    if why := _why_mistimed(run):
+        return replace(gate, outcome=FAIL, detail=why)
     return replace(gate, outcome=PASS if whole == len(expected) else FAIL)
+
+
+def _why_mistimed(run: Recorded) -> str:
+    """Return which backend's times are not those between the heartbeats, over all that it was timed in; or ""."""
+    turns = timed_turns(run).groupby("backend")
+    why = {name: why_mistimed(own["total_ms"], own["between_ms"]) for name, own in turns}
+    return "; ".join(f"{name}: {said}" for name, said in why.items() if said)
 
 
 def recommended(run: Recorded) -> str | None:

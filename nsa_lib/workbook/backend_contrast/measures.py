@@ -27,17 +27,22 @@ def contested(run: Recorded) -> tuple[str, ...]:
 
 
 @measured_once
+def timed_turns(run: Recorded) -> pd.DataFrame:
+    """Return the counted turns of a timing, with total_ms and between_ms: from the heartbeat before to its own."""
+    turns = run.of("timing")
+    turns = turns.assign(total_ms=turns["forward_ms"] + turns["backward_ms"], between_ms=1000 * turns["ts"].diff())
+    return turns[turns["phase"] == "step"].dropna(subset=["forward_ms", "backward_ms"])
+
+
+@measured_once
 def timing_rows(run: Recorded) -> pd.DataFrame:
     """Return a row for each contestant that has a counted round, in the order of their turns.
 
     Columns: subject, branches, backend, seq_len, rounds, forward_ms, backward_ms, total_ms (medians), the quartiles
     <phase>_low_ms and <phase>_high_ms of each, spread_percent (interquartile range of the total over its median).
     """
-    steps = run.of("timing")
-    counted = steps[steps["phase"] == "step"].dropna(subset=["forward_ms", "backward_ms"])
-    counted = counted.assign(total_ms=counted["forward_ms"] + counted["backward_ms"])
     rows = []
-    for key, turns in counted.groupby(TIMED, sort=False):
+    for key, turns in timed_turns(run).groupby(TIMED, sort=False):
         row = dict(zip(TIMED, key, strict=True)) | {"seq_len": int(key[-1]), "rounds": len(turns)}
         for phase in ("forward", "backward", "total"):
             low, median, high = turns[f"{phase}_ms"].quantile([0.25, 0.5, 0.75])

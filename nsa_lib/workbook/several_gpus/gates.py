@@ -154,8 +154,10 @@ def operators_gate(run: Recorded, strategy: str) -> GateResult:
     case, windows = run.case(case_id), fact_of_ranks(run, case_id, "operators")
     name = f"operator_growth_{strategy}"
     if case is None or not windows:
-        return growth_gate(name, case)
-    judged = {rank: growth_gate(name, {**case, "operators": own}) for rank, own in enumerate(windows)}
+        return growth_gate(name, case, run.of(case_id))
+    judged = {
+        rank: growth_gate(name, {**case, "operators": own}, run.of(case_id, rank)) for rank, own in enumerate(windows)
+    }
     rank = max(judged, key=lambda rank: (PASS, NOT_RUN, FAIL).index(judged[rank].outcome))
     return replace(judged[rank], detail=f"rank {rank}: {judged[rank].detail}")
 

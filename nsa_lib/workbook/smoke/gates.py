@@ -52,6 +52,9 @@ ROW_CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64
 """Change of a row before an edited token, over the largest row. `packed` and `fused` place queries by what others
 chose, so their sums may be rounded otherwise, and a near tie may choose another block."""
 
+SMALLEST_SEGMENT_MIB = 2
+"""What an allocator reserves is a multiple of it, whatever its setting: a figure that is not was never reserved."""
+
 METER_ERROR = 0.01
 """By how much a meter may misread what is held: its units are 512 bytes."""
 
@@ -192,7 +195,7 @@ def _reserved_gate(run: Recorded, gate: GateResult, fail_mib: float) -> GateResu
 def memory_order_gate(run: Recorded) -> GateResult:
     """Judge that state <= peak allocated <= peak reserved <= device total, and that the meter reads what is held.
 
-    A figure in the wrong unit breaks the one or the other.
+    A figure in the wrong unit breaks the one or the other, and what is reserved comes in whole segments.
     """
     gate = GateResult("memory_order", True, PASS, limit="holds")
     training, rows, meter = run.case("training") or {}, run.of("training"), run.fact("training", "meter")
@@ -202,10 +205,12 @@ def memory_order_gate(run: Recorded) -> GateResult:
     if any(pd.isna(mib) for mib in order) or meter is None:
         return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
     reads = abs(meter["read_mib"] / meter["held_mib"] - 1) <= METER_ERROR
-    holds = reads and all(low <= high for low, high in pairwise(order))
+    whole = meter["reserved_mib"] % SMALLEST_SEGMENT_MIB == 0
+    holds = reads and whole and all(low <= high for low, high in pairwise(order))
     names = ("state", "allocated", "reserved", "device")
     detail = " <= ".join(f"{name} {mib:,.1f}" for name, mib in zip(names, order, strict=False)) + " MiB"
     detail += f"; of {meter['held_mib']:g} MiB held at the end the meter reads {meter['read_mib']:g}"
+    detail += "" if whole else f"; {meter['reserved_mib']:,.2f} MiB reserved then are no whole segments"
     gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
     return unless_cut_short(gate, training)
 
@@ -238,7 +243,8 @@ def operator_gate(run: Recorded) -> GateResult:
     name = "operator_growth"
     if not run.parameter("profiler"):
         return GateResult(name, True, NOT_RUN, detail="switched off by profiler=False")
-    return growth_gate(name, run.case("profiler" if run.parameter("device") == "cuda" else "training"))
+    case_id = "profiler" if run.parameter("device") == "cuda" else "training"
+    return growth_gate(name, run.case(case_id), run.of(case_id))
 
 
 def smoke_advice(run: Recorded) -> list[str]:

@@ -6,6 +6,8 @@ is, and one of them judged. On the CPU a step is deterministic: each loss and gr
 optimizer state at the end, must come out the same to the bit. On CUDA that holds with `fused`; the plain backends use
 kernels of torch whose sums have no fixed order, so where bits differ, loss and norm must agree within TOLERANCE.
 
+Not covered: what is wrong in a few other steps alone. Of n steps, k wrong ones are met with a chance near 10 k / n.
+
 Host memory: parameters and optimizer state once, and the tokens of the span.
 """
 

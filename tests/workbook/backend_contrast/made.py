@@ -59,7 +59,7 @@ def layer_ms(contestant):
 
 def turns(run_field, rounds):
     """Return the beats of a timing: the middle counted round takes the time said, the others 2 ms more or less."""
-    rows = []
+    rows, ts = [], 1.7e9
     for number in range(WARMUP_ROUNDS + rounds):
         for contestant in run_field:
             ms = MODEL_MS[contestant.backend] if contestant.subject == "model" else layer_ms(contestant)
@@ -67,7 +67,9 @@ def turns(run_field, rounds):
             ms += 1000 if counted < 0 else 2 * ((counted % 2) - 0.5) * (counted > 0 or rounds % 2 == 0)
             phases = {"forward_ms": 0.25 * ms, "backward_ms": 0.75 * ms, "step_ms": ms}
             phase = "warmup" if counted < 0 else "step"
-            rows.append({"case_id": "timing", "step": len(rows) + 1, "phase": phase, **asdict(contestant), **phases})
+            ts += ms / 1000
+            told = {"case_id": "timing", "step": len(rows) + 1, "phase": phase, "ts": ts}
+            rows.append({**told, **asdict(contestant), **phases})
     return rows
 
 

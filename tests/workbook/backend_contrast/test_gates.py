@@ -186,6 +186,17 @@ def test_the_spread_leaves_dense_out_and_needs_every_backend():
         assert (found.outcome, found.detail) == (NOT_RUN, "no peak of a whole run of gather")
 
 
+@pytest.mark.parametrize("share", [0.5, 1.2])
+def test_times_of_a_backend_that_no_other_clock_confirms_fail(share):
+    steps = healthy().steps.copy()
+    own = (steps["case_id"] == "timing") & (steps["backend"] == "gather")
+    steps.loc[own, ["forward_ms", "backward_ms"]] *= share
+    found = gate(replace(healthy(), steps=steps), "timing")
+    assert found.outcome == FAIL
+    assert found.detail.startswith("gather: ")
+    assert "lie between two heartbeats" in found.detail
+
+
 def same_operators(run, first, second):
     return with_case(run, f"model_{second}", operators=run.case(f"model_{first}")["operators"])
 

@@ -399,6 +399,14 @@ def test_operators_that_are_called_more_often_late_than_early_fail(profile, late
     assert judged(with_operators(healthy(profile), late), "operator_growth").outcome == expected
 
 
+@pytest.mark.parametrize("step", [11, 100])
+def test_windows_that_heartbeats_contradict_are_not_believed(step):
+    run = with_steps(healthy("laptop"), ops=lambda at, ops: ops + (at == step))
+    gate = judged(run, "operator_growth")
+    assert gate.outcome == NOT_RUN
+    assert "1,500 calls, in the heartbeats 1,501" in gate.detail
+
+
 def test_the_operator_that_grew_is_named():
     gate = judged(FAULTS["operator_growth"](healthy()), "operator_growth")
     assert gate.measured == 1
@@ -452,12 +460,21 @@ def test_another_dtype_anywhere_fails(kind):
     "change",
     [
         {"step_ms": lambda step, ms: 2 * ms},
+        {"step_ms": lambda step, ms: 0.85 * ms, "tokens_per_s": lambda step, pace: pace / 0.85},
         {"tokens_per_s": lambda step, pace: pace / 2},
         {"ts": lambda step, ts: 1.7e9},
     ],
 )
 def test_times_that_no_clock_told_fail(change):
     assert judged(with_steps(healthy(), **change), "clock").outcome == FAIL
+
+
+def test_what_is_said_to_be_reserved_and_is_no_whole_segment_fails():
+    meter = healthy().case("training")["meter"]
+    run = with_case(healthy(), "training", meter={**meter, "reserved_mib": 63.4})
+    gate = judged(run, "memory_order")
+    assert gate.outcome == FAIL
+    assert "63.40 MiB reserved then are no whole segments" in gate.detail
 
 
 # Advice
