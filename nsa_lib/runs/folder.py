@@ -43,7 +43,7 @@ def make_run_folder(plan: Plan) -> Path:
         (folder / KEPT).mkdir(exist_ok=True)
         write_json(folder / KEPT / name, fingerprint)
     write_json(folder / "run.json", description)
-    seal(folder, [folder / "run.json"])
+    seal(folder, [folder / "run.json", *folder.glob(f"{KEPT}/*")])
     return folder
 
 

@@ -82,7 +82,6 @@ def execute(plan: Plan) -> Path:
                     predictor = predictor or Predictor(folder, predicted, plan.environment)  # beside the first case
                     result = run_one(case, folders[case.case_id], process, limits=limits)
                     limits = replace(limits, spent_s=limits.spent_s + result["seconds"])
-                seal(folder, case_files(folders[case.case_id]))
                 progress.end(case.case_id, result["status"], result["reason"], result["seconds"])
             if predictor:
                 predictor.wait(PREDICTION_PATIENCE_S, stopped=lambda: stop.pressed or bool(limits.overtime(0)))
@@ -102,8 +101,14 @@ def _begin(plan: Plan) -> list[str]:
 
 def _left_out(case: CaseConfig, folder: Path, why: str) -> dict[str, object]:
     result = _result(case, "interrupted", why)
-    write_json(folder / "result.json", result)
+    _leave(folder, result)
     return result
+
+
+def _leave(case_folder: Path, result: Mapping[str, object]) -> None:
+    """Write the result of a case, and list the sums of all that it leaves."""
+    write_json(case_folder / "result.json", result)
+    seal(case_folder.parents[1], case_files(case_folder))
 
 
 @contextmanager
@@ -209,7 +214,7 @@ def run_case(
         "exit_code": process.returncode,
         "stderr_tail": said,
     }
-    write_json(folder / "result.json", result)
+    _leave(folder, result)
     return result
 
 
