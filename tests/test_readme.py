@@ -45,7 +45,7 @@ def test_every_target_that_it_names_exists_and_those_of_a_laptop_run_in_ci():
     assert promised <= targets
     ci = (PROJECT / ".ci" / "run").read_text()
     tried = set(re.findall(r"part make ([a-z-]+)", ci))
-    assert promised - {"lab", "help", "bench-gpu", "test-gpu", "test-versions", "selftest"} <= tried
+    assert promised - {"lab", "help", "bench-gpu", "bench-selection", "test-gpu", "test-versions", "selftest"} <= tried
     assert "python -m nsa_lib selftest" in ci, "the first half of make selftest"
 
 
