@@ -7,8 +7,8 @@ notebook (`trial`). `make selftest` runs them beside the seeded faults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from tests.mutation.mutant import Mutant
+from tests.mutation.of_ranks import OF_THE_RANKS
 
 SIZES = {"profile": "laptop", "layers": 2, "seq_len": 512, "vocab": 64}
 """Long enough that blocks are chosen by score and the window ends before the sequence does."""
@@ -17,6 +17,7 @@ HONEST = {
     "smoke": {**SIZES, "steps": 60},
     "backend_contrast": {**SIZES, "steps": 17, "rounds": 1, "seq_lens": [64, 128]},
     "backward_scaling": {**SIZES, "steps": 3, "seq_lens": [128, 512]},
+    "several_gpus": {"profile": "laptop", "steps": 14},
 }
 """What each notebook is given."""
 
@@ -26,24 +27,6 @@ QUICK = {"smoke": {"anomaly": False}}
 SUBJECT = "nsa_lib/subject"
 ATTENTION = f"{SUBJECT}/attention"
 WORKER = "nsa_lib/worker"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One wrong change."""
-
-    name: str
-    file: str
-    function: str
-    """Qualified name of the function that is changed."""
-    old: str
-    """Text that stands once in it."""
-    new: str
-    gates: tuple[str, ...]
-    """Gates of which one must fail, or must not have run."""
-    parameters: Mapping[str, object] = field(default_factory=dict)
-    """What the notebook is given besides HONEST."""
-    notebook: str = "smoke"
 
 
 ROWS = ("attention", "choice", "gradients")
@@ -282,4 +265,5 @@ ATTACKED_AGAIN = (
 MUTANTS = (
     *OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT,
     *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE, *OF_AN_ATTACK, *ATTACKED_AGAIN,
+    *OF_THE_RANKS,
 )  # fmt: skip

@@ -128,6 +128,8 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
     ranks, one = fact_of_ranks(run, strategy, "digests"), run.fact(ONE, "digests")
     if not ranks or not all(ranks) or not one:
         return replace(gate, detail="a rank, or one GPU, ended before its parameters were seen")
+    if said := _unchanged(fact_of_ranks(run, strategy, "start"), ranks):
+        return replace(gate, outcome=FAIL, detail=said)
     expected = {found["step"]: found for found in one}
     worst = (0.0, 0, 0)
     for taken in zip(*ranks, strict=False):
@@ -145,6 +147,16 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
     detail = f"the same bits on {times}; furthest from one GPU's after step {step}"
     gate = replace(gate, outcome=PASS if measured <= budget else FAIL, detail=f"{detail}, in the rows of rank {part}")
     return unless_cut_short(gate, run.case(strategy))
+
+
+def _unchanged(starts: Sequence[Mapping | None], ranks: Sequence[Sequence[Mapping]]) -> str:
+    """Return which rank had the same parameters twice: they are not trained there, or not what was hashed; or ""."""
+    for rank, (start, taken) in enumerate(zip(starts, ranks, strict=True)):
+        hashes = [start["hash"] if start else None, *(found["hash"] for found in taken)]
+        same = [found["step"] for before, found in zip(hashes[:-1], taken, strict=True) if before == found["hash"]]
+        if same:
+            return f"rank {rank}: after step {same[0]} its parameters are still those of before"
+    return ""
 
 
 CLEARLY = 2.0

@@ -8,7 +8,7 @@ from nsa_lib.judgement.gate import FAIL, FAILED_STATUSES, NOT_RUN, PASS, WARN, v
 from nsa_lib.workbook.several_gpus.gates import several_advice, several_gates, several_headline
 from nsa_lib.workbook.several_gpus.measures import odd_ones
 from tests.made import asked_for, with_case
-from tests.workbook.several_gpus.made import ended, healthy, kept, with_digest, with_rank, with_steps
+from tests.workbook.several_gpus.made import digest, ended, healthy, kept, with_digest, with_rank, with_steps
 
 NAN = float("nan")
 
@@ -242,3 +242,9 @@ def test_a_run_that_recorded_nothing_is_no_go_and_says_so():
 def test_a_float16_run_is_judged_by_its_own_budget():
     run = asked_for(healthy(dtype="float16"), "ddp")
     assert judged(run, "loss_ddp").limit > judged(healthy(), "loss_ddp").limit
+
+
+@pytest.mark.parametrize(("step", "before"), [(10, 0), (20, 10)])
+def test_parameters_that_are_still_those_of_before_fail(step, before):
+    gate = judged(with_digest(healthy(), "fsdp2", 1, step, hash=digest(before, 2)["hash"]), "parameters_fsdp2")
+    assert (gate.outcome, gate.detail) == (FAIL, f"rank 1: after step {step} its parameters are still those of before")
