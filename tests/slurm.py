@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
@@ -43,8 +43,9 @@ ReturnToService=2
 MpiDefault=none
 KillWait=5
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=8000 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=8000 State=UNKNOWN
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=8000 Gres=gpu:4 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=8000 Gres=gpu:4 State=UNKNOWN
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -60,6 +61,7 @@ def running(folder: Path):
     config = folder / "slurm.conf"
     host = socket.gethostname().split(".")[0]
     config.write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
+    _imagine_gpus(folder)
     environment = {**os.environ, "SLURM_CONF": str(config)}
     files = [f"--{name}-file={folder / 'munge'}.{name}" for name in ("pid", "log", "seed")]
     commands = [
@@ -80,8 +82,27 @@ def running(folder: Path):
     finally:
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
+        _kill_steps(config)
         for process in reversed(started):
             process.wait()
+
+
+def _kill_steps(config: Path) -> None:
+    """Kill the steps of this Slurm: one that has not ended yet tries for ever to tell a controller that is no more."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            is_step = (place / "cmdline").read_bytes().startswith(b"slurmstepd")
+            if is_step and f"SLURM_CONF={config}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                os.kill(int(place.name), signal.SIGKILL)
+
+
+GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+"""Devices that every machine has. Slurm takes them for a node's GPUs, counts them and tells jobs which are theirs."""
+
+
+def _imagine_gpus(folder: Path) -> None:
+    lines = [f"NodeName={node} Name=gpu File={gpu}\n" for node in ("n1", "n2") for gpu in GPUS]
+    (folder / "gres.conf").write_text("AutoDetect=off\n" + "".join(lines))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -139,7 +139,8 @@ def pace_and_memory(run: Recorded) -> Chart:
     for band in known.values():
         line = {"color": VERMILION, "dash": "dash", "width": 1.5}
         figure.add_hline(band.limit_ms, line=line, row=1, col=1)
-    figure.update_xaxes(title_text="member", tickformat=",d")
+    # A few members would have ticks between them, several of one number.
+    figure.update_xaxes(title_text="member", tickformat=",d", dtick=1 if len(members) <= NAMED_ROWS / 4 else None)
     figure.update_yaxes(tickformat=",~r", rangemode="normal")
     return figure.update_layout(height=420, margin={"t": 112}, hovermode="closest")
 
