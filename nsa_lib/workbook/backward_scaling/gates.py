@@ -126,7 +126,8 @@ def exponent_gates(run: Recorded) -> list[GateResult]:
     Not required for `masked`, whose mask is quadratic by design, nor on a CPU, where lengths are so short that a query
     still reads most of what is before it.
     """
-    masked, on_gpu = run.parameter("backend") == "masked", run.parameter("device") == "cuda"
+    hers = (run.info.get("on_trial") or {}).get("role") in ("attention", "model")  # no backend of ours is in it
+    masked, on_gpu = run.parameter("backend") == "masked" and not hers, run.parameter("device") == "cuda"
     required = on_gpu and not masked
     excuse = "" if on_gpu else "not judged at the short lengths of a laptop"
     excuse = "not judged for masked, whose mask is quadratic by design" if masked else excuse

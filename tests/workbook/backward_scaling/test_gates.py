@@ -98,6 +98,16 @@ def test_memory_that_grows_faster_than_the_length_fails_where_it_is_required(pro
     assert verdict(judged)[0] == word
 
 
+def test_what_a_user_brings_is_not_excused_by_the_mask_of_a_backend_that_it_does_not_run():
+    run = healthy("checklist", exponent=1.2, backend="masked")
+    hers = replace(run, info={**run.info, "on_trial": {"role": "attention"}})
+    kernel = replace(run, info={**run.info, "on_trial": {"role": "backend"}})
+    found = [gate(one, "memory_exponent_1024_2048") for one in (run, hers, kernel)]
+    assert [one.required for one in found] == [False, True, False]
+    assert "masked" in found[0].detail
+    assert "masked" not in found[1].detail
+
+
 @pytest.mark.parametrize(("profile", "backend"), list(KNOWN_PEAK_ALLOC_MIB))
 def test_a_peak_far_above_the_kept_one_warns(profile, backend):
     assert gate(known(1.24, profile, backend), "known_peak").outcome == PASS
