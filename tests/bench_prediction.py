@@ -1,7 +1,7 @@
 """Predicted against measured memory of recorded runs: `python -m tests.bench_prediction RUN_FOLDER...`, without a GPU.
 
 Each training or backward case that ended well is predicted from its case.json alone. The table goes to
-reports/examples/prediction_<device>.md.
+reports/examples/prediction_<device>.md, with the tag of the first run after the device.
 """
 
 import platform
@@ -46,7 +46,8 @@ def main(folders):
             print(line, flush=True)
     text = page(facts, runs, lines, within, time.monotonic() - began)
     name = re.search(r"[A-Z]\d+", str(facts["gpu"])).group().lower()
-    path = PROJECT / "reports" / "examples" / f"prediction_{name}.md"
+    tag = str(runs[0].parameter("tag") or "")
+    path = PROJECT / "reports" / "examples" / ("_".join(filter(None, ("prediction", name, tag))) + ".md")
     path.write_text(text)
     print(f"{sum(within)} of {len(within)} within {ALLOC_PERCENT:g} and {RESERVED_PERCENT:g} %: {path}")
 

@@ -3,14 +3,18 @@
 Fake tensors are on the CPU, also for a case on CUDA: without a CUDA device torch runs no autograd on fake CUDA tensors.
 Here, and nowhere else, is what CUDA does differently:
 
-- attention: the CPU would choose another kernel, with other outputs; `_FusedAttention` allocates what the CUDA kernels
-  do (cuDNN, flash and memory-efficient alike);
+- attention: the CPU would choose another kernel, with other outputs (`fused_attention`);
 - the workspace that torch hands to cuBLAS, one for each thread that multiplies: forward's and autograd's;
-- temporaries inside an operator, which no dispatch mode sees, where they are as large as its input (`INNER_COPIES`).
+- temporaries inside an operator, which no dispatch mode sees, where they are as large as its input;
+- sums of gradients, which autograd makes in place.
+
+Each was found in the allocations that torch's allocator recorded on an H200; fed with those, the simulation reserves
+what the device did, to the MiB. Known and not in here: the buffer of a reduction over many rows.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +22,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import _engine_run_backward
 
 from nsa_lib.contract.allocator import MIB
 from nsa_lib.contract.case import CaseConfig
@@ -29,6 +32,7 @@ from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import install
 from nsa_lib.worker.allocator import ROUNDING
 from nsa_lib.worker.prediction.before import before_training
+from nsa_lib.worker.prediction.fused_attention import FusedAttentionMode
 from nsa_lib.worker.prediction.sharing import rank_of_nobody
 from nsa_lib.worker.storages import StorageTracker, tensors_in
 
@@ -39,6 +43,12 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 INNER_COPIES = ("aten::logsumexp",)
 """Operators whose CUDA implementation makes a temporary of its input's size: logsumexp exponentiates a copy."""
+
+SOFTMAX_BACKWARD = "aten::_softmax_backward_data"
+"""Its CUDA implementation multiplies gradient and output into a temporary, once its output is there."""
+
+ROLL = "aten::roll"
+"""Its CUDA implementation makes a copy of an input that is not laid out without gaps."""
 
 CUBLAS_WORKSPACE_MIB = {"9": 32.0, "10": 32.0, "12": 32.0}
 """cuBLAS workspace of a thread, by major compute capability: torch's :4096:8, that is 8 buffers of 4,096 KiB."""
@@ -80,7 +90,7 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
         raise PredictionError("compile=True: compiled code allocates otherwise")
     major = compute_capability.split(".")[0]
     workspace_mib = CUBLAS_WORKSPACE_MIB.get(major, CUBLAS_WORKSPACE_OLDER_MIB) if case.device == "cuda" else 0.0
-    attention = _FusedAttentionMode() if case.device == "cuda" else nullcontext()
+    attention = FusedAttentionMode() if case.device == "cuda" else nullcontext()
     install(case.model)
     recorder = _Recorder(int(workspace_mib * MIB), on_cuda=case.device == "cuda")
     ranks = rank_of_nobody(case, recorder.communicate) if case.is_launched else nullcontext()
@@ -103,7 +113,7 @@ def record(case: CaseConfig, *, compute_capability: str) -> Trace:
                 recorder.enter("forward")
                 _step(take, model, optimizer, tokens, recorder)
         # Before the model disappears: its end is not part of a step.
-        return Trace(case.device, tuple(recorder.events), tuple(recorder.terms))
+        return Trace(case.device, *recorder.trace)
 
 
 def _steps_of(case: CaseConfig, model: TinyLM, share: Callable[[TinyLM], nn.Module] | None) -> Callable:
@@ -146,6 +156,8 @@ class _Recorder(StorageTracker):
         self._part = "forward"
         self._communicates = False
         self._fresh: set[int] = set()
+        self._sums: dict[int, int] = {}
+        """Storages of sums of gradients, and of the gradient that each replaces."""
 
     def enter(self, part: str) -> None:
         """Begin a part of a step: `forward`, `loss` (the end of forward), `backward`, `optimizer`, `between` steps."""
@@ -197,59 +209,66 @@ class _Recorder(StorageTracker):
         return storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self._on_cuda:
-            self._what_cuda_adds(func.name().partition(".")[0].rstrip("_"), args)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        if not self._on_cuda or any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        operator = func.name().partition(".")[0].rstrip("_")
+        copy = self._inner_copy(args[0]) if _copies_inside(operator, args) else None
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if operator == SOFTMAX_BACKWARD:
+            copy = self._inner_copy(args[0])
+        if copy is not None:
+            self.events.append(("-", copy, 0))
+        if operator == "aten::add" and _is_called_by_autograd():
+            self._sums[self.kept_for(result)] = self.kept_for(args[0])
+        self._make_workspace(operator)
+        return result
 
-    def _what_cuda_adds(self, operator: str, args: tuple) -> None:
+    @property
+    def trace(self) -> tuple[tuple[tuple[str, int | str, int], ...], tuple[str, ...]]:
+        """The events, and what each storage is, with autograd's sums of gradients made in place where they can be.
+
+        It adds a gradient to one that nobody else holds in place. Of fake tensors, and under any mode, it makes a new
+        one: the sum appears, and the one that it replaces disappears next.
+        """
+        events, terms, same, replaced = [], list(self.terms), {}, None
+        for event, following in zip(self.events, [*self.events[1:], None], strict=True):
+            kind, what, nbytes = event
+            old = self._sums.get(what) if kind == "+" else None
+            if event == replaced:
+                replaced = None
+            elif old is not None and following == ("-", old, 0):
+                replaced, same[what] = following, same.get(old, old)
+                terms[same[what]] = self.terms[what]
+            else:
+                events.append((kind, same.get(what, what), nbytes))
+        return tuple(events), tuple(terms)
+
+    def _inner_copy(self, tensor: torch.Tensor) -> int:
+        nbytes = tensor.numel() * tensor.element_size()
+        return self._allocate(-(-nbytes // ROUNDING) * ROUNDING, "loss" if self._part == "loss" else "temporaries")
+
+    def _make_workspace(self, operator: str) -> None:
+        """Allocate the workspace of a thread at its first product: cuBLAS asks for it when the output is there."""
         thread = "backward" if self._part == "backward" else "forward"
         if operator in PRODUCTS and thread in self._without_workspace:
             self._without_workspace.discard(thread)
             self._allocate(self._workspace_bytes, "workspace")
-        if operator in INNER_COPIES:
-            nbytes = args[0].numel() * args[0].element_size()
-            copy = self._allocate(-(-nbytes // ROUNDING) * ROUNDING, "loss" if self._part == "loss" else "temporaries")
-            self.events.append(("-", copy, 0))
 
 
-class _FusedAttentionMode(TorchFunctionMode):
-    """Let PyTorch's attention allocate what its CUDA kernels allocate, also where backward computes it again.
-
-    A mode is off inside what it is told of. A backward that recomputes a layer would then find another attention than
-    forward did, and so `torch.utils.checkpoint` would miss tensors.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
-        if func is torch.Tensor.backward:
-            with self:
-                return torch.autograd.backward(args, [kwargs.pop("gradient", None)], **kwargs)
-        if func is torch.autograd.backward:  # a newer torch tells modes of it too, but not of a gradient's edge
-            pairs = zip(args[0], kwargs.pop("grad_tensors"), strict=True)
-            told = [torch.ones_like(of) if gradient is None else gradient for of, gradient in pairs]
-            with self:
-                return func([torch.autograd.graph.get_gradient_edge(of) for of in args[0]], told, **kwargs)
-        return func(*args, **kwargs)
+WRAPPERS = ("torch._compile", "torch._dynamo.eval_frame")
+"""Modules of torch whose functions stand between an operator and the mode that it is told to."""
 
 
-class _FusedAttention(torch.autograd.Function):
-    """Outputs, what is kept for backward, and the float32 sum of dq, of a fused attention kernel; no values."""
+def _is_called_by_autograd() -> bool:
+    """Return whether autograd itself called the operator that is told now: not a function of Python that it runs."""
+    frame = sys._getframe(2)
+    while frame.f_globals["__name__"] in WRAPPERS:
+        frame = frame.f_back
+    return frame.f_code is _engine_run_backward.__code__
 
-    @staticmethod
-    def forward(ctx, q, k, v, bias):
-        out, lse = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(q, k, v, bias, out, lse)
-        return out
 
-    @staticmethod
-    def backward(ctx, d_out):
-        q, k, v, *_ = ctx.saved_tensors
-        sum_of_dq = q.new_empty(q.shape, dtype=torch.float32)
-        gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        del sum_of_dq
-        return *gradients, None
+def _copies_inside(operator: str, args: tuple) -> bool:
+    return operator in INNER_COPIES or (operator == ROLL and not args[0].is_contiguous())
 
 
 def _fake_tensors() -> AbstractContextManager:

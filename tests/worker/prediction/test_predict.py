@@ -9,6 +9,7 @@ import torch
 
 from nsa_lib.contract.allocator import ALLOCATOR_SETTINGS
 from nsa_lib.contract.heartbeat import Heartbeat
+from nsa_lib.runs.training_case import training_case
 from nsa_lib.subject import training
 from nsa_lib.subject.attention import BACKENDS, NSAttention
 from nsa_lib.subject.config import OWN, PLAIN_BACKENDS, ConfigError, Own
@@ -75,6 +76,35 @@ def test_a_gpu_measured_what_is_predicted_without_one(length):
     (case,) = [case for case in scaling_cases(values, ()) if case.case_id == f"s{length}"]
     known = KNOWN_PEAK_ALLOC_MIB["checklist", "masked"][length]
     assert predict(case)["peak_alloc_mib"] == pytest.approx(known, rel=0.01)
+
+
+MEASURED_RESERVED_MIB = {
+    (4, 2048, 1, True): 1084,
+    (12, 2048, 2, True): 1544,
+    (12, 2048, 2, False): 3006,
+    (12, 1024, 8, False): 5368,
+}
+"""Of the checklist's model with dense attention, by layers, length, batch and checkpointing; H200, torch 2.11."""
+
+
+@pytest.mark.parametrize("sizes", MEASURED_RESERVED_MIB)
+def test_a_gpu_reserved_what_is_predicted_though_that_depends_on_the_order_of_every_allocation(sizes):
+    asked = training_case(resolved("smoke", {"backend": "masked"}, profile="checklist"))
+    layers, seq_len, batch, grad_checkpointing = sizes
+    model = replace(asked.model.contestant("dense"), layers=layers)
+    case = replace(asked, model=model, seq_len=seq_len, batch=batch, grad_checkpointing=grad_checkpointing)
+    assert predict(case)["peak_reserved_mib"] == pytest.approx(MEASURED_RESERVED_MIB[sizes], rel=0.002)
+
+
+@pytest.mark.parametrize("grad_checkpointing", [True, False])
+def test_attention_that_checkpointing_computes_again_allocates_as_a_gpu_does_too(grad_checkpointing):
+    model = replace(SMALL.model, attention="dense")
+    case = replace(SMALL, device="cuda", dtype="bfloat16", model=model, grad_checkpointing=grad_checkpointing)
+    nsa, rows = case.model.nsa, case.batch * case.model.nsa.heads * case.seq_len
+    workspace = 4 * (rows * nsa.d_k + rows) + 256
+    sizes = [nbytes for kind, _, nbytes in record(case, compute_capability="9.0").events if kind == "+"]
+    steps = 2
+    assert sizes.count(-(-workspace // 512) * 512) == steps * case.model.layers
 
 
 def test_the_terms_of_each_phase_add_up_to_its_peak_and_say_what_is_held():
