@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from nsa_lib import __main__ as worker_main
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.runs import environment
 from nsa_lib.workbook.run import record
@@ -265,7 +266,9 @@ def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(a
     assert page.with_name("compare-a-a.html").exists()
 
 
-@pytest.mark.parametrize(("schema", "said"), [(3, "schema 3 is newer"), (1, "recorded by an older nsa_lib (schema 1")])
+@pytest.mark.parametrize(
+    ("schema", "said"), [(SCHEMA + 1, f"schema {SCHEMA + 1} is newer"), (1, "recorded by an older nsa_lib (schema 1")]
+)
 @pytest.mark.parametrize("command", ["compare", "report"])
 def test_a_run_of_another_library_is_refused_in_one_line(ask, tmp_path, schema, said, command):
     for name in ("a", "b"):
