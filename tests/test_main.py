@@ -255,7 +255,7 @@ def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(a
     assert header == ["kind", "name", "before", "after"]
     assert rows[0] == ["parameter", "seed", "0", "5"]
     assert rows[1][:3] == ["gate", "loss_falls", "PASS"]
-    assert [row[:2] for row in rows[2:]] == [["figure", "loss"], ["figure", "verdict"]]
+    assert [row[:2] for row in rows[2:]] == [["verdict", "GO"], ["figure", "loss"]]
     assert figures.splitlines()[2].split() == ["peak", "allocated", "34", "MiB", "34", "MiB", "+0.0", "%"]
     assert len(figures.splitlines()) == 8  # one of the six takes two lines
     page = tmp_path / "project" / "reports" / "compare-a-b.html"
