@@ -16,7 +16,7 @@ def added(rows: Tensor, places: Tensor, count: int, arithmetic: Arithmetic) -> T
 
     An implementation may keep such a sum in the run's dtype: in that arithmetic it is rounded after every addition, or
     after MOST_ADDITIONS evenly many. Places are taken by how many rows they have, most first: who still has one to add
-    comes first in every turn.
+    comes first in every turn. The turns are short and many: the host takes them.
     """
     total = torch.zeros(count, rows.shape[-1], dtype=rows.dtype, device=rows.device)
     if arithmetic.kept == arithmetic.wide:
@@ -30,9 +30,9 @@ def added(rows: Tensor, places: Tensor, count: int, arithmetic: Arithmetic) -> T
     turns = int(sizes[0])
     bundle = turn * min(turns, MOST_ADDITIONS) // turns
     addend, which = torch.unique(bundle * len(used) + place[order], return_inverse=True)
-    addends = rows.new_zeros(len(addend), rows.shape[-1]).index_add_(0, which, rows[order])
-    sums, start = rows.new_zeros(len(used), rows.shape[-1]), 0
+    addends = rows.new_zeros(len(addend), rows.shape[-1]).index_add_(0, which, rows[order]).cpu()
+    sums, start = addends.new_zeros(len(used), rows.shape[-1]), 0
     for size in torch.bincount(addend // len(used)).tolist():
         sums[:size] = arithmetic.keep(sums[:size] + addends[start : start + size])
         start += size
-    return total.index_copy_(0, used[by_size], sums)
+    return total.index_copy_(0, used[by_size], sums.to(total.device))
