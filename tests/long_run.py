@@ -7,7 +7,7 @@ import numpy as np
 
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.contract.origin import case_sha256
-from tests.made import save
+from tests.made import save, sealed
 from tests.workbook.smoke.made import healthy
 
 
@@ -57,4 +57,4 @@ def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
         }
         beats.beat("warmup" if step <= 10 else "step", step, **{**fixed, **moving})
     beats.close()
-    return folder
+    return sealed(folder)

@@ -10,9 +10,10 @@ from nsa_lib.contract.figures import short
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
 
-BETWEEN_PERCENT, BETWEEN_MS = 10.0, 5.0
+BETWEEN_PERCENT, BETWEEN_MS = 20.0, 5.0
 """What may lie between two steps, at the median: so much of the time from one heartbeat to the next, or so many ms. It
-was 2 % at most on a laptop, and below 1 ms; with a CUDA graph's steps of 23 ms on an H200 it was 2.3 ms."""
+was 2 % at most on a quiet laptop, below 1 ms, and 11 % on one with three times as much to do as it has cores; with a
+CUDA graph's steps of 23 ms on an H200 it was 2.3 ms."""
 
 CLOCK_ERROR_PERCENT = 1.0
 """By how much a step may seem longer than the time between its heartbeats: one clock is set while the other runs."""
@@ -20,7 +21,8 @@ CLOCK_ERROR_PERCENT = 1.0
 PACE_ERROR = 0.01
 """By how much tokens a second may differ from tokens over step time."""
 
-FEWEST_STEPS = 3
+FEWEST_STEPS = 12
+"""After the first steps and two more, parameters are hashed: of fewer steps those are the median."""
 
 
 def clock_gate(run: Recorded, case_id: str) -> GateResult:

@@ -241,7 +241,7 @@ def lab():
 def test_the_stop_button_ends_the_worker_and_the_notebook_goes_on(lab, tmp_path):
     shown, run = stopped(lab, tmp_path, lambda kernel: os.killpg(kernel, signal.SIGINT))
     assert shown[MIME][0]["run_id"] == run.folder.name
-    assert len(shown[PLOTLY]) == 6
+    assert len(shown[PLOTLY]) == 7
     assert sum(bool(figure["data"]) for figure in shown[PLOTLY]) >= 4, "a prediction may not be ready"
     assert processes(str(run.folder / "cases" / "training" / "case.json")) == []
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.runs import ranks, waits
 from nsa_lib.runs.ranks_watch import RanksWatch
 from nsa_lib.runs.waits import Waits
@@ -68,7 +69,7 @@ def test_a_case_is_ok_if_all_ranks_are_and_keeps_the_facts_of_each(left):
 def test_the_rank_that_is_the_cause_is_named(left, ends, status, reason):
     ends = {"results": ({}, {}), **ends}
     result = left(*ends.pop("results"), **ends)
-    assert (result["schema"], result["status"], result["reason"]) == (2, status, reason)
+    assert (result["schema"], result["status"], result["reason"]) == (SCHEMA, status, reason)
 
 
 class Beats:

@@ -460,7 +460,7 @@ def test_another_dtype_anywhere_fails(kind):
     "change",
     [
         {"step_ms": lambda step, ms: 2 * ms},
-        {"step_ms": lambda step, ms: 0.85 * ms, "tokens_per_s": lambda step, pace: pace / 0.85},
+        {"step_ms": lambda step, ms: 0.75 * ms, "tokens_per_s": lambda step, pace: pace / 0.75},
         {"tokens_per_s": lambda step, pace: pace / 2},
         {"ts": lambda step, ts: 1.7e9},
     ],
