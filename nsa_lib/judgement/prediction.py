@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from nsa_lib.contract.figures import short
 from nsa_lib.runs.recorded import Recorded
 
 DIFFERENCE_PERCENT = 10.0
@@ -75,8 +76,8 @@ def prediction_advice(run: Recorded, case_ids: Sequence[str]) -> list[str]:
         row = off.iloc[0] if allocated.empty else allocated.loc[allocated["difference_percent"].abs().idxmax()]
         figure = "reserved memory" if row["phase"] == RESERVED else f"memory allocated in {row['phase']}"
         said.append(
-            f"{case_id}: {figure} is {row['measured_mib']:,.0f} MiB, {row['difference_percent']:+.0f} % from the "
-            f"{row['predicted_mib']:,.0f} MiB predicted. {_blame(run, case_id, str(row['phase']))}"
+            f"{case_id}: {figure} is {short(row['measured_mib'], 2)} MiB, {row['difference_percent']:+.0f} % from the "
+            f"{short(row['predicted_mib'], 2)} MiB predicted. {_blame(run, case_id, str(row['phase']))}"
         )
     return said
 
@@ -112,13 +113,17 @@ def _blame(run: Recorded, case_id: str, phase: str) -> str:
         _within(terms, phase): peak - between,
     }
     name = max(parts, key=lambda part: abs(parts[part]))
-    return f"Of {peak:+,.0f} MiB, {parts[name]:+,.0f} MiB are in {name}."
+    return f"Of {_signed(peak)} MiB, {_signed(parts[name])} MiB are in {name}."
+
+
+def _signed(mib: float) -> str:
+    return "+" * (mib >= 0) + short(mib, 2)
 
 
 def _within(terms: Mapping[str, float], phase: str) -> str:
     """Return the terms that only live in a phase, the largest first."""
     passing = {name: terms[name] for name in ("activations", "loss", "communication", "temporaries") if terms.get(name)}
-    ranked = ", ".join(f"{name} {mib:,.0f} MiB" for name, mib in _ranked(passing).items())
+    ranked = ", ".join(f"{name} {short(mib, 2)} MiB" for name, mib in _ranked(passing).items())
     return f"what lives in {phase} alone (predicted: {ranked or 'nothing'})"
 
 

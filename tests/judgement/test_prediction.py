@@ -51,6 +51,13 @@ def test_a_difference_beyond_ten_percent_is_advice_that_names_the_term(changes, 
     assert blamed in said
 
 
+def test_small_figures_keep_their_digits():
+    found = {**FOUND, "peak_alloc_forward_mib": 1.84}
+    (said,) = prediction_advice(run(found, peak_alloc_forward_mib=2.25), ["training"])
+    assert "2.2 MiB" in said
+    assert "1.8 MiB predicted" in said
+
+
 def test_a_difference_of_ten_percent_is_none():
     assert prediction_advice(run(peak_alloc_backward_mib=1099.0, peak_reserved_mib=950.0), ["training"]) == []
 
