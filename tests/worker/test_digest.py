@@ -58,3 +58,17 @@ def test_norms_of_parts_make_the_norm_of_all():
     norms = digest.part_norms(gradients, 2)
     assert norms[1] == pytest.approx(math.hypot(gradients[0][3:].norm(), gradients[1][3:].norm()))
     assert math.hypot(*norms) == pytest.approx(math.hypot(*(g.norm() for g in gradients)))
+
+
+def signed(number):
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def test_the_hash_is_that_of_whole_numbers_counted_one_by_one():
+    tensor = torch.randint(-(2**62), 2**62, (40,))
+    total = 0
+    for place, value in enumerate(tensor.tolist()):
+        mixed = signed(place * digest.MULTIPLIER + digest.INCREMENT)
+        total += value * ((mixed ^ (mixed >> 29)) * 2 + 1)
+    one = (total + digest.INCREMENT) % 2**64
+    assert digest.hash_of([tensor]) == f"{one:016x}"
