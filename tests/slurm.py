@@ -62,7 +62,8 @@ def running(folder: Path):
     host = socket.gethostname().split(".")[0]
     config.write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
     _imagine_gpus(folder)
-    environment = {**os.environ, "SLURM_CONF": str(config)}
+    # One thread a member: eight that wake two cores' threads differ by themselves as much as a slow one from the rest.
+    environment = {**os.environ, "SLURM_CONF": str(config), "OMP_NUM_THREADS": "1"}
     files = [f"--{name}-file={folder / 'munge'}.{name}" for name in ("pid", "log", "seed")]
     commands = [
         ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", *files],

@@ -43,7 +43,7 @@ RANK_FAULTS = {
 
 MEMBER_FAULTS = {
     "wrong_bit": "a GPU computes the same wrong bit every time, so low that rounding explains it",
-    "slow_gpu": "every step takes six times as long",
+    "slow_gpu": "every step takes a second and a half longer",
 }
 """Faults of one GPU that only a comparison with others shows: a smoke by itself is GO with them."""
 

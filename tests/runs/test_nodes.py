@@ -78,7 +78,9 @@ def test_a_node_that_is_lost_in_the_middle_is_told_by_its_ranks(tmp_path, node):
     assert result["status"] == "crashed"
     assert result["reason"].startswith("rank ")
     assert ": lost without a word, with its node or its connection; rank " in result["reason"]
-    assert processes("nsa_lib.worker.ranks.rank") == []
+    folders = [*(tmp_path / "runs").iterdir(), *(tmp_path / "nodes").iterdir()]
+    assert len(folders) == 2
+    assert [processes(str(folder / "cases" / "ddp" / "case.json")) for folder in folders] == [[], []]
 
 
 def _beats(tmp_path, rank):

@@ -60,7 +60,7 @@ def test_two_ranks_train_as_one_process_does(tmp_path, alone, strategy):
     sharded = strategy == "fsdp2"
     assert result["state_mib"] == pytest.approx(whole["state_mib"] / (2 if sharded else 1), rel=0.01)
     assert result["operators"]["early"] == result["operators"]["late"]
-    assert processes("nsa_lib.worker.ranks.rank") == []
+    assert processes(str(tmp_path / "case.json")) == []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_rank_that_ends_the_others_is_named(tmp_path, fault, status, words):
     if status == "stalled":
         assert all(f"--- rank {rank}\n" in result["stderr_tail"] for rank in range(2))
         assert result["stderr_tail"].count("in train_step") >= 2, "the stacks of both ranks are kept"
-    assert processes("nsa_lib.worker.ranks.rank") == []
+    assert processes(str(tmp_path / "case.json")) == []
 
 
 @pytest.mark.parametrize(
