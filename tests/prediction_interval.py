@@ -10,7 +10,7 @@ from pathlib import Path
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.workbook.capacity.fits import ABOVE, BELOW
 
-TABLES = ("prediction_h100.md", "prediction_h200.md")
+TABLES = ("prediction_h100.md", "prediction_h200.md", "prediction_h200_sweep.md")
 
 CHAOTIC = 1.0
 """Share of its prediction by which a configuration is off that says nothing of the others: its reserved is chaotic."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from nsa_lib.subject.attention import BACKENDS, Attention, NSAttention, reference
+from nsa_lib.subject.config import NSAConfig
 from nsa_lib.subject.model import TinyLM
 
 LONGEST = 2048
@@ -39,15 +40,20 @@ def attention_errors(attention: NSAttention, *, length: int) -> dict[str, float]
     return dict(zip(("output", "gradient"), errors, strict=True))
 
 
-def selected_errors(attention: NSAttention, *, length: int) -> dict[str, float]:
+def selected_errors(attention: NSAttention, asked: NSAConfig, *, length: int) -> dict[str, float]:
     """Return how far a layer's selected branch is from the reference: output, and gradients of q, k and v.
 
     Each is a relative error in the 2-norm. Backend and reference get the same two heads of the layer's own tensors on
     random rows, with their groups, and the blocks that the run itself selects. The reference is slow, so it computes
     SAMPLED_QUERIES of the queries, spread over the sequence with both ends. The gradient that enters is zero at all
     other queries. So what is compared is exact: the output at the sampled queries, and every gradient in full.
+
+    Args:
+        attention: the layer.
+        asked: its sizes as they were asked for.
+        length: tokens.
     """
-    weight, c = attention.query.weight, attention.config
+    weight, c = attention.query.weight, asked
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((1, length, c.dim), generator=generator).to(weight.dtype).to(weight.device)
     sample = torch.linspace(0, length - 1, min(length, SAMPLED_QUERIES), dtype=torch.float64).round().long()

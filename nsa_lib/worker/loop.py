@@ -203,7 +203,7 @@ def facts_before_training(model: TinyLM, case: CaseConfig) -> Iterator[Facts]:
             errors = accuracy.attention_errors(model.blocks[0].attention, length=case.seq_len)
             yield {"attention_error": errors}
         if case.compare_selected:
-            errors = accuracy.selected_errors(model.blocks[0].attention, length=case.seq_len)
+            errors = accuracy.selected_errors(model.blocks[0].attention, case.model.nsa, length=case.seq_len)
             yield {"selected_error": errors}
     yield {"effective": effective_settings(model, case)}
 

@@ -72,7 +72,7 @@ def test_the_layer_itself_is_left_as_it_was():
 
 
 def selected(backend, dtype=torch.float32, config=NSA, length=100):
-    return selected_errors(NSAttention(config, backend).to(dtype), length=length)
+    return selected_errors(NSAttention(config, backend).to(dtype), config, length=length)
 
 
 @pytest.mark.parametrize("dtype", list(ATTENTION_ERROR_LIMIT))

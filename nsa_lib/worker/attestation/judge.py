@@ -10,8 +10,9 @@ import torch
 
 from nsa_lib.contract.figures import counted
 from nsa_lib.worker.attestation.coverage import ATTENTION, BACKWARD, CHOICE, TRAIN_STEP, Part
-from nsa_lib.worker.attestation.layer import LayerFound, judge_layer
+from nsa_lib.worker.attestation.layer import LayerFound, judge_layer, not_judged
 from nsa_lib.worker.attestation.records import StepRecord
+from nsa_lib.worker.attestation.shapes import wrong_shapes
 from nsa_lib.worker.attestation.train_step import GradientsFound, LossFound, judge_gradients, judge_loss
 from nsa_lib.worker.attestation.update import AdamW, UpdateFound, judge_update
 
@@ -32,6 +33,8 @@ class StepFound:
     gradients: GradientsFound
     update: UpdateFound | None
     """None for a step without one."""
+    shapes: dict[str, str] = field(default_factory=dict)
+    """Parameters that are not those asked for, in a sentence each."""
     coverage: list[Part] = field(default_factory=list)
     """What was compared, and what could not be."""
 
@@ -70,6 +73,8 @@ class StepFound:
         if self.loss is not None:
             for name, said in self.loss.wrong.items():
                 yield TRAIN_STEP, name, said
+        for name, said in self.shapes.items():
+            yield TRAIN_STEP, f"parameter {name}", said
         for kind in ("missing", "not_finite", "zero"):
             for name in getattr(self.gradients, kind):
                 yield TRAIN_STEP, f"gradient {name}", kind.replace("_", " ")
@@ -106,9 +111,12 @@ def judge(
         device: where the judge computes.
         alive: called now and then, for whoever watches.
     """
-    layers = [
-        judge_layer(index, layer, record.sample, device=device, alive=alive) for index, layer in record.layers.items()
-    ]
+    shapes, layers = wrong_shapes(record.shapes, record.sample.asked), []
+    for index, layer in record.layers.items():
+        if any(name.startswith(f"blocks.{index}.attention.") for name in shapes):
+            layers.append(not_judged(index, "its parameters are not those asked for"))
+        else:
+            layers.append(judge_layer(index, layer, record.sample, device=device, alive=alive))
     found_loss = judge_loss(record, loss, chunk=loss_chunk, device=device, alive=alive)
     update = None if rule is None else judge_update(record.entries, rule, step, device=device, alive=alive)
     return StepFound(
@@ -118,6 +126,7 @@ def judge(
         loss=found_loss,
         gradients=judge_gradients(record.entries, grad_norm),
         update=update,
+        shapes=shapes,
         coverage=_coverage(record, layers, found_loss, update),
     )
 

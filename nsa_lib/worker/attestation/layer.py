@@ -96,10 +96,9 @@ def judge_layer(
         device: where the reference computes.
         alive: called now and then, for whoever watches.
     """
-    found, whole = LayerFound(index, passes=record.passes), {ATTENTION: "output", CHOICE: "choice", BACKWARD: "d_x"}
     if record.x is None:
-        found.leave_out("it was not called", **whole)
-        return found
+        return not_judged(index, "it was not called")
+    found = LayerFound(index, passes=record.passes)
     if record.x.shape[:2] != (sample.batch, sample.length):
         found.input_shape = tuple(record.x.shape)
         return found
@@ -107,8 +106,7 @@ def judge_layer(
         found.recomputed_differently = int((record.recomputed != record.output).any(dim=-1).sum())
     blocks, ran = None, "slc" in record.config.branches
     if ran and (blocks := unpacked(record.shown, record.config)) is None:
-        found.leave_out("the blocks that it selected were not shown", **whole)
-        return found
+        return not_judged(index, "the blocks that it selected were not shown", passes=record.passes)
     exact, modelled = (
         Layer.of(record.x, record.parameters, record.config, arithmetic=arithmetic, device=device)
         for arithmetic in (EXACT, Arithmetic.of_run(record.x.dtype))
@@ -118,6 +116,13 @@ def judge_layer(
     if index in sample.gradient_layers:
         _judge_gradients(found, trial)
     _leave_out_what_tells_nothing(found)
+    return found
+
+
+def not_judged(index: int, why: str, *, passes: int = 0) -> LayerFound:
+    """Return what is found of a layer, from 0, of which nothing can be compared."""
+    found = LayerFound(index, passes=passes)
+    found.leave_out(why, **{ATTENTION: "output", CHOICE: "choice", BACKWARD: "d_x"})
     return found
 
 

@@ -97,9 +97,9 @@ def recording(
 def holding(model: TinyLM, sample: Sample) -> Iterator[Held]:
     """Let the step that is captured inside copy what it shows into buffers of its graph."""
     indices = () if _why_no_layers(model) else sample.layers
-    layers = {i: model.blocks[i].attention for i in indices}
+    asked = sample.asked
     held = Held(
-        {i: LayerRecord(layer.config, layer.backend, parameters={}) for i, layer in layers.items()},
+        {i: LayerRecord(asked.nsa, asked.backend, parameters={}) for i in indices},
         OnDevice(sample, next(model.parameters()).device),
     )
     with ExitStack() as hooks:
@@ -114,7 +114,8 @@ def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.op
         sample,
         labels=copied(tokens[:, 1:]),
         head=None if model.head is None else copied(model.head.weight),
-        layers={} if why else {i: _layer_record(model, i) for i in sample.layers},
+        layers={} if why else {i: _layer_record(model, i, sample) for i in sample.layers},
+        shapes={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
         entries=_entries(model, tokens, sample, optimizer),
         why_no_layers=why,
     )
@@ -212,10 +213,10 @@ def _is_shared(model: TinyLM, weight: Tensor) -> bool:
     return sum(one is weight for _, one in model.named_parameters(remove_duplicate=False)) > 1
 
 
-def _layer_record(model: TinyLM, index: int) -> LayerRecord:
-    attention = model.blocks[index].attention
+def _layer_record(model: TinyLM, index: int, sample: Sample) -> LayerRecord:
+    attention, asked = model.blocks[index].attention, sample.asked
     parameters = {name: copied(parameter) for name, parameter in attention.named_parameters()}
-    return LayerRecord(attention.config, attention.backend, parameters, is_compiled=model.is_compiled)
+    return LayerRecord(asked.nsa, asked.backend, parameters, is_compiled=model.is_compiled)
 
 
 def _entries(

@@ -16,6 +16,7 @@ class LayerRecord:
     """What one attention layer did in a step."""
 
     config: NSAConfig
+    """What it was asked to be, and not what it says of itself; `backend` too."""
     backend: str
     parameters: dict[str, Tensor]
     """Before the update."""
@@ -75,6 +76,8 @@ class StepRecord:
     head: Tensor | None
     """Before the update, [vocab, dim]; None where the hidden states are logits."""
     layers: dict[int, LayerRecord]
+    shapes: dict[str, tuple[int, ...]]
+    """Of all parameters."""
     entries: dict[str, Entries]
     why_no_layers: str | None = None
     """Why none is recorded."""

@@ -32,7 +32,8 @@ class Sample:
     """Those among them whose gradients are judged, from all rows."""
     positions: tuple[int, ...]
     """Rows of every sequence, ascending."""
-    model_layers: int
+    asked: ModelConfig
+    """The model that was asked for. The judge takes sizes and backend from here, never from the layers themselves."""
     batch: int
     length: int
 
@@ -42,10 +43,10 @@ class Sample:
         if not self.layers:
             return f"the train step alone, {self.batch * self.length:,} rows, length {self.length:,}"
         which = ", ".join(str(i + 1) for i in self.layers)
-        layers = "all" if len(self.layers) == self.model_layers else which
+        layers = "all" if len(self.layers) == self.asked.layers else which
         rows = len(self.positions) * self.batch
         of = f"{rows:,} of {self.batch * self.length:,} rows"
-        said = f"layers {layers} of {self.model_layers}, {of}, length {self.length:,}"
+        said = f"layers {layers} of {self.asked.layers}, {of}, length {self.length:,}"
         if self.gradient_layers == self.layers:
             return said
         return f"{said}; gradients of layers {', '.join(str(i + 1) for i in self.gradient_layers)}"
@@ -60,7 +61,7 @@ def sample(model: ModelConfig, *, batch: int, length: int, seed: int) -> Sample:
     layers = _layers(model.layers, batch * length, draw)
     most = max(1, int(GRADIENT_LOGITS / (batch * model.nsa.heads * length**2)))
     gradient_layers = tuple(sorted(draw.sample(layers, min(most, len(layers)))))
-    return Sample(layers, gradient_layers, positions(model.nsa, length, draw), model.layers, batch, length)
+    return Sample(layers, gradient_layers, positions(model.nsa, length, draw), model, batch, length)
 
 
 def positions(config: NSAConfig, length: int, draw: random.Random) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def past_influence(subject: Subject, branch: str, backend: str) -> Finding:
             edited = x.clone()
             edited[:, token] = 4 * subject.random(c.dim)
             changed = (layer(edited) != before).any(-1)[0].cpu()
-            may, may_not = rows_that_see(layer, branch, token, x, edited)
+            may, may_not = rows_that_see(layer, c, branch, token, x, edited)
             expected, moved = expected + int(may.sum()), moved + int((changed & may).sum())
             wrong += int((changed & may_not).sum())
     detail = f"{moved:,} of {expected:,} rows that see an edited token moved; {wrong:,} moved that do not see it"
@@ -63,10 +63,13 @@ def past_influence(subject: Subject, branch: str, backend: str) -> Finding:
 
 
 def rows_that_see(
-    layer: Attention, branch: str, token: int, x: torch.Tensor, edited: torch.Tensor
+    layer: Attention, c: NSAConfig, branch: str, token: int, x: torch.Tensor, edited: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows after a token that see it through a branch, and those after it that do not, [T] each."""
-    c, rows = layer.config, torch.arange(x.shape[1])
+    """Return the rows after a token that see it through a branch, and those after it that do not, [T] each.
+
+    The sizes `c` are those that were asked for, whatever the layer says of itself.
+    """
+    rows = torch.arange(x.shape[1])
     later = rows > token
     if branch == "win":
         sees = later & (rows < token + c.w)

@@ -96,7 +96,7 @@ class Subject:
         names = [name for name, _ in layer.named_parameters()]
 
         def judge(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-            return reference.nsa(x, dict(zip(names, values, strict=True)), layer.config, blocks)
+            return reference.nsa(x, dict(zip(names, values, strict=True)), self.config, blocks)
 
         return with_gradients(judge, [t.detach().cpu().double() for t in (x, *layer.parameters())], cotangent.double())
 
