@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from nsa_lib.contract.case import GRAPH
 from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
@@ -42,8 +43,10 @@ def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> G
     gate, case = GateResult(GATES[area] + suffix, True, NOT_RUN, limit=0, unit="findings"), run.case(case_id)
     if case is not None and area != "train_step" and (why := why_no_reference(case["asked"])):
         return replace(gate, required=False, detail=why)
-    if case is not None and case["asked"] is not None and area == "blocks" and case["asked"]["compile"]:
-        gate = replace(gate, required=False)  # nothing can be hooked there; an eager smoke judges the same model
+    if case is not None and case["asked"] is not None and area == "blocks" and case["asked"]["compile"] == GRAPH:
+        gate = replace(
+            gate, required=False
+        )  # nothing can be asked there; a smoke without a graph judges the same blocks
     steps = None if case is None else case["attestation"]
     if not steps or case["asked"] is None:
         return replace(gate, detail=f"the case {case_id} ended before its steps were judged")

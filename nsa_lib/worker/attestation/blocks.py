@@ -1,126 +1,29 @@
-"""Record and judge what a model does around its attention: embedding, residuals, norms and MLPs, forward and backward.
+"""Judge what a model does around its attention: embedding, residuals, norms and MLPs, forward and backward.
 
 All of it is row by row, so the reference is short. As with a layer (`layer`), each piece is computed again from what it
 was given in the step: an error is its own and not inherited. What one block returns must be what the next one gets, to
 the bit, forward and backward: between blocks there is nothing.
-
-Not recorded: blocks under torch.compile, into whose code a hook would be compiled.
-
-Host memory a recorded step: seven tensors [B, T, dim] a sampled layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from nsa_lib.contract.figures import counted
 from nsa_lib.subject.attention.arithmetic import EXACT, Arithmetic
-from nsa_lib.subject.model import TinyLM
+from nsa_lib.worker.attestation.blocks_recording import BlocksRecord
 from nsa_lib.worker.attestation.coverage import BLOCKS, Part
 from nsa_lib.worker.attestation.rounding import Comparison, banded, compare
-from nsa_lib.worker.attestation.sample import Sample
 from nsa_lib.worker.attestation.sums import added
 
 CHUNK_TOKENS = 4096
 """Tokens whose MLP is computed at a time."""
 
 LAYER_NORM_EPS = 1e-5
-
-COMPILED = "compiled: a hook on a block would be compiled in, and the run be another"
-
-
-@dataclass
-class BlocksRecord:
-    """What the sampled blocks of a model did in a step, by index, and the embedding and the norm around them.
-
-    `kept` holds by block: `x` its input, `attended` what its attention read, `attention` and `output` what attention
-    and block returned, `passed` what the next one got, and the gradient of each, `d_<name>`; all [B, T, dim].
-    """
-
-    tokens: Tensor
-    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    """Of blocks, norm and embedding, before the update."""
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    hidden: dict[str, Tensor] = field(default_factory=dict)
-    """`x` that the final norm read, `output` what it made, and their gradients."""
-    why_not: str | None = None
-
-
-@contextmanager
-def recording_blocks(
-    model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.optim.Optimizer | None
-) -> Iterator[BlocksRecord]:
-    """Record the blocks of the one training step that is taken inside, without changing it."""
-    record = BlocksRecord(_copied(tokens[:, :-1]), why_not=COMPILED if model.is_compiled else None)
-    if record.why_not or not sample.layers:
-        yield record
-        return
-    names = [name for name, _ in model.named_parameters() if _is_judged(name, sample.layers)]
-    record.parameters = {name: _copied(model.get_parameter(name)) for name in names}
-
-    def take(*_: object) -> None:
-        found = {name: model.get_parameter(name).grad for name in names}
-        record.gradients = {name: _copied(gradient) for name, gradient in found.items() if gradient is not None}
-
-    with ExitStack() as hooks:
-        for handle in _hooked(model, sample.layers, record):
-            hooks.callback(handle.remove)
-        if optimizer is not None:
-            hooks.callback(optimizer.register_step_pre_hook(take).remove)
-        yield record
-    if optimizer is None:
-        take()
-
-
-def _is_judged(name: str, layers: tuple[int, ...]) -> bool:
-    if name in ("embedding.weight", "norm.weight"):
-        return True
-    block = name.split(".")
-    return block[0] == "blocks" and int(block[1]) in layers and block[2] != "attention"
-
-
-def _hooked(
-    model: TinyLM, layers: tuple[int, ...], record: BlocksRecord
-) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    blocks = [*model.blocks, model.norm]
-    for index in layers:
-        kept, block = record.kept.setdefault(index, {}), model.blocks[index]
-        yield block.register_forward_pre_hook(_keeping_input(kept, "x"))
-        yield block.attention.register_forward_pre_hook(_keeping_input(kept, "attended"))
-        yield block.attention.register_forward_hook(_keeping_output(kept, "attention"))
-        yield block.register_forward_hook(_keeping_output(kept, "output"))
-        yield blocks[index + 1].register_forward_pre_hook(_keeping_input(kept, "passed"))
-    yield model.norm.register_forward_pre_hook(_keeping_input(record.hidden, "x"))
-    yield model.norm.register_forward_hook(_keeping_output(record.hidden, "output"))
-
-
-def _keeping_input(kept: dict[str, Tensor], name: str) -> Callable:
-    return lambda module, arguments: _keep(kept, name, arguments[0])
-
-
-def _keeping_output(kept: dict[str, Tensor], name: str) -> Callable:
-    return lambda module, arguments, output: _keep(kept, name, output)
-
-
-def _keep(kept: dict[str, Tensor], name: str, value: Tensor) -> None:
-    """Keep a value of the first pass; of the pass that has a backward, its gradient."""
-    if name not in kept:
-        kept[name] = _copied(value)
-    if value.requires_grad:
-        value.register_hook(lambda gradient: kept.__setitem__(f"d_{name}", _copied(gradient)))
-
-
-def _copied(x: Tensor) -> Tensor:
-    """Copy a tensor to the host, where no meter looks."""
-    with _disable_current_modes():
-        return x.detach().to("cpu", copy=True)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -111,12 +111,8 @@ def judge(
         device: where the judge computes.
         alive: called now and then, for whoever watches.
     """
-    shapes, layers = wrong_shapes(record.shapes, record.sample.asked), []
-    for index, layer in record.layers.items():
-        if any(name.startswith(f"blocks.{index}.attention.") for name in shapes):
-            layers.append(not_judged(index, "its parameters are not those asked for"))
-        else:
-            layers.append(judge_layer(index, layer, record.sample, device=device, alive=alive))
+    shapes = wrong_shapes(record.shapes, record.sample.asked)
+    layers = list(_judged_layers(record, shapes, device, alive))
     found_loss = judge_loss(record, loss, chunk=loss_chunk, device=device, alive=alive)
     update = None if rule is None else judge_update(record.entries, rule, step, device=device, alive=alive)
     return StepFound(
@@ -129,6 +125,16 @@ def judge(
         shapes=shapes,
         coverage=_coverage(record, layers, found_loss, update),
     )
+
+
+def _judged_layers(
+    record: StepRecord, shapes: Mapping[str, str], device: str | torch.device, alive: Callable[[], None]
+) -> Iterator[LayerFound]:
+    for index, layer in record.layers.items():
+        if any(name.startswith(f"blocks.{index}.attention.") for name in shapes):
+            yield not_judged(index, "its parameters are not those asked for")
+        else:
+            yield judge_layer(index, layer, record.sample, device=device, alive=alive)
 
 
 def _coverage(

@@ -20,7 +20,8 @@ from torch import Tensor
 from nsa_lib.contract.case import CAPTURED_STEP, CaseConfig
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
-from nsa_lib.worker.attestation.blocks import BlocksRecord, judge_blocks, recording_blocks
+from nsa_lib.worker.attestation.blocks import judge_blocks
+from nsa_lib.worker.attestation.blocks_recording import BlocksRecord, recording_blocks
 from nsa_lib.worker.attestation.coverage import BLOCKS
 from nsa_lib.worker.attestation.execution import Execution, executing
 from nsa_lib.worker.attestation.graphs import compiled_graphs
@@ -80,7 +81,9 @@ class Witness:
     ) -> None:  # fmt: skip
         held = self._held if self._replays(step) else None
         self._records[step] = watching.enter_context(recording(model, tokens, rows, optimizer, held))
-        self._blocks[step] = watching.enter_context(recording_blocks(model, tokens, rows, optimizer))
+        self._blocks[step] = watching.enter_context(
+            recording_blocks(model, tokens, rows, optimizer, is_graph=self._case.is_graph)
+        )
 
     def _replays(self, step: int) -> bool:
         return self._case.is_graph and step >= CAPTURED_STEP

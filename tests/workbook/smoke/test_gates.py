@@ -576,6 +576,13 @@ def test_blocks_that_could_not_be_compared_did_not_run():
     assert "step 1, layer 1 block: compiled: no hook" in gate.detail
 
 
+@pytest.mark.parametrize(("compile", "required"), [(False, True), (True, True), ("graph", False)])
+def test_blocks_must_be_compared_unless_the_step_is_a_graph(compile, required):
+    run = asked_for(not_compared(healthy(), "blocks", why="not seen"), "training", compile=compile)
+    gate = judged(run, "blocks")
+    assert (gate.outcome, gate.required) == (NOT_RUN, required)
+
+
 @pytest.mark.parametrize(("area", "name"), GATES.items())
 def test_an_area_of_which_nothing_was_compared_did_not_run(area, name):
     run = covering(healthy(), lambda rows: [row for row in rows if row["area"] != area])

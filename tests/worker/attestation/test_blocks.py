@@ -1,5 +1,8 @@
 """What a model does around its attention is judged: an honest step passes in every dtype, a small wrong is named."""
 
+from functools import partial
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,13 +10,27 @@ from torch.nn import functional as F
 from nsa_lib.subject import model as subject
 from nsa_lib.subject import training
 from nsa_lib.worker import attestation
-from nsa_lib.worker.attestation.blocks import COMPILED, judge_blocks, recording_blocks
+from nsa_lib.worker.attestation.blocks import judge_blocks
+from nsa_lib.worker.attestation.blocks_recording import GRAPHED, recording_blocks
+from nsa_lib.worker.attestation.shown import show_always
 from tests.worker.attestation.attested import CHUNK, LENGTH, config, trainee
 
 FLOAT32 = torch.float32
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Profiler record function"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # Dynamo does it
+]
 
-def found(*, dtype=FLOAT32, grad_checkpointing=True, spoil=lambda model: None, work="train", lose=None):
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    yield
+    torch._dynamo.reset()
+
+
+def found(*, dtype=FLOAT32, grad_checkpointing=True, spoil=lambda model: None, work="train", lose=None, **how):
     """Take a step of a model of three layers and judge its blocks."""
     model, optimizer = trainee(config(layers=3), dtype=dtype, grad_checkpointing=grad_checkpointing)
     tokens = torch.randint(64, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -21,7 +38,7 @@ def found(*, dtype=FLOAT32, grad_checkpointing=True, spoil=lambda model: None, w
     training.train_step(model, optimizer, tokens, loss_chunk=CHUNK)
     spoil(model)
     optimizer = optimizer if work == "train" else None
-    with recording_blocks(model, tokens, rows, optimizer) as record:
+    with recording_blocks(model, tokens, rows, optimizer, **how) as record:
         if optimizer is None:
             training.backward_step(model, tokens, loss_chunk=CHUNK)
         else:
@@ -136,10 +153,55 @@ def test_a_block_of_which_something_was_not_seen_is_not_compared():
     assert not any(name.startswith("block 2") for name in blocks.parts)
 
 
-def test_compiled_blocks_are_not_compared():
+def compiled(model):
+    show_always(model)
+    with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):  # Inductor would take a minute
+        model.compile_blocks()
+
+
+@pytest.mark.parametrize("grad_checkpointing", [True, False])
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16])
+def test_compiled_blocks_are_judged_as_those_that_run_eagerly(dtype, grad_checkpointing):
+    blocks = found(dtype=dtype, grad_checkpointing=grad_checkpointing, spoil=compiled)
+    assert (blocks.wrong, left_out(blocks)) == ({}, [])
+    assert len(blocks.parts) == 3 * 8 + 4
+    assert max(part.ratio for part in blocks.parts.values()) < 0.6
+
+
+def wrong_if_compiled(block, x):
+    x = x + block.attention(block.norm_attention(x))
+    return x + block.mlp(block.norm_mlp(x)) * (1.01 if torch.compiler.is_compiling() else 1.0)
+
+
+def test_a_block_that_is_wrong_only_when_it_is_compiled_is_named():
+    def spoil(model):
+        spoilt_block(wrong_if_compiled)(model)
+        compiled(model)
+
+    wrong = set(found(spoil=spoil).wrong)
+    assert {"block 2 output", "block 2 d_mlp.0.weight"} <= wrong
+    assert all(name.startswith("block 2") for name in wrong)
+    assert found(spoil=spoilt_block(wrong_if_compiled)).wrong == {}
+
+
+def test_what_happens_between_compiled_blocks_is_found():
+    def spoil(model):
+        compiled(model)
+        honest = model.run_block
+        model.run_block = lambda block, x, ck: honest(block, x + (block is model.blocks[1]), ck)
+
+    assert "block 2 output" in found(spoil=spoil).wrong
+
+
+def test_compiled_layers_that_show_nothing_are_not_compared():
     def spoil(model):
         model.is_compiled = True
 
-    blocks = found(spoil=spoil)
-    assert left_out(blocks) == [(None, COMPILED)]
+    why = "attended, attention, d_attended, d_attention was not seen"
+    assert left_out(found(spoil=spoil)) == [(layer, why) for layer in (1, 2, 3)]
+
+
+def test_nothing_of_a_step_that_is_a_graph_is_compared():
+    blocks = found(is_graph=True)
+    assert left_out(blocks) == [(None, GRAPHED)]
     assert not blocks.parts
