@@ -14,12 +14,14 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.ports import free_ports
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
 
 WHY_NOT = next((f"{name} is not installed" for name in DAEMONS if shutil.which(name) is None), "")
 WHY_NOT = WHY_NOT or ("" if os.geteuid() == 0 else "it needs root")
 
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 CONFIGURATION = """
 ClusterName=test
@@ -60,7 +62,7 @@ def running(folder: Path):
     (folder / "state").mkdir()
     config = folder / "slurm.conf"
     host = socket.gethostname().split(".")[0]
-    config.write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
+    config.write_text(CONFIGURATION.format(host=host, folder=folder, ports=free_ports(3)))
     _imagine_gpus(folder)
     # One thread a member: eight that wake two cores' threads differ by themselves as much as a slow one from the rest.
     environment = {**os.environ, "SLURM_CONF": str(config), "OMP_NUM_THREADS": "1"}
@@ -104,17 +106,6 @@ GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 def _imagine_gpus(folder: Path) -> None:
     lines = [f"NodeName={node} Name=gpu File={gpu}\n" for node in ("n1", "n2") for gpu in GPUS]
     (folder / "gres.conf").write_text("AutoDetect=off\n" + "".join(lines))
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _until(holds, started: list) -> None:

@@ -199,7 +199,7 @@ SLOW = """
 import signal, sys, time
 try:
     open(sys.argv[1], "w").close()
-    time.sleep(30)
+    time.sleep(600)
 except KeyboardInterrupt:
     open(sys.argv[2], "w").write("saved")
     sys.exit(1)

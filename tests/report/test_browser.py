@@ -15,6 +15,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
+PATIENCE_S = 600
+"""Far above a slow day; what the pages wait for passes in the browser's virtual time."""
+
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
@@ -66,7 +69,7 @@ def open_report(page, folder, *flags):
     nonce = re.search(r"'nonce-(\w+)'", page)[1]
     (folder / "report.html").write_text(page.replace("<title>", PROBE.replace("NONCE", nonce) + "<title>", 1))
     command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
-    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     dom = re.search(r'data-seen="([^"]*)"', browser.stdout)
     assert dom, browser.stderr[-3000:]
     console = [line for line in browser.stderr.splitlines() if ":CONSOLE" in line]
@@ -120,7 +123,7 @@ def test_the_key_c_copies_as_text_the_gate_that_n_went_to(tmp_path):
     nonce = re.search(r"'nonce-(\w+)'", page)[1]
     (tmp_path / "copy.html").write_text(page.replace("<title>", press.replace("NONCE", nonce) + "<title>", 1))
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "copy.html").as_uri()]
-    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     ((dispatched, text),) = json.loads(unescape(re.search(r'data-copied="([^"]*)"', browser.stdout)[1]))
     assert not dispatched, "the page puts its own text there, instead of the selection"
     second = [gate["name"] for gate in ranked(gates) if gate["outcome"] == "FAIL" and gate["required"]][1]
@@ -145,7 +148,7 @@ def test_zooming_one_chart_of_steps_zooms_the_others(tmp_path):
     nonce = re.search(r"'nonce-(\w+)'", page)[1]
     (tmp_path / "zoom.html").write_text(page.replace("<title>", zoom.replace("NONCE", nonce) + "<title>", 1))
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "zoom.html").as_uri()]
-    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert re.search(r"<title>\[\[20,40\],true\]</title>", browser.stdout)
 
 

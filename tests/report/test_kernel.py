@@ -7,7 +7,7 @@ import pytest
 
 from nsa_lib.report.kernel import StoppableKernel
 
-WAIT_S = 120
+WAIT_S = 600
 """Far above a slow day; the tests wait for events."""
 
 

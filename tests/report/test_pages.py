@@ -87,7 +87,7 @@ def opened(chromium, pages):
         page = loaded[kind]
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_function(DRAWN, timeout=240_000)
+        page.wait_for_function(DRAWN, timeout=600_000)
         return page
 
     return show

@@ -1,7 +1,6 @@
 """Two nodes on one machine, each with its agent of torchrun: one verdict, of node 0, with the ranks of both."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.nodes import Node
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import plan
+from tests.ports import free_ports
 from tests.runs.test_plan import CPU
 from tests.runs.test_ranks import LOST, TWO
 from tests.runs.test_runner import processes
@@ -23,9 +23,7 @@ from tests.runs.test_runner import processes
 @pytest.fixture
 def node(tmp_path):
     """Start a node; what is left of it ends with the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     started = []
 
     def start(number, **given):

@@ -42,7 +42,7 @@ def test_nothing_that_descends_from_a_process_outlives_it(script, then):
     others = children(os.getpid())
     process, child = started(script, then)
     if then != "time.sleep(600)":
-        process.wait(30)
+        process.wait(600)
     end_tree(process, spare=others)
     process.stdout.close()
     assert gone(child)

@@ -27,7 +27,11 @@ from nsa_lib.workbook.run import record
 from tests.runs.test_plan import CPU
 from tests.subject.test_config import CASE
 
-LIMITS = Limits(start_s=20, build_s=20, warmup_s=1.0, step_floor_s=1.0)
+LIMITS = Limits(start_s=600, build_s=600, warmup_s=600, step_floor_s=1.0)
+"""Nothing but a hang after the second step, which all that is planted comes to at once, meets a limit."""
+
+PATIENT = replace(LIMITS, step_floor_s=600)
+"""For what beats: a busy machine may let it beat late."""
 
 BEATS = f"""
 import ctypes, faulthandler, json, os, signal, subprocess, sys, time
@@ -77,9 +81,9 @@ def run_planted(tmp_path, monkeypatch, code, limits=LIMITS):
         ("os.kill(os.getpid(), signal.SIGKILL)", "crashed", "SIGKILL"),
         ("ctypes.string_at(0)", "crashed", "SIGSEGV"),
         ("os.abort()", "crashed", "SIGABRT"),
-        ("time.sleep(60)", "stalled", "after step 2"),
-        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", "stalled", "after step 2"),
-        ("ctypes.PyDLL(None).sleep(60)", "stalled", "after step 2"),  # C code that holds the GIL
+        ("time.sleep(600)", "stalled", "after step 2"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)", "stalled", "after step 2"),
+        ("ctypes.PyDLL(None).sleep(600)", "stalled", "after step 2"),  # C code that holds the GIL
     ],
     ids=["ok", "oom", "nothing", "exception", "bad-exit", "kill", "segv", "abort", "hang", "hang-term", "hang-gil"],
 )
@@ -187,33 +191,34 @@ def test_a_full_disk_ends_everything_that_was_started(tmp_path, monkeypatch, smo
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    plant(tmp_path, monkeypatch, "time.sleep(60)")
+    plant(tmp_path, monkeypatch, "time.sleep(600)")
     monkeypatch.setattr(runner, "run_case", no_space)
     monkeypatch.setattr(predictor, "write_json", no_space)
     before = children(os.getpid())
     with pytest.raises(ConfigError, match="No space left on device; nothing that the run started is left") as refusal:
         execute(smoke)
     assert "\n" not in str(refusal.value)
-    assert children(os.getpid()) == before
+    assert children(os.getpid()) <= before
 
 
 def test_slow_but_beating_is_not_stalled(tmp_path, monkeypatch):
-    code = "for n in range(3, 8): time.sleep(0.5); step(n, 0.5)\n" + RESULT.replace("STATUS", "ok")
-    assert run_planted(tmp_path, monkeypatch, code)["status"] == "ok"
+    code = "for n in range(3, 63): time.sleep(0.1); step(n)\n" + RESULT.replace("STATUS", "ok")
+    limits = replace(LIMITS, step_floor_s=5.0)  # all steps together take longer than any may be silent
+    assert run_planted(tmp_path, monkeypatch, code, limits)["status"] == "ok"
 
 
 def test_beating_beyond_the_total_limit_is_a_timeout(tmp_path, monkeypatch):
     code = "for n in range(3, 200): time.sleep(0.1); step(n)"
-    limits = replace(LIMITS, total_s=1.5)
+    limits = replace(PATIENT, total_s=1.5)
     assert run_planted(tmp_path, monkeypatch, code, limits)["status"] == "timeout"
 
 
-@pytest.mark.parametrize(("spent_s", "status"), [(0.0, "ok"), (59.0, "timeout")])
+@pytest.mark.parametrize(("spent_s", "status"), [(0.0, "ok"), (599.0, "timeout")])
 def test_a_case_ends_when_the_run_has_taken_all_of_its_time(tmp_path, monkeypatch, spent_s, status):
     code = "for n in range(3, 33): time.sleep(0.1); step(n)\n" + RESULT.replace("STATUS", "ok")
-    result = run_planted(tmp_path, monkeypatch, code, replace(LIMITS, total_s=0.1, run_s=60, spent_s=spent_s))
+    result = run_planted(tmp_path, monkeypatch, code, replace(PATIENT, total_s=0.1, run_s=600, spent_s=spent_s))
     assert result["status"] == status
-    assert result["reason"] == ("the run has taken all of its total_timeout_s=60" if status == "timeout" else "R")
+    assert result["reason"] == ("the run has taken all of its total_timeout_s=600" if status == "timeout" else "R")
 
 
 def test_a_kill_by_the_kernel_for_memory_is_oom(tmp_path, monkeypatch):
@@ -224,19 +229,27 @@ def test_a_kill_by_the_kernel_for_memory_is_oom(tmp_path, monkeypatch):
 
 
 def test_children_of_a_case_are_swept(tmp_path, monkeypatch):
-    code = "child = subprocess.Popen(['sleep', '60']); (folder / 'child').write_text(str(child.pid))\n"
+    code = "child = subprocess.Popen(['sleep', '600']); (folder / 'child').write_text(str(child.pid))\n"
     run_planted(tmp_path, monkeypatch, code + RESULT.replace("STATUS", "ok"))
     assert gone(int((tmp_path / "child").read_text()))
 
 
 def test_the_stop_button_ends_the_case_and_keeps_what_was_recorded(tmp_path, monkeypatch):
-    code = "(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)"
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    result = run_planted(tmp_path, monkeypatch, code, replace(LIMITS, step_floor_s=30))
+    code = "(folder / 'pid').write_text(str(os.getpid())); time.sleep(600)"
+    pressing = threading.Thread(target=press_once_there, args=(tmp_path / "pid",), daemon=True)
+    pressing.start()
+    result = run_planted(tmp_path, monkeypatch, code, PATIENT)
+    pressing.join()
     assert (result["status"], result["reason"]) == ("interrupted", "stopped by the user")
     assert result["steps_done"] == 2
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def press_once_there(path):
+    """Press the stop button as soon as a file holds something."""
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
@@ -263,7 +276,7 @@ NOT_STARTED = ("interrupted", "not started")
 )
 def test_the_stop_button_may_be_pressed_at_any_point(tmp_path, monkeypatch, smoke, owner, name, training):
     press_after(monkeypatch, owner, name)
-    ending = "time.sleep(60)" if training[0] == "interrupted" else RESULT.replace("STATUS", "ok")
+    ending = "time.sleep(600)" if training[0] == "interrupted" else RESULT.replace("STATUS", "ok")
     plant(tmp_path, monkeypatch, ending)
     folder = execute(smoke)
     results = [json.loads((folder / f"cases/{case.case_id}/result.json").read_text()) for case in smoke.cases]
@@ -310,7 +323,13 @@ def processes(word):
 
 
 def test_the_next_worker_is_started_ahead_and_begins_when_its_turn_comes(tmp_path, monkeypatch, smoke):
-    plant(tmp_path, monkeypatch, "time.sleep(0.5)" + RESULT.replace("STATUS", "ok"))
+    follower = {one.case_id: other.case_id for one, other in zip(smoke.cases, smoke.cases[1:], strict=False)}
+    until_the_next_is_ready = (
+        f"waited_for = folder.parent / {follower!r}.get(folder.name, folder.name) / 'ready'\n"
+        "while not waited_for.exists(): time.sleep(0.05)\n"
+        "time.sleep(0.05)\n"  # the time of a file is that of the last tick
+    )
+    plant(tmp_path, monkeypatch, until_the_next_is_ready + RESULT.replace("STATUS", "ok"))
     folder = execute(smoke)
     cases = [folder / "cases" / case.case_id for case in smoke.cases]
     began = [json.loads((case / "heartbeat.jsonl").read_text().splitlines()[0])["ts"] for case in cases]
@@ -335,14 +354,14 @@ def test_a_worker_that_is_not_let_go_ends_with_the_pipe_that_it_waits_at(tmp_pat
     (tmp_path / "case.json").write_text(CASE.to_json())
     process = start_worker(CASE, tmp_path)
     process.stdin.close()
-    assert process.wait(60) == 0
+    assert process.wait(600) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"case.json", "stderr.log"}
 
 
 def test_no_worker_outlives_a_supervision_that_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(Progress, "show", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_planted(tmp_path, monkeypatch, "time.sleep(60)")
+        run_planted(tmp_path, monkeypatch, "time.sleep(600)")
     assert processes(str(tmp_path / "planted.py")) == []
 
 
@@ -356,13 +375,13 @@ def test_runs_that_start_in_the_same_second_share_no_folder(smoke):
 def test_a_worker_dies_with_the_process_that_started_it(tmp_path):
     (tmp_path / "worker.py").write_text(
         "import os, sys, time\nfrom nsa_lib.contract.process import die_with_parent\n"
-        "die_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+        "die_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(600)"
     )
     (tmp_path / "parent.py").write_text(
         "import os, subprocess, sys, time\n"
         f"worker = {str(tmp_path / 'worker.py')!r}\n"
         "subprocess.Popen([sys.executable, worker, str(os.getpid())], start_new_session=True)\n"
-        "time.sleep(60)"
+        "time.sleep(600)"
     )
     command = [sys.executable, str(tmp_path / "parent.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=environment.PROJECT) as parent:
@@ -372,7 +391,7 @@ def test_a_worker_dies_with_the_process_that_started_it(tmp_path):
     assert gone(worker)
 
 
-def gone(pid: int, patience_s: float = 60) -> bool:
+def gone(pid: int, patience_s: float = 300) -> bool:
     """Return whether a process ends within the patience; a zombie has ended."""
     deadline = time.monotonic() + patience_s
     while True:

@@ -144,7 +144,7 @@ def test_the_line_for_srun_gives_each_task_a_number_and_a_gpu_of_its_own(cluster
     line = shell_line("srun").replace("--nodes=100", "--nodes=2").replace("--ntasks-per-node=8", "--ntasks-per-node=4")
     environment = {**cluster, "PATH": f"{papermill.parent}:{cluster['PATH']}"}
     ended = subprocess.run(
-        ["bash", "-c", line], env=environment, capture_output=True, text=True, check=False, timeout=120
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     found = [(tmp_path / f"{rank}.told").read_text().split() for rank in range(8)]
     assert len({(node, gpu) for _, gpu, node, *_ in found}) == 8, ended.stderr

@@ -94,9 +94,9 @@ def test_a_hang_in_the_first_step_is_ended_long_before_its_limit_and_told_meanwh
     monkeypatch.setattr(waits, "ASK_AFTER_S", 1.0)
     monkeypatch.setattr(waits, "ASK_EVERY_S", 1.0)
     monkeypatch.setattr(waits, "TELL_AFTER_S", 1.0)
-    result = run_pair(tmp_path, fault=fault, strategy=strategy, limits=Limits(wait_floor_s=4), profile_operators=False)
+    result = run_pair(tmp_path, fault=fault, strategy=strategy, limits=Limits(wait_floor_s=10), profile_operators=False)
     assert (result["status"], result["steps_done"]) == ("stalled", 0)
-    assert "s for rank 1 (limit 4 s)" in result["reason"]
+    assert "s for rank 1 (limit 10 s)" in result["reason"]
     assert "rank 1 has not entered it" in result["reason"]
     assert "rank 1 is in" in capsys.readouterr().out, "told while it ran, with the place of the code"
 
