@@ -78,7 +78,8 @@ def seen(asked):
     dtypes = {kind: [asked["dtype"]] for kind in ("activations", "parameters", "gradients", "optimizer")}
     facts = {"executed": [
         {"step": step, "routes": [[asked["model"]["backend"]] if is_nsa else []] * layers, "passes": [passes] * layers,
-         "dtypes": dtypes, "devices": [asked["device"]], "detects_anomalies": asked["detect_anomaly"],
+         "dtypes": dtypes, "devices": [asked["device"]], "held_share": 1.0,
+         "detects_anomalies": asked["detect_anomaly"],
          "allocator": {"setting": asked["alloc_conf"]}, "compiled": GRAPHS if asked["compile"] else None}
         for step in steps
     ]}  # fmt: skip

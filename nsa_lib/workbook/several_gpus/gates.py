@@ -31,6 +31,9 @@ CHECKLIST_FAIL_MIB = 75_000
 SEGMENT_MIB = 20
 """What the allocator reserves at a time: growth of reserved memory below it is one segment, not a trend."""
 
+PARTS_TOLERANCE = 1e-6
+"""Of a sum of shares: they are quotients of whole numbers."""
+
 EVEN_PERCENT = 10.0
 """By how much the peak of one rank may exceed that of another."""
 
@@ -46,6 +49,7 @@ def several_gates(run: Recorded) -> list[GateResult]:
             same.gradients_gate(run, strategy),
             same.parameters_gate(run, strategy),
             executed_gate(run, strategy),
+            parts_gate(run, strategy),
             reserved_gate(run, strategy),
             trend_gate(run, strategy, "peak_alloc_mib", floor_mib=0),
             trend_gate(run, strategy, "peak_reserved_mib", floor_mib=SEGMENT_MIB),
@@ -90,6 +94,22 @@ def executed_gate(run: Recorded, strategy: str) -> GateResult:
     return unless_cut_short(
         replace(gate, outcome=PASS, measured=_words(*wanted), detail=counted(len(seen), "rank")), case
     )
+
+
+def parts_gate(run: Recorded, strategy: str) -> GateResult:
+    """Judge that the ranks hold what the strategy says: with DDP all parameters each, with FSDP2 together one copy."""
+    gate, case = GateResult(f"parts_{strategy}", True, NOT_RUN, unit="%"), run.case(strategy)
+    seen = fact_of_ranks(run, strategy, "executed")
+    if not seen or not all(seen):
+        return replace(gate, detail="a rank ended before a step of it was seen")
+    wanted = len(seen) if strategy == DDP else 1
+    for steps in zip(*seen, strict=False):
+        held = sum(step["held_share"] for step in steps)
+        said = f"{counted(len(seen), 'rank')} hold {100 * held:.4g} % of the parameters in all"
+        gate = replace(gate, limit=100 * wanted, measured=float(f"{100 * held:.6g}"), detail=said)
+        if abs(held - wanted) > PARTS_TOLERANCE:
+            return replace(gate, outcome=FAIL, detail=f"step {steps[0]['step']}: {said}")
+    return unless_cut_short(replace(gate, outcome=PASS), case)
 
 
 def _words(backend: str, passes: int, dtype: str, device: str) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.profiler import record_function
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
+from nsa_lib.subject.distributed import own_part
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.own.model import OwnModel
 from nsa_lib.worker.attestation.shown import listening, shown_by
@@ -29,6 +30,8 @@ class Execution:
     """Of `parameters`, `gradients`, `optimizer` state and `activations`."""
     devices: list[str] = field(default_factory=list)
     """Kinds of device that hold the parameters."""
+    held_share: float = 1.0
+    """Share of the parameters that this process holds: less than 1 where ranks share them."""
     detects_anomalies: bool = False
     """Whether autograd's anomaly detection was in force in forward."""
     allocator: dict[str, object] = field(default_factory=dict)
@@ -159,13 +162,15 @@ def _noting_output(found: Execution, model: TinyLM):
 def _note_tensors(model: TinyLM, optimizer: torch.optim.Optimizer | None, found: Execution) -> None:
     parameters = list(model.parameters())
     states = optimizer.state.values() if optimizer else ()
-    held = {
+    tensors_of = {
         "parameters": parameters,
         "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
         # `step` counts, in float32 whatever the state is.
         "optimizer": [x for state in states for name, x in state.items() if name != "step"],
     }
-    found.dtypes |= {what: sorted({_name(x.dtype) for x in tensors}) for what, tensors in held.items()}
+    found.dtypes |= {what: sorted({_name(x.dtype) for x in tensors}) for what, tensors in tensors_of.items()}
+    held = sum(own_part(parameter).numel() for parameter in parameters)
+    found.held_share = held / sum(parameter.numel() for parameter in parameters)
     found.devices = sorted({parameter.device.type for parameter in parameters})
 
 

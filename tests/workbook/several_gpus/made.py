@@ -43,6 +43,7 @@ def _facts(case):
         "passes": [1 + case.grad_checkpointing] * case.model.layers,
         "dtypes": {kind: [case.dtype] for kind in ("parameters", "gradients", "optimizer", "activations")},
         "devices": [case.device],
+        "held_share": 1 / case.ranks if case.strategy == "fsdp2" else 1.0,
     }  # fmt: skip
     facts = {"state_mib": STATE_MIB[case.strategy], "executed": [{"step": 1, **seen}, {"step": case.steps, **seen}]}
     if case.profile_operators:

@@ -57,6 +57,7 @@ FAULTS = {
         run, s, 1, 20, hash="other", parts=[{"norm": 20.0, "projections": [9.0] * 4}] * 2
     ),
     "executed": lambda run, s: other_executed(run, s, routes=[["gather"]] * 99),
+    "parts": lambda run, s: other_executed(run, s, held_share=0.75),
     "trend_peak_alloc": lambda run, s: grown(run, s, "peak_alloc_mib", 0.3),
     "trend_reserved": lambda run, s: grown(run, s, "peak_reserved_mib", 9.0),
     "operator_growth": more_calls,
@@ -74,7 +75,7 @@ def test_each_gate_fails_and_names_the_rank(name, strategy):
         run = FAULTS[name](run, strategy)
     gate = judged(run, f"{name}_{strategy}")
     assert (gate.outcome, gate.required) == (FAIL, True), gate
-    assert "rank 1" in gate.detail or name == "loss"
+    assert "rank 1" in gate.detail or name in ("loss", "parts")
     assert verdict(several_gates(run))[0] == "NO-GO"
     other = STRATEGIES[1 - STRATEGIES.index(strategy)]
     assert judged(run, f"{name}_{other}").outcome == PASS
@@ -87,6 +88,16 @@ def test_each_gate_fails_and_names_the_rank(name, strategy):
 def test_a_rank_that_executes_something_else_fails(changes):
     gate = judged(other_executed(healthy(), "ddp", **changes), "executed_ddp")
     assert (gate.outcome, gate.detail) == (FAIL, "rank 1, step 1")
+
+
+@pytest.mark.parametrize(("strategy", "share", "said"), [("fsdp2", 1.0, "200 %"), ("ddp", 0.5, "100 %")])
+def test_a_strategy_that_is_really_the_other_one_fails(strategy, share, said):
+    run = healthy()
+    for rank in range(2):
+        steps = [{**step, "held_share": share} for step in run.case(strategy)["ranks"][rank]["executed"]]
+        run = with_rank(run, strategy, rank, executed=steps)
+    gate = judged(run, f"parts_{strategy}")
+    assert (gate.outcome, gate.detail) == (FAIL, f"step 1: 2 ranks hold {said} of the parameters in all")
 
 
 @pytest.mark.parametrize("status", FAILED_STATUSES)
@@ -117,6 +128,7 @@ GAPS = {
     "gradients": lambda run: kept(run, "one", 0, 0),
     "parameters": lambda run: with_rank(run, "ddp", 1, digests=None),
     "executed": lambda run: with_rank(run, "ddp", 1, executed=None),
+    "parts": lambda run: with_rank(run, "ddp", 1, executed=None),
     "trend_peak_alloc": lambda run: kept(run, "ddp", 1, 40),
     "trend_reserved": lambda run: kept(run, "ddp", 1, 40),
     "operator_growth": lambda run: with_rank(run, "ddp", 1, operators=None),
