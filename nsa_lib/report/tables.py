@@ -243,15 +243,22 @@ def prediction_table(rows: pd.DataFrame) -> Table:
 def _beside(row: Mapping | None) -> Cell:
     if row is None:
         return Cell("–", numeric=True)
-    if pd.isna(row["measured_mib"]):
-        return Cell(f"{format_mib(row['predicted_mib'])} → –", numeric=True)
-    off = abs(row["difference_percent"]) > DIFFERENCE_PERCENT
-    said = f"{format_mib(row['predicted_mib'])} → {format_mib(row['measured_mib'])}"
-    return Cell(f"{said} ({row['difference_percent']:+.1f} %)", numeric=True, colour="warn" if off else "")
+    return beside_cell(row["predicted_mib"], row["measured_mib"], row["difference_percent"])
+
+
+def beside_cell(predicted_mib: float, measured_mib: float, difference_percent: float | None = None) -> Cell:
+    """Return a cell of a predicted and a measured size, with what they differ by where it is to be shown."""
+    said = f"{format_mib(predicted_mib)} → {format_mib(measured_mib)}"
+    if difference_percent is None or pd.isna(difference_percent):
+        return Cell(said, numeric=True)
+    off = abs(difference_percent) > DIFFERENCE_PERCENT
+    return Cell(f"{said} ({difference_percent:+.1f} %)", numeric=True, colour="warn" if off else "")
 
 
 def format_mib(mib: float) -> str:
-    """Format a size: a decimal below 1,000 MiB, none above."""
+    """Format a size: a decimal below 1,000 MiB, none above; one that is not known is "–"."""
+    if pd.isna(mib):
+        return "–"
     return f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.1f}"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.report.charts.chart import GREEN, GREY, LINE_COLOURS, Chart, empty_chart, looks, nothing, rows_chart
-from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.report.tables import Cell, Table, beside_cell, format_mib, frame_table
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.several_gpus.cases import ONE
 from nsa_lib.workbook.several_gpus.measures import by_step, link_rows, memory_rows, ranks_of, stragglers
@@ -37,9 +39,7 @@ def loss_lines(run: Recorded) -> Chart:
         return nothing("Loss", "nats")
     last = "; ".join(f"{name} {line.iloc[-1]:.4f}" for name, line in lines.items())
     figure = empty_chart("Loss, one GPU and the mean over ranks", "nats", f"last step: {last}")
-    for (name, line), (colour, dash) in zip(lines.items(), looks(lines).values(), strict=True):
-        figure.add_trace(go.Scatter(x=line.index, y=line, name=name, line={"color": colour, "dash": dash}))
-    return figure.update_xaxes(title_text="step")
+    return _draw(figure, lines)
 
 
 def memory_bars(rows: pd.DataFrame) -> Chart:
@@ -61,8 +61,8 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
     return figure.update_layout(barmode="stack")
 
 
-def _memory_name(row: dict) -> str:
-    return f"{row['case_id'].removesuffix('_other')}, {'' if row['grad_checkpointing'] else 'not '}checkpointed"
+def _memory_name(row: Mapping) -> str:
+    return f"{row['strategy']}, {'' if row['grad_checkpointing'] else 'not '}checkpointed"
 
 
 def own_time(run: Recorded) -> Chart:
@@ -77,9 +77,14 @@ def own_time(run: Recorded) -> Chart:
     rows = stragglers(run)
     facts = "one rank alone" if rows.empty else f"slowest over the others: {100 * rows['slower'].max():+.1f} %"
     figure = empty_chart("Time of each rank in its own layers", "ms", facts)
+    return _draw(figure, lines).update_yaxes(rangemode="tozero")
+
+
+def _draw(figure: Chart, lines: Mapping[str, pd.Series]) -> Chart:
+    """Draw lines over the steps, each with a look of its own."""
     for (name, line), (colour, dash) in zip(lines.items(), looks(lines).values(), strict=True):
         figure.add_trace(go.Scatter(x=line.index, y=line, name=name, line={"color": colour, "dash": dash}))
-    return figure.update_xaxes(title_text="step").update_yaxes(rangemode="tozero")
+    return figure.update_xaxes(title_text="step")
 
 
 def link_lines(rows: pd.DataFrame, rate_gb_per_s: float | None) -> Chart:
@@ -110,21 +115,30 @@ def ranks_table(rows: pd.DataFrame) -> Table:
 
 
 def memory_table(rows: pd.DataFrame) -> Table:
-    """Tabulate what a GPU needs (`measures.memory_rows`), predicted beside measured."""
-    columns = {
-        "case_id": "case", "grad_checkpointing": "checkpointing", "state_mib": "state, MiB",
-        "predicted_state_mib": "predicted state, MiB", "activations_mib": "predicted activations, MiB",
-        "communication_mib": "predicted communication, MiB",
-        "between_mib": "buckets and tables, MiB", "within_mib": "within a step, MiB",
-        "peak_alloc_mib": "peak allocated, MiB", "predicted_mib": "predicted, MiB",
-        "difference_percent": "difference, %", "headroom_mib": "less than one GPU, MiB",
-    }  # fmt: skip
+    """Tabulate what a GPU needs (`measures.memory_rows`), a row a strategy with and without checkpointing [MiB]."""
+    heads = (
+        "strategy", "checkpointed", "state, MiB", "activations, MiB", "buffers, MiB", "peak per GPU, MiB",
+        "saved, MiB",
+    )  # fmt: skip
     caption = (
-        "State: parameters, gradients, optimizer. Buckets and tables: what else stays between steps. Within a step: "
-        "activations, gathered parameters, temporaries at the peak. DDP's buckets hold the gradients and are in the "
-        "state; FSDP2's communication is what it gathers and reduces at the predicted peak"
+        "What each GPU needs; state and peak: predicted → measured (difference). Saved: what one GPU alone needs "
+        "more. State: parameters, gradients, "
+        "optimizer; DDP's buckets hold the gradients. Activations and FSDP2's buffers, what it gathers and reduces, "
+        "are those of the predicted peak: no meter tells them apart"
     )
-    return frame_table(caption, rows.round({"difference_percent": 1}), columns)
+    return Table(caption, heads, [_memory_cells(row) for row in rows.to_dict("records")])
+
+
+def _memory_cells(row: Mapping) -> list[Cell]:
+    return [
+        Cell(row["strategy"]),
+        Cell("yes" if row["grad_checkpointing"] else "no"),
+        beside_cell(row["predicted_state_mib"], row["state_mib"]),
+        Cell(format_mib(row["activations_mib"]), numeric=True),
+        Cell(format_mib(row["communication_mib"]), numeric=True),
+        beside_cell(row["predicted_mib"], row["peak_alloc_mib"], row["difference_percent"]),
+        Cell("–" if row["strategy"] == ONE else format_mib(row["headroom_mib"]), numeric=True),
+    ]
 
 
 def link_table(rows: pd.DataFrame) -> Table:

@@ -146,11 +146,12 @@ def rank_rows(run: Recorded) -> pd.DataFrame:
 def memory_rows(run: Recorded) -> pd.DataFrame:
     """Return what a GPU needs alone and with each strategy, with and without checkpointing; a row each.
 
-    Columns: case_id, grad_checkpointing, state_mib (parameters, gradients, optimizer), between_mib (what else stays
-    from step to step: buckets, tables, workspaces), within_mib (what only lives in a step at its peak: activations,
-    gathered parameters, temporaries), peak_alloc_mib, predicted_mib, difference_percent, headroom_mib (what one GPU
-    with the whole batch needs more). Predicted besides: predicted_state_mib, and of the peak activations_mib (with the
-    loss) and communication_mib, which no meter tells apart. Where ranks differ, those of the rank that needs most.
+    Columns: strategy, case_id, grad_checkpointing, state_mib (parameters, gradients, optimizer), between_mib (what else
+    stays from step to step: buckets, tables, workspaces), within_mib (what only lives in a step at its peak:
+    activations, gathered parameters, temporaries), peak_alloc_mib, predicted_mib, difference_percent, headroom_mib
+    (what one GPU with the whole batch needs more). Predicted besides: predicted_state_mib, and of the peak
+    activations_mib (with the loss) and communication_mib, which no meter tells apart. Where ranks differ, those of the
+    rank that needs most.
     """
     rows = []
     for case_id in (ONE, *run.parameter("strategies")):
@@ -158,7 +159,7 @@ def memory_rows(run: Recorded) -> pd.DataFrame:
             case = run.case(name)
             if case is None or case["asked"] is None:
                 continue
-            rows.append(_memory_row(run, name, case))
+            rows.append({"strategy": case_id, **_memory_row(run, name, case)})
     frame = pd.DataFrame(rows)
     alone = frame[frame["case_id"].isin((ONE, other_checkpointing(ONE)))].set_index("grad_checkpointing")
     needs = frame["grad_checkpointing"].map(alone["peak_alloc_mib"])

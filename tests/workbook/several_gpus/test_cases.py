@@ -100,3 +100,11 @@ def test_of_a_predicted_peak_the_table_tells_what_no_meter_does():
     assert list(rows.loc["fsdp2", ["predicted_state_mib", "activations_mib", "communication_mib"]]) == [4.8, 3.0, 0.5]
     assert rows.loc["ddp", ["predicted_state_mib", "activations_mib", "communication_mib"]].isna().all()
     assert rows.loc["fsdp2", "difference_percent"] == pytest.approx(5.0)
+    table = memory_table(rows.reset_index())
+    assert len(table.header) <= 7
+    shown = {tuple(cell.text for cell in row[:2]): [cell.text for cell in row[2:]] for row in table.rows}
+    assert shown["fsdp2", "yes"][0].startswith("4.8 → ")
+    assert shown["fsdp2", "yes"][1:4] == ["3.0", "0.5", "10.0 → 10.5 (+5.0 %)"]
+    assert shown["ddp", "no"][1:3] == ["–", "–"]
+    assert "%" not in shown["ddp", "no"][3], "nothing was predicted"
+    assert shown["one", "yes"][-1] == "–", "it saves nothing over itself"
