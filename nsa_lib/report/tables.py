@@ -241,25 +241,22 @@ def prediction_table(rows: pd.DataFrame) -> Table:
 
 
 def _beside(row: Mapping | None) -> Cell:
-    if row is None:
-        return Cell("–", numeric=True)
-    return beside_cell(row["predicted_mib"], row["measured_mib"], row["difference_percent"])
+    columns = ("predicted_mib", "measured_mib", "difference_percent")
+    return beside_cell(*(row[name] for name in columns)) if row else Cell("–", numeric=True)
 
 
-def beside_cell(predicted_mib: float, measured_mib: float, difference_percent: float | None = None) -> Cell:
+def beside_cell(predicted_mib: float, measured_mib: float, difference_percent: float = math.nan) -> Cell:
     """Return a cell of a predicted and a measured size, with what they differ by where it is to be shown."""
     said = f"{format_mib(predicted_mib)} → {format_mib(measured_mib)}"
-    if difference_percent is None or pd.isna(difference_percent):
+    if math.isnan(difference_percent):
         return Cell(said, numeric=True)
-    off = abs(difference_percent) > DIFFERENCE_PERCENT
-    return Cell(f"{said} ({difference_percent:+.1f} %)", numeric=True, colour="warn" if off else "")
+    colour = "warn" if abs(difference_percent) > DIFFERENCE_PERCENT else ""
+    return Cell(f"{said} ({difference_percent:+.1f} %)", numeric=True, colour=colour)
 
 
 def format_mib(mib: float) -> str:
     """Format a size: a decimal below 1,000 MiB, none above; one that is not known is "–"."""
-    if pd.isna(mib):
-        return "–"
-    return f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.1f}"
+    return "–" if math.isnan(mib) else f"{mib:,.0f}" if mib >= 1000 else f"{mib:,.1f}"
 
 
 def format_value(value: object, unit: str = "") -> str:
