@@ -1,14 +1,20 @@
 """A scheduler learns from an exit status and one line of JSON whether a GPU is healthy, defective or unknown."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from nsa_lib.__main__ import main
 from nsa_lib.report.verdict import Verdict
 from nsa_lib.workbook import prolog as module
+from nsa_lib.workbook.keep import keep_run
 from nsa_lib.workbook.prolog import STATUSES, prolog
 from nsa_lib.workbook.questions import QUESTIONS
+from nsa_lib.workbook.run import judged_run
 from tests.made import resolved
 
 SMALL = {
@@ -39,6 +45,41 @@ def test_a_real_run_ends_with_its_status(capsys, tmp_path, given, status, word):
     if status != 2:
         assert told["host"]
         assert (tmp_path / "runs").samefile(told["run"].rpartition("/")[0])
+
+
+def test_a_wrong_bit_is_defective_beside_what_was_kept_of_the_healthy(capsys, tmp_path):
+    asked = {**SMALL, "out_dir": str(tmp_path)}
+    _, told = ran(capsys, asked)
+    kept = tmp_path / "fingerprints"
+    keep_run(judged_run(Path(told["run"])), kept)
+    status, told = ran(capsys, {**asked, "fingerprint": str(kept)})
+    assert (status, told["status"]) == (0, "healthy"), told
+    status, told = ran(capsys, {**asked, "fingerprint": str(kept), "fault": "wrong_bit"})
+    assert (status, told["status"]) == (3, "defective"), told
+    assert "kept_bits" in " ".join([told["headline"], *told["reasons"]])
+
+
+def from_a_shell(stdout, *given):
+    words = [word for name, value in given for word in ("-p", name, value)]
+    command = [sys.executable, "-m", "nsa_lib", "run", "smoke", "-p", "profile", "prolog", *words]
+    with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as started:
+        return (*started.communicate(), started.returncode)
+
+
+def test_a_scheduler_that_reads_no_output_still_gets_the_status(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        _, said, status = from_a_shell(write, ("out_dir", str(tmp_path)), ("stepz", "3"))
+    finally:
+        os.close(write)
+    assert (status, said) == (2, "")
+
+
+def test_from_a_shell_there_is_one_line_on_stdout_and_nothing_on_stderr(tmp_path):
+    out, said, status = from_a_shell(subprocess.PIPE, ("out_dir", str(tmp_path)), ("steps", "ten"))
+    assert (status, out.count("\n"), said) == (2, 1, "")
+    assert json.loads(out)["exit_status"] == 2
 
 
 @pytest.mark.parametrize("given", [{"stepz": 3}, {"out_dir": "/proc/here"}], ids=["unknown", "no-folder"])
