@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch.autograd.profiler import record_function
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nsa_lib.subject.attention.protocol import ROUTE_PREFIX
 from nsa_lib.subject.distributed import own_part
@@ -162,16 +163,21 @@ def _noting_output(found: Execution, model: TinyLM):
 def _note_tensors(model: TinyLM, optimizer: torch.optim.Optimizer | None, found: Execution) -> None:
     parameters = list(model.parameters())
     states = optimizer.state.values() if optimizer else ()
-    tensors_of = {
+    held = {
         "parameters": parameters,
         "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
         # `step` counts, in float32 whatever the state is.
         "optimizer": [x for state in states for name, x in state.items() if name != "step"],
     }
-    found.dtypes |= {what: sorted({_name(x.dtype) for x in tensors}) for what, tensors in tensors_of.items()}
-    held = sum(own_part(parameter).numel() for parameter in parameters)
-    found.held_share = held / sum(parameter.numel() for parameter in parameters)
+    found.dtypes |= {what: sorted({_name(x.dtype) for x in tensors}) for what, tensors in held.items()}
     found.devices = sorted({parameter.device.type for parameter in parameters})
+
+
+def held_share(model: TinyLM) -> float:
+    """Return the share of the parameters that this process holds. It calls operators where they are sharded."""
+    with _disable_current_modes():
+        held = sum(own_part(parameter.detach()).numel() for parameter in model.parameters())
+    return held / sum(parameter.numel() for parameter in model.parameters())
 
 
 def _name(dtype: torch.dtype) -> str:

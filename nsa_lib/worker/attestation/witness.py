@@ -23,7 +23,7 @@ from nsa_lib.subject.training import StepResult
 from nsa_lib.worker.attestation.blocks import judge_blocks
 from nsa_lib.worker.attestation.blocks_recording import BlocksRecord, recording_blocks
 from nsa_lib.worker.attestation.coverage import BLOCKS
-from nsa_lib.worker.attestation.execution import Execution, executing
+from nsa_lib.worker.attestation.execution import Execution, executing, held_share
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
 from nsa_lib.worker.attestation.recording import Held, holding, recording
@@ -112,6 +112,8 @@ class Witness:
     ) -> None:
         """Say what loss, in nats, and gradient norm a step returned."""
         self._returned[step] = loss, grad_norm
+        if step in self._executions:  # only now: it calls operators, and those of the step have been counted
+            self._executions[step].held_share = held_share(model)
         self._span.after(step, loss, grad_norm, model, optimizer)
 
     def judge(self, device: str | torch.device, *, alive: Callable[[], None] = lambda: None) -> list[dict[str, object]]:
