@@ -16,7 +16,7 @@ from nsa_lib.contract.origin import case_sha256
 from nsa_lib.judgement.attestation import AREAS
 from nsa_lib.runs.recorded import cases_frame
 from nsa_lib.runs.sums import SUMS, case_files, seal
-from nsa_lib.subject.config import PLAIN_BACKENDS
+from nsa_lib.subject.config import OWN, PLAIN_BACKENDS
 from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import Run
 
@@ -74,16 +74,18 @@ def seen(asked):
     if asked is None or asked["work"] not in ("train", "backward"):
         return {}
     steps, layers = sorted({1, (1 + asked["steps"]) // 2, asked["steps"]}), asked["model"]["layers"]
-    is_nsa, passes = asked["model"]["attention"] == "nsa", 2 if asked["grad_checkpointing"] else 1
+    attention, passes = asked["model"]["attention"], 2 if asked["grad_checkpointing"] else 1
+    is_judged = attention != "dense"
+    route = OWN if attention == OWN else asked["model"]["backend"]
     dtypes = {kind: [asked["dtype"]] for kind in ("activations", "parameters", "gradients", "optimizer")}
     facts = {"executed": [
-        {"step": step, "routes": [[asked["model"]["backend"]] if is_nsa else []] * layers, "passes": [passes] * layers,
+        {"step": step, "routes": [[route] if is_judged else []] * layers, "passes": [passes] * layers,
          "dtypes": dtypes, "devices": [asked["device"]], "held_share": 1.0,
          "detects_anomalies": asked["detect_anomaly"],
          "allocator": {"setting": asked["alloc_conf"]}, "compiled": GRAPHS if asked["compile"] else None}
         for step in steps
     ]}  # fmt: skip
-    if asked["attest"] and is_nsa:
+    if asked["attest"] and is_judged:
         wrong = {area: {} for area in AREAS}
         facts["attestation"] = [
             {"step": step, "compared": "layers all", "wrong": wrong, "coverage": covered(layers)}

@@ -39,12 +39,14 @@ def contestants(
 ) -> tuple[Contestant, ...]:
     """Return the contestants: parts, layers and whole models at `seq_len`, then whole layers at the other lengths.
 
-    A user's attention is no backend of the selected branch, and her model has no layer that stands alone.
+    A user's attention is no backend of the selected branch. Her model has no layer that stands alone: beside it whole
+    models stand at the other lengths too.
     """
     parts = [Contestant("layer", "slc", name, seq_len) for name in backends if name != OWN or brings == "backend"]
     parts += [Contestant("layer", branch, NO_BACKEND, seq_len) for branch in ("cmp", "win")]
     layers = [name for name in backends if name != OWN or brings != "model"]
-    sweep = [one for length in seq_lens if length != seq_len for one in _whole("layer", length, layers)]
+    subject, names = ("model", backends) if brings == "model" else ("layer", layers)
+    sweep = [one for length in seq_lens if length != seq_len for one in _whole(subject, length, names)]
     return (*parts, *_whole("layer", seq_len, layers), *_whole("model", seq_len, backends), *sweep)
 
 
@@ -58,6 +60,10 @@ OWED = (
     "empty", "reference",
 )  # fmt: skip
 """What any causal attention or model owes, whoever wrote it."""
+
+RIGHT = {"own_right": ("future", "others", "self_error")}
+"""The checks, by their case, that stand for the comparison with the reference where a user's attention or model is
+measured beside ours: speed counts for nothing in what is wrong. The preflight makes all of `OWED`."""
 
 
 def check_names(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from nsa_lib.contract.agenda import RIGHT
 from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.attestation import GATES
 from nsa_lib.runs.plan import Plan
@@ -34,12 +35,17 @@ def foretold_on_trial(plan: Plan) -> Iterator[str]:
         return
     version = f", version {found['version']}" if found["version"] else ""
     yield f"on trial: {found['spec']} ({counted(found['files'], 'file')}, sha256 {found['sha256'][:12]}{version})"
-    if all(case.work != "checks" for case in plan.cases):
+    judged = {case.case_id for case in plan.cases if case.work == "checks"}
+    if not judged & {"own", *RIGHT}:
         yield from _not_run(plan, found)
         return
-    names = [name for name in BY if name != "compiled" or plan["compile"]]
+    asked = [name for group, names in RIGHT.items() if group in judged for name in names] or BY
+    names = [name for name in asked if name != "compiled" or plan["compile"]]
     for name in names:
         yield f"  {name:18} {_standing(name, found):9} {BY[name]}"
+    if "own" not in judged:
+        yield "  the preflight judges the rest of it"
+        return
     if "compiled" not in names:
         yield "  compiled           not asked with compile=True it is held against itself run eagerly"
     if found["role"] == "backend":

@@ -77,3 +77,13 @@ def test_a_contrast_tries_what_a_user_brings_though_ours_come_first(tmp_path):
     (tmp_path / "mine.py").write_text("1 / 0")
     with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: ZeroDivisionError"):
         plan("backend_contrast", {**SIZES, "model": f"{tmp_path}/mine.py:build", "out_dir": str(tmp_path)})
+
+
+def test_a_contrast_asks_whether_what_it_measures_is_right(tmp_path):
+    few = {"seq_len": 64, "seq_lens": [64], "steps": 3, "rounds": 1}
+    run, gates = judged("backend_contrast", tmp_path, "attention", "ForgottenMask", **few)
+    assert run.verdict == "NO-GO"
+    found = {name for name, gate in gates.items() if gate.required and gate.outcome == "FAIL"}
+    assert found == {"future_own", "others_own"}
+    assert gates["self_error_own"].outcome == "PASS"
+    assert "mistakes.py:ForgottenMask: " in run.summary["headline"]

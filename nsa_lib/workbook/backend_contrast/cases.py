@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
+from nsa_lib.contract.agenda import DENSE, RIGHT, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.case import FEWEST_STEPS, CaseConfig
 from nsa_lib.runs.own import FORMS
 from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
+from nsa_lib.subject.config import OWN
 from nsa_lib.workbook.profiles import COMPILE, FAULT, MACHINE, PROFILE, RUN, profiles
 
 
@@ -20,19 +21,27 @@ def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tupl
 
     `model_<backend>` and `model_dense` train the whole model, a process each, so that memory is each one's own; its
     operators are counted if the steps hold two windows. `timing` runs all contestants in turn in one process,
-    eagerly whatever `compile` says: that is for the models.
+    eagerly whatever `compile` says: that is for the models. What the reference does not know is checked besides.
     """
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
     models = [_whole_model(base, name) for name in backends]
     dense = replace(base, case_id=f"model_{DENSE}", model=base.model.contestant(DENSE))
     timing = replace(training, work="timing", compile=False, seq_lens=values["seq_lens"].value, backends=backends)
-    return (*models, dense, _with_rounds(timing, int(values["rounds"].value)))
+    return (*models, dense, _with_rounds(timing, int(values["rounds"].value)), *_checks(training))
+
+
+def _checks(training: CaseConfig) -> list[CaseConfig]:
+    """Return the case that asks whether a user's attention or model is right; none for what the reference knows."""
+    if training.model.brings is None or training.model.has_reference:
+        return []
+    checks = replace(training, work="checks", compile=False, fault="none", warmup_steps=0, backends=(OWN,))
+    return [replace(checks, case_id=case_id, steps=len(names)) for case_id, names in RIGHT.items()]
 
 
 def _whole_model(base: CaseConfig, name: str) -> CaseConfig:
     model = base.model.contestant(name)
-    known = model.has_reference  # what is the user's, the preflight judges
+    known = model.has_reference
     return replace(
         base, case_id=f"model_{name}", model=model, attest=True, check_attention=known, compare_selected=known
     )

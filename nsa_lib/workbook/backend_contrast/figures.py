@@ -27,8 +27,8 @@ from nsa_lib.report.charts.chart import (
 )
 from nsa_lib.report.tables import Table, frame_table
 from nsa_lib.runs.recorded import Recorded
-from nsa_lib.subject.config import BACKEND_NAMES
-from nsa_lib.workbook.backend_contrast.measures import contrast_rows, first_faster, timing_rows
+from nsa_lib.subject.config import BACKEND_NAMES, OWN
+from nsa_lib.workbook.backend_contrast.measures import contrast_rows, first_faster, swept, timing_rows, whole_of
 
 DENSE_LOOK = (GREY, "dashdot")
 """Colour and dash of the yardstick."""
@@ -96,14 +96,16 @@ def _contestant(row) -> str:
 
 
 def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
-    """Draw the median time [ms] of a whole layer, forward and backward, against the length, and where dense is passed.
+    """Draw the median time [ms], forward and backward, against the length, and where dense is passed.
+
+    It is that of a whole layer, or of the whole model where that is a user's.
 
     Args:
         timed: as `measures.timing_rows` returns it.
         crossings: for each backend the length from which it is faster than dense, or None.
     """
-    title = "Time of one layer against the length"
-    layers = timed[(timed["subject"] == "layer") & timed["branches"].isin(["all", DENSE])].sort_values("seq_len")
+    title = f"Time of {SUBJECTS[swept(timed)]} against the length"
+    layers = whole_of(timed).sort_values("seq_len")
     if layers.empty:
         return nothing(title, "ms", "nothing timed")
     passed = [f"{name} from S={length:,}" for name, length in crossings.items() if length is not None]
@@ -129,10 +131,10 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
     measured = rows.dropna(subset=["peak_alloc_mib"])
     if measured.empty:
         return nothing("Peak memory of the training", "MiB")
-    peaks = measured.loc[measured["backend"] != DENSE, "peak_alloc_mib"]
+    peaks = measured.loc[~measured["backend"].isin([DENSE, OWN]), "peak_alloc_mib"]
     facts = "a process each"
     if len(peaks) > 1:
-        facts += f"; allocated by the backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
+        facts += f"; allocated by our backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
     bars = {name: measured[column] for name, column in PEAKS.items()}
     return memory_rows("Peak memory of the training", facts, measured["backend"], bars)
 

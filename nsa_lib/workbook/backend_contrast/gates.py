@@ -8,10 +8,11 @@ from itertools import combinations
 
 import pandas as pd
 
-from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
+from nsa_lib.contract.agenda import DENSE, RIGHT, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.figures import largest, short
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, brings, replay_gate, why_no_reference
+from nsa_lib.judgement.checks import check_gate
 from nsa_lib.judgement.clock import why_mistimed
 from nsa_lib.judgement.gate import (
     FAIL,
@@ -30,9 +31,11 @@ from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import FUSED, OWN
 from nsa_lib.workbook.backend_contrast.measures import (
     TIMED,
+    WHOLE,
     contrast_rows,
     early_counts,
     first_faster,
+    swept,
     timed_turns,
     timing_rows,
 )
@@ -53,7 +56,10 @@ def contrast_gates(run: Recorded) -> list[GateResult]:
     """Return the gates of a contrast: those of each backend, and those over all of them."""
     each = [judge(run, name) for judge in EACH for name in run.backends]
     allocation = allocator_gate(run, [f"model_{name}" for name in run.backends])
-    return [*each, peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run), allocation]
+    owed = RIGHT if stands_alone(run) else {}
+    right = [check_gate(run, group, name, f"_{OWN}") for group, names in owed.items() for name in names]
+    over_all = [peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run), allocation]
+    return [*each, *right, *over_all]
 
 
 def ran_gate(run: Recorded, backend: str) -> GateResult:
@@ -118,6 +124,8 @@ def peak_spread_gate(run: Recorded) -> GateResult:
     plain = {name: mib for name, mib in peaks.items() if name not in (FUSED, OWN)}
     least = min(plain.values())
     spread = _spread_percent({name: max(mib, least) for name, mib in peaks.items() if name != OWN})
+    if stands_alone(run):
+        del peaks[OWN]  # another attention needs another amount
     detail = ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in peaks.items())
     outcome, margin = PASS if spread <= PEAK_SPREAD_PERCENT else FAIL, round(PEAK_SPREAD_PERCENT - spread, 2)
     return replace(gate, outcome=outcome, measured=round(spread, 2), margin=margin, detail=detail)
@@ -164,6 +172,11 @@ def _why_mistimed(run: Recorded) -> str:
     return "; ".join(f"{name}: {said}" for name, said in why.items() if said)
 
 
+def stands_alone(run: Recorded) -> bool:
+    """Return whether an attention or a model of a user's is on trial: it is no backend of NSA to choose among."""
+    return (run.info.get("on_trial") or {}).get("role") in ("attention", "model")
+
+
 def recommended(run: Recorded) -> str | None:
     """Return the backend to use: of those that are right the fastest; of equally fast ones the one with least memory.
 
@@ -180,18 +193,21 @@ def recommended(run: Recorded) -> str | None:
 
 def contrast_advice(run: Recorded) -> list[str]:
     """Return which backend to use, and why, and from which length each is faster than dense attention."""
-    said, chosen = [], recommended(run)
-    if chosen is None:
+    said, chosen = [], None if stands_alone(run) else recommended(run)
+    if stands_alone(run):
+        said.append(f"{_beside_others(run)}. Of ours masked, gather and packed compute one attention, yours another.")
+    elif chosen is None:
         said.append("No backend can be recommended: none passed all its gates and was timed.")
     else:
         said.append(_reason(contrast_rows(run).set_index("backend"), chosen))
     crossings = first_faster(run)
     faster = [f"with {backend} from S={length:,} on" for backend, length in crossings.items() if length is not None]
     slower = [backend for backend, length in crossings.items() if length is None]
+    what = swept(timing_rows(run))
     if faster:
-        said.append(f"A layer is faster than dense attention {', '.join(faster)}.")
+        said.append(f"{WHOLE[what].capitalize()} is faster than dense attention {', '.join(faster)}.")
     if slower:
-        said.append(f"Not faster than dense attention at any length measured: a layer with {', '.join(slower)}.")
+        said.append(f"Not faster than dense attention at any length measured: {WHOLE[what]} with {', '.join(slower)}.")
     return said
 
 
@@ -215,6 +231,8 @@ def _beside(rows: pd.DataFrame, chosen: str) -> str:
 
 def contrast_headline(run: Recorded) -> str:
     """Return the figures that a contrast's verdict is said with."""
+    if stands_alone(run):
+        return _beside_others(run)
     chosen = recommended(run)
     if chosen is None:
         return "no backend can be recommended"
@@ -228,6 +246,22 @@ def contrast_headline(run: Recorded) -> str:
     said += f" ({', '.join(others)})" if others else ""
     peaks = _peaks(run)
     return f"{said}, memory peaks within {_spread_percent(peaks):.1f} % of each other" if len(peaks) > 1 else said
+
+
+def _beside_others(run: Recorded) -> str:
+    """Return time and memory of what a user brought, in its own figures and beside dense attention and ours."""
+    label, rows = run.info["on_trial"]["label"], contrast_rows(run).set_index("backend")
+    own = rows.loc[OWN]
+    if not (own["total_ms"] > 0 and own["peak_alloc_mib"] > 0):
+        return f"{label} was not measured to its end"
+    said = f"{label}: {own['total_ms']:,.1f} ms forward and backward of the model"
+    times = [
+        f"{short(own['total_ms'] / rows.loc[name, 'total_ms'], 2)}x {name}"
+        for name in rows.index
+        if name != OWN and rows.loc[name, "total_ms"] > 0
+    ]
+    said += f" ({', '.join(times)})" if times else ""
+    return f"{said}, {own['peak_alloc_mib']:,.1f} MiB peak allocated{_beside(rows, OWN)}"
 
 
 def _peaks(run: Recorded) -> dict[str, float]:

@@ -20,6 +20,9 @@ OPERATOR = re.compile(r"\w+::[\w.]+")
 
 TIMED = ["subject", "branches", "backend", "seq_len"]
 
+WHOLE = {"layer": "a layer", "model": "the model"}
+"""What is timed whole, in words."""
+
 
 def contested(run: Recorded) -> tuple[str, ...]:
     """Return what is compared: every backend of the run, and the yardstick."""
@@ -62,7 +65,8 @@ def contrast_rows(run: Recorded) -> pd.DataFrame:
     comparisons, of the whole layer and of the selected branch.
     """
     timed = timing_rows(run)
-    models = timed[timed["subject"] == "model"].set_index("backend")
+    at_length = timed["seq_len"] == run.parameter("seq_len")  # a user's model was timed at others too
+    models = timed[(timed["subject"] == "model") & at_length].set_index("backend")
     columns = ["forward_ms", "backward_ms", "total_ms", "spread_percent"]
     rows = [
         {
@@ -163,14 +167,23 @@ def _said(run: Recorded, backend: str, by: str) -> pd.Series:
     return pd.Series(said, dtype=object)
 
 
+def swept(timed: pd.DataFrame) -> str:
+    """Return what was timed at several lengths, `layer` or `model`: a user's model has no layer that stands alone."""
+    lengths = timed.groupby("subject")["seq_len"].nunique()
+    return "model" if lengths.get("model", 0) > lengths.get("layer", 0) else "layer"
+
+
+def whole_of(timed: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a timing that the sweep is about: NSA with all its branches, dense, and what is a user's."""
+    return timed[(timed["subject"] == swept(timed)) & timed["branches"].isin(["all", DENSE])]
+
+
 def first_faster(run: Recorded) -> dict[str, int | None]:
-    """Return, for each backend measured, the length from which its layer is faster than dense attention, or None.
+    """Return, for each backend measured, the length from which it is faster than dense attention, or None.
 
     From that length on it is faster at every longer one that was measured.
     """
-    timed = timing_rows(run)
-    layers = timed[(timed["subject"] == "layer") & timed["branches"].isin(["all", DENSE])]
-    table = layers.pivot(index="seq_len", columns="backend", values="total_ms").sort_index()
+    table = whole_of(timing_rows(run)).pivot(index="seq_len", columns="backend", values="total_ms").sort_index()
     if DENSE not in table:
         return {}
     found: dict[str, int | None] = {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from nsa_lib.contract.agenda import check_names
+from nsa_lib.contract.agenda import RIGHT, check_names
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.heartbeat import Heartbeat
 from nsa_lib.subject.config import FUSED
@@ -60,6 +60,7 @@ GROUPS: Mapping[str, Callable[..., Mapping[str, Callable[[], Finding]]]] = {
     "own": own_checks,
     "own_copying": own_checks,
     "own_compiled": own_checks,
+    **dict.fromkeys(RIGHT, own_checks),
 }
 """By case: from the case, and a call that shows life, to its checks by name."""
 
@@ -72,8 +73,8 @@ def run_checks(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Mapping[str, 
     """
     checks, found = GROUPS[case.case_id](case, lambda: heartbeat.beat("step")), []
     yield {"checks": [], "effective": DEVICES[case.device].settings()}
-    names = check_names(case.backends, brings=case.model.judged_as, compiled=case.compile)[case.case_id]
-    for number, name in enumerate(names, start=1):
+    owed = check_names(case.backends, brings=case.model.judged_as, compiled=case.compile) | RIGHT
+    for number, name in enumerate(owed[case.case_id], start=1):
         began = time.perf_counter()
         finding = checks[name]()
         found.append(finding.record(name))

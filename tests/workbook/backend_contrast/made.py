@@ -3,22 +3,22 @@
 from dataclasses import asdict, replace
 from functools import cache
 
-from nsa_lib.contract.agenda import DENSE, WARMUP_ROUNDS, contestants
+from nsa_lib.contract.agenda import DENSE, RIGHT, WARMUP_ROUNDS, contestants
 from nsa_lib.contract.case import WINDOW_STEPS
-from nsa_lib.subject.config import PLAIN_BACKENDS
+from nsa_lib.subject.config import OWN, PLAIN_BACKENDS
 from nsa_lib.workbook.backend_contrast.cases import contrast_cases
 from tests.made import made, resolved, with_case
 
 NAN = float("nan")
 
 
-MODEL_MS = {"masked": 300.0, "gather": 200.0, "packed": 100.0, "fused": 40.0, DENSE: 50.0}
+MODEL_MS = {"masked": 300.0, "gather": 200.0, "packed": 100.0, "fused": 40.0, DENSE: 50.0, OWN: 25.0}
 
 
-PEAK_MIB = {"masked": 1040.0, "gather": 1020.0, "packed": 1000.0, "fused": 990.0, DENSE: 900.0}
+PEAK_MIB = {"masked": 1040.0, "gather": 1020.0, "packed": 1000.0, "fused": 990.0, DENSE: 900.0, OWN: 1500.0}
 
 
-MM_CALLS = {"masked": 100, "gather": 200, "packed": 150, "fused": 80, DENSE: 50}
+MM_CALLS = {"masked": 100, "gather": 200, "packed": 150, "fused": 80, DENSE: 50, OWN: 40}
 """Calls of aten::mm in a step."""
 
 
@@ -51,8 +51,10 @@ def windows(backend, growth=1.0):
     return {"early": early, "late": late}
 
 
-def layer_ms(contestant):
-    """Return the time of a layer: linear in the length, and that of dense attention quadratic."""
+def ms_of(contestant):
+    """Return the time of a model, and of a layer: linear in the length, and that of dense attention quadratic."""
+    if contestant.subject == "model":
+        return MODEL_MS[contestant.backend]
     base, at_2048 = LAYER_SHARE * MODEL_MS.get(contestant.backend, 20.0), contestant.seq_len / 2048
     return 4 * base * at_2048**2 if contestant.backend == DENSE else base * at_2048
 
@@ -62,7 +64,7 @@ def turns(run_field, rounds):
     rows, ts = [], 1.7e9
     for number in range(WARMUP_ROUNDS + rounds):
         for contestant in run_field:
-            ms = MODEL_MS[contestant.backend] if contestant.subject == "model" else layer_ms(contestant)
+            ms = ms_of(contestant)
             counted = number - WARMUP_ROUNDS
             ms += 1000 if counted < 0 else 2 * ((counted % 2) - 0.5) * (counted > 0 or rounds % 2 == 0)
             phases = {"forward_ms": 0.25 * ms, "backward_ms": 0.75 * ms, "step_ms": ms}
@@ -83,24 +85,34 @@ def trained(backend, count):
 
 
 @cache
-def healthy(profile="checklist", *, backends=PLAIN_BACKENDS, **given):
-    """Return a contrast that is GO and recommends the last of its backends."""
+def healthy(profile="checklist", *, backends=PLAIN_BACKENDS, brings=None, **given):
+    """Return a contrast that is GO and recommends the last of its backends, or shows what a user `brings`."""
+    given |= {brings: "/mine.py:Mine"} if brings else {}
+    backends = (*backends, OWN) if brings else backends
     values = requested(profile, **given)
     cases, rows = [], []
     for case in contrast_cases(values, backends):
         facts = {}
         if case.work == "timing":
-            rows += turns(contestants(case.seq_len, case.seq_lens, backends=backends), values["rounds"].value)
+            field = contestants(case.seq_len, case.seq_lens, backends=backends, brings=brings)
+            rows += turns(field, values["rounds"].value)
+        elif case.work == "checks":
+            facts = {"checks": [check(name) for name in RIGHT[case.case_id]]}
         else:
             backend = case.case_id.removeprefix("model_")
             rows += trained(backend, case.steps)
             facts = {"routes": [], "operators": windows(backend)}
             if backend != DENSE:
-                facts |= {"routes": [backend], **ERRORS}
+                facts |= {"routes": [backend], **(ERRORS if backend != OWN else {})}
         cases.append({"case_id": case.case_id, "status": "ok", "reason": "", "steps_done": case.steps, **facts})
     info = {"notebook": "backend_contrast", "profile": profile,
             "environment": WITH_FUSED if "fused" in backends else {"torch": "2.11.0"}}  # fmt: skip
+    info |= {"on_trial": {"role": brings, "label": "mine.py:Mine"}} if brings else {}
     return made(info, cases, rows, values, backends=backends)
+
+
+def check(name, **changes):
+    return {"name": name, "measured": 0.1, "limit": 0.2, "unit": "", "detail": "said", "holds": True, **changes}
 
 
 # Changes: each returns a run that differs from the given one in one thing

@@ -42,7 +42,7 @@ def test_the_charts_of_a_whole_run_name_every_contestant():
     units = [figures[name].layout.xaxis.title.text for name in ("speed", "model_speed", "memory")]
     assert units == ["ms, logarithmic", "ms, logarithmic", "MiB"]
     assert "packed from S=2,048" in figures["sweep"].layout.title.subtitle.text
-    assert "by the backends: within 4.0 % of each other" in figures["memory"].layout.title.subtitle.text
+    assert "by our backends: within 4.0 % of each other" in figures["memory"].layout.title.subtitle.text
 
 
 @pytest.mark.parametrize("name", ["speed", "model_speed", "memory"])

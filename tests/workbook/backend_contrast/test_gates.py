@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from nsa_lib.contract.agenda import RIGHT
 from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.attestation import AREAS, GATES
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, verdict
@@ -21,6 +22,7 @@ from tests.workbook.backend_contrast.made import (
     ERRORS,
     NAN,
     PARTIAL,
+    check,
     empty,
     ended,
     healthy,
@@ -364,6 +366,63 @@ def test_one_backend_alone_is_recommended_without_a_comparison():
         "Use packed: it is right, and forward and backward of the model take 100.0 ms; its peak is 1,000.0 MiB "
         "allocated."
     ]
+
+
+# What a user brings that is no backend of NSA
+
+
+def owed(name):
+    return next(group for group, names in RIGHT.items() if name in names)
+
+
+@pytest.mark.parametrize("brings", ["attention", "model"])
+def test_what_is_hers_is_go_once_it_was_asked_whether_it_is_right(brings):
+    found = {g.name: g for g in contrast_gates(healthy(brings=brings))}
+    assert verdict(found.values()) == ("GO", [])
+    assert {found[f"{name}_own"].outcome for names in RIGHT.values() for name in names} == {PASS}
+    assert {name for name, g in found.items() if g.outcome == NOT_RUN} <= {
+        f"{kind}_own" for kind in ("route", "error", *GATES.values())
+    }
+
+
+@pytest.mark.parametrize("name", [name for names in RIGHT.values() for name in names])
+@pytest.mark.parametrize("brings", ["attention", "model"])
+def test_hers_is_no_go_where_it_is_wrong_however_fast_it_is_and_incomplete_where_nobody_asked(brings, name):
+    run = healthy(brings=brings)
+    checks = [check(one, holds=one != name) for one in RIGHT[owed(name)]]
+    wrong = contrast_gates(with_case(run, owed(name), checks=checks))
+    word, reasons = verdict(wrong)
+    assert (word, [reason.split()[0] for reason in reasons]) == ("NO-GO", [f"{name}_own"])
+    assert verdict(contrast_gates(without(run, owed(name))))[0] == "INCOMPLETE"
+
+
+@pytest.mark.parametrize("brings", ["attention", "model"])
+def test_hers_is_named_beside_the_others_and_none_of_ours_is_recommended(brings):
+    run = healthy(brings=brings)
+    said = contrast_headline(run)
+    assert said == (
+        "mine.py:Mine: 25.0 ms forward and backward of the model (0.083x masked, 0.12x gather, 0.25x packed, 0.5x "
+        "dense), 1,500.0 MiB peak allocated (masked 1,040.0, gather 1,020.0, packed 1,000.0, dense 900.0)"
+    )
+    advice = contrast_advice(run)
+    assert advice[0].startswith(said)
+    assert not any("recommended" in line or "Use " in line for line in (said, *advice))
+
+
+@pytest.mark.parametrize(("brings", "what"), [("attention", "a layer"), ("model", "the model")])
+def test_where_hers_passes_dense_is_said_of_what_it_is(brings, what):
+    assert measures.first_faster(healthy(brings=brings))["own"] is not None
+    (line,) = [line for line in contrast_advice(healthy(brings=brings)) if "is faster than dense" in line]
+    assert line.startswith(f"{what.capitalize()} is faster than dense attention ")
+    assert "with own from S=" in line
+    sweep = contrast_figures(healthy(brings=brings))["sweep"]
+    assert {"model": "the whole model", "attention": "one layer"}[brings] in sweep.layout.title.text
+    assert "own" in [trace.name for trace in sweep.data]
+
+
+def test_memory_of_another_attention_is_no_spread_of_the_backends():
+    assert gate(healthy(brings="attention"), "peak_spread").measured == gate(healthy(), "peak_spread").measured
+    assert "own" not in gate(healthy(brings="attention"), "peak_spread").detail
 
 
 # The whole way, from the worker to the gate
