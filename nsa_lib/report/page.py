@@ -64,12 +64,14 @@ def figure_html(figure: dict, twin: str, number: int) -> str:
     """Return a chart as data, drawn by the report's own script, with title and facts as its caption.
 
     Its static twin, if there is one, stands there until the script has drawn it, and on paper. It is an image, so that
-    nothing in it can run.
+    nothing in it can run. Of a chart of ours that has nothing to draw, the caption says why.
     """
     layout = figure.get("layout", {})
     meta = layout.get("meta")
     description = meta.get("description", "") if isinstance(meta, dict) else ""
     caption, layout = _captioned(layout)
+    if caption and not figure.get("data"):
+        return f'<figure class="nsa-nothing" id="chart-{number}">{caption}</figure>'
     description = escape(description or f"Chart {number}")
     spec = json.dumps({"data": figure.get("data", []), "layout": layout, "config": CONFIG}, sort_keys=True)
     spec = spec.replace("<", "\\u003c")

@@ -22,7 +22,7 @@ import pandas as pd
 
 from nsa_lib.contract.figures import with_unit
 from nsa_lib.judgement.false_alarms import counted, gate_kind
-from nsa_lib.judgement.gate import ended_well
+from nsa_lib.judgement.gate import PASS, ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
 from nsa_lib.report.session import session_mark
 from nsa_lib.report.verdict import STYLES
@@ -31,8 +31,14 @@ OUTCOMES = {"FAIL": ("✘", "error"), "NOT_RUN": ("○", "warn"), "WARN": ("▲"
 """Icon and JupyterLab colour of a gate's outcome, worst first."""
 
 
+OUTCOME = "outcome"
+"""Heading over outcomes."""
+
 PROSE_FROM = 40
 """Letters from which on a text is given room for several words a line."""
+
+NARROW = "display:inline-block;max-width:9em"
+"""Style of a figure in words as long as prose: it must not take the room of the text beside it."""
 
 
 @dataclass(frozen=True)
@@ -63,28 +69,31 @@ class Table:
     anchors: Sequence[str] = ()
     """Names by which other parts of a page lead to a row, one a row."""
     folded: Sequence[Sequence[Cell]] = ()
-    """Rows that a reader opens."""
+    """Rows that a reader opens, and that paper does not show."""
+    folded_because: str = "more"
+    """What the folded rows have in common; their number stands before it."""
     sorts: bool = False
     """A reader of the report may sort and filter it."""
 
     def _repr_html_(self) -> str:
-        html = self._html(self.caption, self.rows) if self.rows or not self.folded else ""
+        html = self._html(self.caption, self.rows, self.anchors) if self.rows or not self.folded else ""
         if self.folded:
-            said = f"{self.caption}: {len(self.folded)} {'more' if self.rows else 'as decided for you'}"
+            said = f"{self.caption}: {len(self.folded):,} {self.folded_because}"
             html += f"<details><summary>{escape(said)}</summary>{self._html('', self.folded)}</details>"
         return html
 
-    def _html(self, caption_text: str, rows: Sequence[Sequence[Cell]]) -> str:
+    def _html(self, caption_text: str, rows: Sequence[Sequence[Cell]], anchors: Sequence[str] = ()) -> str:
         if not rows:
             return f'<p class="nsa-note">{escape(caption_text)}</p>'
         numeric = [cell.numeric for cell in rows[0]]
         head = "".join(
             # An empty heading is no heading.
-            f'<{"th scope=col" if name else "td"} style="text-align:{"right" if right else "left"}">{escape(name)}'
+            f'<{"th scope=col" if name else "td"} style="text-align:{"right" if right else "left"}'
+            f'{";min-width:7.6em" if name == OUTCOME else ""}">{escape(name)}'
             f"</{'th' if name else 'td'}>"
             for name, right in zip(self.header, numeric, strict=True)
         )
-        anchors = [f' id="{escape(name)}" tabindex="-1"' for name in self.anchors] or [""] * len(rows)
+        anchors = [f' id="{escape(name)}" tabindex="-1"' for name in anchors] or [""] * len(rows)
         body = "".join(
             f"<tr{anchor}>{''.join(map(_cell_html, row))}</tr>" for anchor, row in zip(anchors, rows, strict=True)
         )
@@ -96,7 +105,10 @@ class Table:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}, session_mark()
 
     def __repr__(self) -> str:
-        lines = [list(self.header), *([cell.text for cell in row] for row in (*self.rows, *self.folded))]
+        rows = [[cell.text for cell in row] for row in (*self.rows, *self.folded)]
+        if not rows:
+            return self.caption
+        lines = [list(self.header), *rows]
         widths = _fitted([max(map(len, column)) for column in zip(*lines, strict=True)])
         return "\n".join([self.caption, *(text for line in lines for text in _wrapped(line, widths))])
 
@@ -124,19 +136,23 @@ def _wrapped(texts: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
         yield "  ".join(padded).rstrip()
 
 
-def gates_table(gates: Iterable[Mapping], *, caption: str = "Gates", kind: str = "gate") -> Table:
+def gates_table(
+    gates: Iterable[Mapping], *, caption: str = "Gates", kind: str = "gate", folds_passed: bool = False
+) -> Table:
     """Tabulate gate results as `ranked` orders them; `kind` is the heading over their names.
 
     A column says how often each was false on honest runs, if that was counted for one of them.
     """
-    header, shown, rates = ("outcome", kind, "measured", "limit", "margin", "detail"), ranked(gates), counted().rates
-    anchors = [f"{kind}-{gate['name']}" for gate in shown]
-    caption = caption if shown else f"{caption}: none"
-    rows, found = [gate_row(gate) for gate in shown], [rates.get(gate_kind(str(gate["name"]))) for gate in shown]
+    header, ordered, rates = (OUTCOME, kind, "measured", "limit", "margin", "detail"), ranked(gates), counted().rates
+    caption = caption if ordered else f"{caption}: none"
+    rows, found = [gate_row(gate) for gate in ordered], [rates.get(gate_kind(str(gate["name"]))) for gate in ordered]
     if any(found):
         header, caption = (*header, "false alarms"), f"{caption}. {counted().said}."
         rows = [(*row, Cell(rate.said if rate else "", numeric=True)) for row, rate in zip(rows, found, strict=True)]
-    return Table(caption, header, rows, anchors=anchors, sorts=True)
+    folds = [folds_passed and gate["outcome"] == PASS for gate in ordered]
+    anchors = [f"{kind}-{gate['name']}" for gate, fold in zip(ordered, folds, strict=True) if not fold]
+    shown, folded = ([row for row, fold in zip(rows, folds, strict=True) if fold is side] for side in (False, True))
+    return Table(caption, header, shown, anchors, folded, "passed", sorts=True)
 
 
 def ranked(gates: Iterable[Mapping]) -> list[Mapping]:
@@ -187,7 +203,9 @@ def parameters_table(parameters: Iterable[Mapping]) -> Table:
             Cell("▲ differs" if parameter["differs"] else "", colour="warn" if parameter["differs"] else ""),
         )
         (shown if parameter["differs"] or parameter["origin"] == "given" else folded).append(row)
-    return Table("Effective parameters", ("parameter", "value", "origin", "checklist", ""), shown, folded=folded)
+    header = ("parameter", "value", "origin", "checklist", "")
+    because = "more" if shown else "as decided for you"
+    return Table("Effective parameters", header, shown, folded=folded, folded_because=because)
 
 
 def cases_table(cases: pd.DataFrame) -> Table:
@@ -215,7 +233,8 @@ def _status_cell(case: Mapping) -> Cell:
 
 def advice_table(advice: Iterable[str]) -> Table:
     """Tabulate what a user may want to change; it decides nothing."""
-    return Table("Advice, which decides nothing", ("advice",), [(Cell(text),) for text in advice] or [(Cell("none"),)])
+    rows = [(Cell(text),) for text in advice]
+    return Table(f"Advice, which decides nothing{'' if rows else ': none'}", ("advice",), rows)
 
 
 def frame_table(caption: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> Table:
@@ -291,8 +310,12 @@ def _cell_html(cell: Cell) -> str:
     if cell.colour:
         style += f";font-weight:600;color:var(--jp-{cell.colour}-color0)"
     # A setting such as a:True,b:2 may break at its signs, a number may not.
-    kind = ' class="nsa-prose"' if len(cell.text) > PROSE_FROM and not cell.numeric else ""
-    text = re.sub(r"[,:](?=[^\W\d])", r"\g<0><wbr>", escape(cell.text))
+    long = len(cell.text) > PROSE_FROM
+    kind = ' class="nsa-prose"' if long and not cell.numeric else ""
+    narrow = long and cell.numeric and cell.breaks
+    text = re.sub(rf"[,:{'_' * narrow}](?=[^\W\d])", r"\g<0><wbr>", escape(cell.text))
+    if narrow:
+        text = f'<span style="{NARROW}">{text}</span>'
     if cell.link:
         text = f'<a href="{escape(cell.link)}">{text}</a>'
     if cell.folded:

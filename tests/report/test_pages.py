@@ -25,6 +25,7 @@ from nsa_lib.workbook.replay import write_report
 from nsa_lib.workbook.run import open_run, record
 from tests.made import save
 from tests.made_runs import Templates, day, untaught_smoke
+from tests.workbook.fleet import made as fleets
 from tests.workbook.several_gpus import made as several
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,7 +35,13 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 PHONE_PX, SCREEN_PX = 390, 1300
 """Widths of a phone and of a screen."""
 
-KINDS = (*counted(), "smoke NO-GO", "several_gpus", "readiness", "explore", "index", "comparison")
+PAPER_PX = 703
+"""Width of a sheet of A4 within the margins of report.css; one of US Letter is wider."""
+
+SHEETS = {"readiness": 5, "index": 2, "comparison": 3}
+"""Sheets that a kind of page may take, where fewer than others: what matters and what was not right."""
+
+KINDS = (*counted(), "smoke NO-GO", "several_gpus", "fleet", "readiness", "explore", "index", "comparison")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +54,7 @@ def pages(tmp_path_factory):
     runs["smoke NO-GO"] = templates.put(out_dir, "smoke", "smoke-2", make=untaught_smoke, created=day(2))
     runs["several_gpus"] = out_dir / "runs" / "several_gpus-1"
     record(save(several.healthy(), runs["several_gpus"]))
+    runs["fleet"] = fleets.saved(fleets.fleet(12, m3={"fingerprint": "b" * 64}, m9=None), out_dir / "fleet").folder
     found = {name: write_report(folder) for name, folder in runs.items()}
     found["explore"] = out_dir / "explore.html"
     found["explore"].write_text(explored(runs["smoke"], runs["smoke NO-GO"]))
@@ -122,11 +130,47 @@ def test_on_a_phone_axe_finds_nothing_and_nothing_scrolls_sideways(opened, kind)
     assert parts or kind in ("explore", "comparison")
 
 
-def test_a_page_is_printed_whole(opened, tmp_path):
-    page = opened("smoke", SCREEN_PX)
-    pdf = page.pdf(format="A4", print_background=True)
-    assert pdf.startswith(b"%PDF")
-    assert 5 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 14
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_paper_nothing_is_wider_than_the_sheet_and_no_page_is_spent_on_what_was_right(opened, kind):
+    page = opened(kind, PAPER_PX)
+    try:
+        assert printed_beyond(page) == []
+        sheets = page.pdf(format="A4", print_background=True)
+    finally:
+        page.emulate_media(media="screen")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", sheets)) <= SHEETS.get(kind, 8)
+
+
+def printed_beyond(page):
+    """Return what would leave a sheet of A4 at its right: a browser shrinks the whole page to make it fit."""
+    page.emulate_media(media="print")
+    return page.evaluate(
+        """(wide) => [...document.querySelectorAll("main *:not(details:not([open]) *)")]
+            .filter((one) => one.getBoundingClientRect().right > wide + 1).map((one) => one.outerHTML.slice(0, 200))""",
+        PAPER_PX,
+    )
+
+
+def test_what_is_too_wide_for_paper_is_found(opened):
+    page = opened("smoke", PAPER_PX)
+    page.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<p id=wide>wide</p>')")
+    page.evaluate("document.getElementById('wide').style = 'width: 900px'")
+    (found,) = printed_beyond(page)
+    assert "wide" in found
+    page.evaluate("document.getElementById('wide').remove()")
+    page.emulate_media(media="screen")
+
+
+def test_paper_shows_each_chart_as_its_twin_and_one_without_data_as_words(opened):
+    page = opened("preflight", PAPER_PX)
+    page.emulate_media(media="print")
+    shown = page.locator("figure").evaluate_all("(all) => all.map((one) => one.innerText)")
+    drawn = page.locator(".nsa-chart").evaluate_all("(all) => all.map((one) => one.offsetHeight)")
+    twins = page.locator("img.nsa-twin").evaluate_all("(all) => all.map((one) => one.offsetHeight)")
+    page.emulate_media(media="screen")
+    assert any("kept no attention map" in words for words in shown)
+    assert set(drawn) <= {0}
+    assert all(height > 100 for height in twins)
 
 
 def test_axe_would_find_what_is_planted(opened):

@@ -56,7 +56,8 @@ def test_tables_show_origins_differences_and_nested_facts():
 
 def test_advice_is_listed_and_its_absence_said():
     assert repr(advice_table(["restart before step 900"])).endswith("\nrestart before step 900")
-    assert repr(advice_table([])).endswith("\nnone")
+    assert repr(advice_table([])) == "Advice, which decides nothing: none"
+    assert advice_table([])._repr_html_() == '<p class="nsa-note">Advice, which decides nothing: none</p>'
     assert "<script" not in advice_table([PAYLOAD])._repr_html_()
 
 

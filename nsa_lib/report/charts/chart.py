@@ -114,12 +114,16 @@ def add_facts(figure: Chart, facts: str) -> Chart:
     return figure.update_layout(meta={**figure.layout.meta, "description": f"{figure.layout.title.text}: {said}"})
 
 
+NOTHING_PX = 80
+"""Height of a chart that is title and facts alone."""
+
+
 def nothing(title: str, unit: str, facts: str = "no steps recorded") -> Chart:
     """Return a chart that says that there is nothing to draw."""
     figure = empty_chart(title, unit, facts, legend=False)
-    figure.update_xaxes(range=[0, 1], showticklabels=False)
-    figure.update_yaxes(range=[0, 1], showticklabels=False)
-    return figure
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure.update_layout(height=NOTHING_PX, margin={"b": 0})
 
 
 ROW_PX = 44

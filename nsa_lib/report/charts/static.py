@@ -22,6 +22,9 @@ from nsa_lib.report.charts import static_traces
 
 WIDTH_PX = 860
 
+HEIGHT_SHARE = 0.8
+"""Of a chart's height: nobody points into a twin, and three of them fit a sheet of paper."""
+
 LEGEND_PX, LEGEND_MARK_PX, LETTER_PX = 780, 64, 7
 """Width of a legend, of an entry's line with the space around it, and of a letter of its name."""
 
@@ -77,11 +80,11 @@ def static_twin(chart: go.Figure) -> str:
     from matplotlib.figure import Figure
 
     layout = chart.layout
-    height = layout.height or layout.template.layout.height or 400
+    height = HEIGHT_SHARE * (layout.height or layout.template.layout.height or 400)
     numbers = sorted(name.removeprefix("xaxis") for name in layout if re.fullmatch(r"xaxis\d*", name)) or [""]
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH_PX / PX_PER_INCH, height / PX_PER_INCH), layout="constrained")
-        panels = figure.subplots(1, len(numbers), squeeze=False, sharey=len(numbers) > 1)[0]
+        panels = figure.subplots(1, len(numbers), squeeze=False, sharey=_share_y(layout, numbers))[0]
         for panel, number in zip(panels, numbers, strict=True):
             _draw_panel(panel, chart, number)
         if layout.coloraxis.colorscale:
@@ -95,6 +98,11 @@ def static_twin(chart: go.Figure) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _slim(file.getvalue())
+
+
+def _share_y(layout: go.Layout, numbers: list[str]) -> bool:
+    """Tell whether panels beside each other are of one scale: those of two units are not."""
+    return any(layout[f"yaxis{number}"].matches for number in numbers[1:])
 
 
 def _write_title(figure, layout: go.Layout) -> None:
@@ -155,6 +163,12 @@ def _set_axis(panel, axis: Axis) -> None:
         own.set_major_locator(ticker.MaxNLocator(7, steps=(1, 2, 5, 10), integer=asked.tickformat in (",d", "d")))
     if asked.showticklabels is False:
         own.set_ticks([])
+    if asked.visible is False:
+        own.set_visible(False)
+        panel.spines[:].set_visible(False)
+    if asked.tickangle:
+        for label in own.get_ticklabels():
+            label.set(rotation=-asked.tickangle, ha="right", rotation_mode="anchor")
     own.grid((axis.side == "y" and asked.showgrid is not False) or bool(asked.showgrid))
     own.set_tick_params(length=4 if axis.side == "x" else 0)
 

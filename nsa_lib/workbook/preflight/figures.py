@@ -47,11 +47,14 @@ def branch_mass(run: Recorded) -> Chart:
 
 
 def checks_table(gates: Iterable[Mapping], group: str) -> Table:
-    """Tabulate one part of a preflight: `machine`, or a group of `check_names`."""
+    """Tabulate one part of a preflight: `machine`, or a group of `check_names`.
+
+    What passed is folded: it stands among the gates too.
+    """
     gates = list(gates)
     ours, owed = check_names((*BACKEND_NAMES, OWN)), check_names(brings="attention", compiled=True)
     # Some names are in both; which group they are of depends on what was on trial.
     known = (ours, owed) if any(gate["name"] == "self_error" for gate in gates) else (owed, ours)
     groups = {name: of for names_by_case in known for of, names in names_by_case.items() for name in names}
     own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
-    return gates_table(own, caption=f"Checks: {group}", kind="check")
+    return gates_table(own, caption=f"Checks: {group}", kind="check", folds_passed=True)

@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from nsa_lib.judgement.gate import PASS
 from nsa_lib.report.page import Section, page
-from nsa_lib.report.tables import Cell, Table, format_value, gate_row, gates_table, linked, ranked, verdict_cell
+from nsa_lib.report.tables import (
+    OUTCOME,
+    Cell,
+    Table,
+    format_value,
+    gate_row,
+    gates_table,
+    linked,
+    ranked,
+    verdict_cell,
+)
 from nsa_lib.workbook.readiness.gates import to_run
 
 
@@ -30,24 +41,28 @@ def runs_table(run) -> Table:
 def left_out_table(run) -> Table:
     """Tabulate the runs that a readiness run does not count, with the reason."""
     rows = [(Cell(one["run_id"]), Cell(one["notebook"]), Cell(one["reason"])) for one in run.info["left_out"]]
-    return Table("Runs left out", ("run", "notebook", "reason"), rows or [(Cell("none"), Cell(""), Cell(""))])
+    return Table(f"Runs left out{'' if rows else ': none'}", ("run", "notebook", "reason"), rows)
 
 
 def to_run_table(run) -> Table:
     """Tabulate what must be run, or run again, before the runs can be GO together, with the command."""
     rows = [tuple(map(Cell, row)) for row in to_run(run)]
-    return Table("To be run", ("notebook", "why", "command"), rows or [(Cell("none"), Cell(""), Cell(""))])
+    return Table(f"To be run{'' if rows else ': nothing'}", ("notebook", "why", "command"), rows)
 
 
 def readiness_table(run) -> Table:
-    """Tabulate every gate of every run that a readiness run counts, with links to their reports."""
-    folder = _page_folder(run)
-    rows = [
-        (linked(source["notebook"], source["report"], folder), *gate_row(gate)[:4], Cell(gate["detail"]))
-        for source in run.info["sources"]
-        for gate in ranked(source["gates"])
-    ]
-    return Table("Gates", ("notebook", "outcome", "gate", "measured", "limit", "detail"), rows)
+    """Tabulate every gate of every run that a readiness run counts, with links to their reports.
+
+    Those that passed are folded: each stands in the report of its run too, and they are a hundred.
+    """
+    folder, shown, passed = _page_folder(run), [], []
+    for source in run.info["sources"]:
+        for gate in ranked(source["gates"]):
+            notebook = linked(source["notebook"], source["report"], folder)
+            row = (notebook, *gate_row(gate)[:4], Cell(gate["detail"]))
+            (passed if gate["outcome"] == PASS else shown).append(row)
+    header = ("notebook", OUTCOME, "gate", "measured", "limit", "detail")
+    return Table("Gates", header, shown, folded=passed, folded_because="passed")
 
 
 def packed_page(run, reports: Mapping[Path, str]) -> str:

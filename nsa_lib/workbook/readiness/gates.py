@@ -55,7 +55,8 @@ def current_gate(run: Recorded) -> GateResult:
         return replace(gate, detail="no run that counts")
     stale = stale_runs(run)
     if stale:
-        said = "; ".join(f"{notebook}: {why}" for notebook, why in stale.items())
+        alike = {why: [notebook for notebook, of_it in stale.items() if of_it == why] for why in stale.values()}
+        said = "; ".join(f"{', '.join(notebooks)}: {why}" for why, notebooks in alike.items())
         return replace(gate, measured=len(stale), detail=said)
     return replace(gate, outcome=PASS, measured=0, detail="source, torch, driver and device of now")
 

@@ -44,7 +44,7 @@ def test_every_chart_has_a_twin_that_is_valid_small_and_says_its_title_facts_and
         assert figure.layout.title.text in said
         assert figure.layout.title.subtitle.text.split()[0] in said
         for axis in (figure.layout.xaxis, figure.layout.yaxis):
-            assert (axis.title.text or "") in said
+            assert axis.visible is False or (axis.title.text or "") in said
         assert "<script" not in svg
         assert svg == static_twin(figure)
 
@@ -95,3 +95,15 @@ def test_a_chart_carries_its_twin_wherever_it_is_shown():
     assert isinstance(figure, Chart)
     run = replace(smoke(), steps=smoke().steps.iloc[:0])
     assert "no steps recorded" in " ".join(texts(static_twin(run.figures["memory"])))
+
+
+def test_panels_of_two_units_have_each_a_scale_of_their_own_and_those_of_one_share_it():
+    def ticks(shared):
+        figure = empty_chart("Pace and memory", "", "two panels", legend=False)
+        figure.set_subplots(1, 2, shared_yaxes=shared)
+        for column, values in enumerate(([100, 150], [1.7e6, 1.8e6]), start=1):
+            figure.add_trace(go.Scatter(x=[0, 1], y=values, mode="markers"), row=1, col=column)
+        return texts(static_twin(figure))
+
+    assert "150" in ticks(False)
+    assert "150" not in ticks(True)
