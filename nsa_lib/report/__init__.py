@@ -6,14 +6,8 @@ neither, so the exporter and the engine are loaded when their entry points ask f
 
 from nsa_lib.report.facts import environment_table, facts_table, machine_table
 from nsa_lib.report.guard import show
-from nsa_lib.report.tables import (
-    Table,
-    advice_table,
-    cases_table,
-    gates_table,
-    parameters_table,
-    prediction_table,
-)
+from nsa_lib.report.table import Table
+from nsa_lib.report.tables import advice_table, cases_table, gates_table, parameters_table, prediction_table
 from nsa_lib.report.verdict import VerdictError, conclude, read_verdict
 
 __all__ = [

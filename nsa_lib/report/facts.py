@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from nsa_lib.report.tables import Cell, Table, format_value
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import format_value
 from nsa_lib.runs.recorded import Recorded
 
 

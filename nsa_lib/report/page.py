@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from nsa_lib.report.charts.chart import CONFIG, Chart
 from nsa_lib.report.charts.static import static_twin
-from nsa_lib.report.tables import Table
+from nsa_lib.report.table import Table
 
 TEMPLATES = Path(str(files("nsa_lib.report") / "template"))
 

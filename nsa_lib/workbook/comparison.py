@@ -9,7 +9,8 @@ import pandas as pd
 from nsa_lib.contract.figures import counted
 from nsa_lib.report.charts.overlay import overlay
 from nsa_lib.report.page import Section, page
-from nsa_lib.report.tables import Cell, Table, format_value, frame_table, verdict_cell
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import format_value, frame_table, verdict_cell
 from nsa_lib.workbook.run import FIGURES, Run, compare, key_figures
 
 OVERLAYS = (

@@ -19,7 +19,8 @@ from nsa_lib.contract.figures import counted
 from nsa_lib.contract.files import write_text
 from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.page import Section, page
-from nsa_lib.report.tables import Cell, Table, format_value, linked, verdict_cell
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import format_value, linked, verdict_cell
 from nsa_lib.report.verdict import STYLES
 from nsa_lib.runs.recorded import MALFORMED, machine_name, read_info
 from nsa_lib.runs.report_file import report_of

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nsa_lib.report.tables import Cell, Table, format_value, verdict_cell
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import format_value, verdict_cell
 from nsa_lib.report.verdict import STYLES
 from nsa_lib.runs.found import newest_first
 from nsa_lib.runs.recorded import MALFORMED, read_summary

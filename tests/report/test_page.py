@@ -11,7 +11,7 @@ import pytest
 from nsa_lib.report.charts import overlay
 from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.page import Section, figure_html, page
-from nsa_lib.report.tables import Cell, Table
+from nsa_lib.report.table import Cell, Table
 from nsa_lib.workbook.comparison import comparison_page, figures_table
 from nsa_lib.workbook.run import open_run
 from tests.made_runs import Templates, day, edit, preflight, smoke, untaught_smoke

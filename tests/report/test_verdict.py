@@ -7,7 +7,7 @@ from IPython.core.formatters import DisplayFormatter
 from nbformat import v4
 
 from nsa_lib.report.charts import chart
-from nsa_lib.report.tables import Cell, Table
+from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.verdict import MIME, OUTCOME_KEY, VerdictError, conclude, read_verdict
 from tests.samples import (
     code_cell,

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from nsa_lib.judgement.prediction import PHASES
 from nsa_lib.report.charts.chart import BLUE, VERMILION, Chart, empty_chart, nothing
-from nsa_lib.report.tables import Cell, Table, linked
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import linked
 from nsa_lib.runs.recorded import Recorded
 
 SNAPSHOT_CASE = "snapshot"

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from nsa_lib.judgement.selection import SHARES, selection_rows
 from nsa_lib.report.charts.attention_map import BRANCH_WORDS
 from nsa_lib.report.charts.chart import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Chart, empty_chart, nothing
-from nsa_lib.report.tables import Cell, Table, format_value
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import format_value
 from nsa_lib.runs.recorded import Recorded
 
 TITLE = "What selection gives, by layer"

@@ -25,7 +25,8 @@ from nsa_lib.report.charts.chart import (
     points,
     rows_chart,
 )
-from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.report.table import Table
+from nsa_lib.report.tables import frame_table
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import BACKEND_NAMES, OWN
 from nsa_lib.workbook.backend_contrast.measures import contrast_rows, first_faster, swept, timing_rows, whole_of

@@ -25,7 +25,8 @@ from nsa_lib.report.charts.chart import (
     points,
 )
 from nsa_lib.report.charts.prediction import prediction_figure
-from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.report.table import Table
+from nsa_lib.report.tables import frame_table
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.backward_scaling.measures import (
     allocator_rows,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nsa_lib.contract.files import write_text
-from nsa_lib.report.tables import Cell, Table, verdict_cell
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import verdict_cell
 from nsa_lib.runs import environment
 from nsa_lib.runs.runner import execute
 from nsa_lib.subject.config import ConfigError

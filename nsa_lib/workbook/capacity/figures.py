@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from nsa_lib.report.charts.chart import BLUE, GREEN, GREY, PURPLE, VERMILION, Chart, empty_chart, points
 from nsa_lib.report.charts.prediction import stack_terms
-from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.report.table import Table
+from nsa_lib.report.tables import frame_table
 from nsa_lib.workbook.capacity.fits import ABOVE, BELOW
 from nsa_lib.workbook.capacity.measures import SETTINGS
 

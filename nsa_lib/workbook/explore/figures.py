@@ -22,7 +22,8 @@ from nsa_lib.report.charts.chart import (
 )
 from nsa_lib.report.charts.overlay import MEASURED
 from nsa_lib.report.charts.steps import phase_peaks, step_time
-from nsa_lib.report.tables import Table, frame_table
+from nsa_lib.report.table import Table
+from nsa_lib.report.tables import frame_table
 from nsa_lib.runs.parameters import unknown
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import ConfigError

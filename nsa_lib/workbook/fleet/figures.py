@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN
 from nsa_lib.report.charts.chart import BLUE, GREY, MOST_POINTS, ORANGE, VERMILION, Chart, empty_chart, nothing, thinned
-from nsa_lib.report.tables import OUTCOMES, Cell, Table, format_value, linked, verdict_cell
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import OUTCOMES, format_value, linked, verdict_cell
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.fleet.gates import Quarantined, quarantine, ruled
 from nsa_lib.workbook.fleet.members import Fleet, Member, fleet_of

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.report.charts.attention_map import BRANCH_WORDS, gate_map, selection_map
 from nsa_lib.report.charts.chart import BLUE, GREEN, VERMILION, Chart, empty_chart, nothing
-from nsa_lib.report.tables import Table, gates_table
+from nsa_lib.report.table import Table
+from nsa_lib.report.tables import gates_table
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import BACKEND_NAMES, OWN
 

@@ -8,17 +8,8 @@ from pathlib import Path
 
 from nsa_lib.judgement.gate import PASS
 from nsa_lib.report.page import Section, page
-from nsa_lib.report.tables import (
-    OUTCOME,
-    Cell,
-    Table,
-    format_value,
-    gate_row,
-    gates_table,
-    linked,
-    ranked,
-    verdict_cell,
-)
+from nsa_lib.report.table import OUTCOME, Cell, Table
+from nsa_lib.report.tables import format_value, gate_row, gates_table, linked, ranked, verdict_cell
 from nsa_lib.workbook.readiness.gates import to_run
 
 

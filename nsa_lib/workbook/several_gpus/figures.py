@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nsa_lib.report.charts.chart import GREEN, GREY, LINE_COLOURS, Chart, empty_chart, looks, nothing, rows_chart
-from nsa_lib.report.tables import Cell, Table, beside_cell, format_mib, frame_table
+from nsa_lib.report.table import Cell, Table
+from nsa_lib.report.tables import beside_cell, format_mib, frame_table
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.several_gpus.cases import ONE
 from nsa_lib.workbook.several_gpus.measures import by_step, link_rows, memory_rows, ranks_of, stragglers
