@@ -244,7 +244,9 @@ def test_custom_runs_are_listed_but_no_part_of_the_trend(tmp_path):
     names = drawn(html)
     assert set(names) == {"Peak allocated memory", "Peak reserved memory", "Tokens per second"}
     assert all(name == ["smoke, laptop, a processor"] for name in names.values())
-    assert not any(drawn(index_page(tmp_path, lines[2:], [])).values())
+    alone = index_page(tmp_path, lines[2:], [])
+    assert "application/json" not in alone, "nothing is drawn"
+    assert len(re.findall(r'<figure class="nsa-nothing"', alone)) == len(names)
 
 
 def test_the_trend_has_a_line_for_each_notebook_profile_and_machine(tmp_path):
