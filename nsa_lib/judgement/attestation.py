@@ -44,9 +44,8 @@ def attested_gate(run: Recorded, case_id: str, area: str, suffix: str = "") -> G
     if case is not None and area != "train_step" and (why := why_no_reference(case["asked"])):
         return replace(gate, required=False, detail=why)
     if case is not None and case["asked"] is not None and area == "blocks" and case["asked"]["compile"] == GRAPH:
-        gate = replace(
-            gate, required=False
-        )  # nothing can be asked there; a smoke without a graph judges the same blocks
+        # Nothing runs between blocks that could be asked; a smoke without a graph judges the same ones.
+        gate = replace(gate, required=False)
     steps = None if case is None else case["attestation"]
     if not steps or case["asked"] is None:
         return replace(gate, detail=f"the case {case_id} ended before its steps were judged")

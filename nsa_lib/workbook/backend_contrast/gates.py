@@ -214,19 +214,27 @@ def contrast_advice(run: Recorded) -> list[str]:
 def _reason(rows: pd.DataFrame, chosen: str) -> str:
     own = rows.loc[chosen]
     said = f"Use {chosen}: it is right, and forward and backward of the model take {own['total_ms']:,.1f} ms"
-    others = [
-        f"{name} {short(rows.loc[name, 'total_ms'] / own['total_ms'], 2)}x as long"
-        for name in rows.index
-        if name != chosen and rows.loc[name, "total_ms"] > 0
-    ]
-    said += f" ({', '.join(others)})" if others else ""
+    said += _times_beside(rows["total_ms"], chosen)
     return f"{said}; its peak is {own['peak_alloc_mib']:,.1f} MiB allocated{_beside(rows, chosen)}."
 
 
 def _beside(rows: pd.DataFrame, chosen: str) -> str:
     mib = rows["peak_alloc_mib"].dropna()
-    others = [f"{name} {mib[name]:,.1f}" for name in mib.index if name != chosen]
-    return f" ({', '.join(others)})" if others else ""
+    return _in_brackets([f"{name} {mib[name]:,.1f}" for name in mib.index if name != chosen])
+
+
+def _as_long(name: str, times: float) -> str:
+    return f"{name} {short(times, 2)}x as long"
+
+
+def _times_beside(total_ms: pd.Series, chosen: str, say: Callable[[str, float], str] = _as_long) -> str:
+    """Say how long each other one that was timed takes, in times of the chosen one."""
+    timed = [name for name in total_ms.index if name != chosen and total_ms[name] > 0]
+    return _in_brackets([say(name, total_ms[name] / total_ms[chosen]) for name in timed])
+
+
+def _in_brackets(words: list[str]) -> str:
+    return f" ({', '.join(words)})" if words else ""
 
 
 def contrast_headline(run: Recorded) -> str:
@@ -237,13 +245,8 @@ def contrast_headline(run: Recorded) -> str:
     if chosen is None:
         return "no backend can be recommended"
     total_ms = contrast_rows(run).set_index("backend")["total_ms"]
-    others = [
-        f"{name} {short(total_ms[name] / total_ms[chosen], 2)}x as long"
-        for name in run.backends
-        if name != chosen and total_ms[name] > 0
-    ]
     said = f"{chosen} recommended: {total_ms[chosen]:,.0f} ms forward and backward of the model"
-    said += f" ({', '.join(others)})" if others else ""
+    said += _times_beside(total_ms[list(run.backends)], chosen)
     peaks = _peaks(run)
     return f"{said}, memory peaks within {_spread_percent(peaks):.1f} % of each other" if len(peaks) > 1 else said
 
@@ -255,12 +258,7 @@ def _beside_others(run: Recorded) -> str:
     if not (own["total_ms"] > 0 and own["peak_alloc_mib"] > 0):
         return f"{label} was not measured to its end"
     said = f"{label}: {own['total_ms']:,.1f} ms forward and backward of the model"
-    times = [
-        f"{short(own['total_ms'] / rows.loc[name, 'total_ms'], 2)}x {name}"
-        for name in rows.index
-        if name != OWN and rows.loc[name, "total_ms"] > 0
-    ]
-    said += f" ({', '.join(times)})" if times else ""
+    said += _times_beside(rows["total_ms"], OWN, lambda name, times: f"{short(1 / times, 2)}x {name}")
     return f"{said}, {own['peak_alloc_mib']:,.1f} MiB peak allocated{_beside(rows, OWN)}"
 
 

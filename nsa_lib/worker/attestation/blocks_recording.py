@@ -69,7 +69,7 @@ def recording_blocks(
         for handle in _hooked(model, sample.layers, record):
             hooks.callback(handle.remove)
         if model.is_compiled:
-            hooks.enter_context(listening(_Shown(record.kept)))
+            hooks.enter_context(listening(_WhatIsShown(record.kept)))
             hooks.enter_context(_told_by_calls(model, record.kept))
         if optimizer is not None:
             hooks.callback(optimizer.register_step_pre_hook(take).remove)
@@ -88,18 +88,16 @@ def _is_judged(name: str, layers: tuple[int, ...]) -> bool:
 def _hooked(
     model: TinyLM, layers: tuple[int, ...], record: BlocksRecord
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    parts = [*model.blocks, model.norm]
     for index in layers:
-        kept, block = record.kept.setdefault(index, {}), model.blocks[index]
-        if block is model.blocks[-1]:
-            yield model.norm.register_forward_pre_hook(_keeping_input(kept, "passed"))
-        if model.is_compiled:
-            continue
-        yield block.register_forward_pre_hook(_keeping_input(kept, "x"))
-        yield block.attention.register_forward_pre_hook(_keeping_input(kept, "attended"))
-        yield block.attention.register_forward_hook(_keeping_output(kept, "attention"))
-        yield block.register_forward_hook(_keeping_output(kept, "output"))
-        if block is not model.blocks[-1]:
-            yield model.blocks[index + 1].register_forward_pre_hook(_keeping_input(kept, "passed"))
+        kept, block, following = record.kept.setdefault(index, {}), parts[index], parts[index + 1]
+        if not model.is_compiled:
+            yield block.register_forward_pre_hook(_keeping_input(kept, "x"))
+            yield block.attention.register_forward_pre_hook(_keeping_input(kept, "attended"))
+            yield block.attention.register_forward_hook(_keeping_output(kept, "attention"))
+            yield block.register_forward_hook(_keeping_output(kept, "output"))
+        if not model.is_compiled or following is model.norm:  # the norm is never compiled
+            yield following.register_forward_pre_hook(_keeping_input(kept, "passed"))
     yield model.norm.register_forward_pre_hook(_keeping_input(record.hidden, "x"))
     yield model.norm.register_forward_hook(_keeping_output(record.hidden, "output"))
 
@@ -126,7 +124,7 @@ def _told_by_calls(model: TinyLM, kept: Mapping[int, dict[str, Tensor]]) -> Iter
         model.run_block = original
 
 
-class _Shown:
+class _WhatIsShown:
     """Keeps what compiled attention layers show: values of the first pass, gradients of the one that has a backward."""
 
     def __init__(self, kept: Mapping[int, dict[str, Tensor]]):
