@@ -102,6 +102,8 @@ def parts_gate(run: Recorded, strategy: str) -> GateResult:
     seen = fact_of_ranks(run, strategy, "executed")
     if not seen or not all(seen):
         return replace(gate, detail="a rank ended before a step of it was seen")
+    if any(step["held_share"] is None for steps in seen for step in steps):
+        return replace(gate, detail="a rank did not say what it holds")
     wanted = len(seen) if strategy == DDP else 1
     for steps in zip(*seen, strict=False):
         held = sum(step["held_share"] for step in steps)

@@ -31,8 +31,8 @@ class Execution:
     """Of `parameters`, `gradients`, `optimizer` state and `activations`."""
     devices: list[str] = field(default_factory=list)
     """Kinds of device that hold the parameters."""
-    held_share: float = 1.0
-    """Share of the parameters that this process holds: less than 1 where ranks share them."""
+    held_share: float | None = None
+    """Share of the parameters that this process holds, less than 1 where ranks share them; asked after the step."""
     detects_anomalies: bool = False
     """Whether autograd's anomaly detection was in force in forward."""
     allocator: dict[str, object] = field(default_factory=dict)

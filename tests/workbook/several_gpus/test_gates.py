@@ -90,6 +90,11 @@ def test_a_rank_that_executes_something_else_fails(changes):
     assert (gate.outcome, gate.detail) == (FAIL, "rank 1, step 1")
 
 
+def test_a_rank_that_does_not_say_what_it_holds_is_no_pass():
+    gate = judged(other_executed(healthy(), "ddp", held_share=None), "parts_ddp")
+    assert (gate.outcome, gate.detail) == (NOT_RUN, "a rank did not say what it holds")
+
+
 @pytest.mark.parametrize(("strategy", "share", "said"), [("fsdp2", 1.0, "200 %"), ("ddp", 0.5, "100 %")])
 def test_a_strategy_that_is_really_the_other_one_fails(strategy, share, said):
     run = healthy()
