@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -25,6 +26,15 @@ def _no_backend_but_ours_is_left():
     from nsa_lib.subject.attention import BACKENDS  # not before TRITON_INTERPRET is set
 
     BACKENDS.pop(OWN, None)
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard_as_before():
+    # Who does not give them back makes a later test, of another file, hear a signal that was sent long before it.
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1, "an event loop still takes the signals"
 
 
 @pytest.fixture(autouse=True)

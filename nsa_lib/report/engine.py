@@ -18,7 +18,7 @@ from papermill.log import logger
 
 from nsa_lib.report.exporter import NsaHTMLExporter
 from nsa_lib.report.guard import guarded
-from nsa_lib.report.kernel import StoppableKernel
+from nsa_lib.report.kernel import StoppableKernel, signals_given_back
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
 
@@ -32,6 +32,7 @@ class NsaEngine(NBClientEngine):
     """Execute a notebook and write its report, after an error, a dead kernel, a timeout or Ctrl-C too."""
 
     @classmethod
+    @signals_given_back()
     def execute_notebook(cls, nb, kernel_name, output_path=None, **kwargs):
         """Execute `nb`.
 

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and the polite end that batch systems send."""
 
 IDLE_S, POLL_S = 1.0, 0.02
 """How long a kernel that is to end may take to fall idle, and how often it is looked at meanwhile."""
 
 
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    """Give the signals, at the end, back to whoever heard them before a `StoppableKernel` did.
+
+    A process that executes a notebook may go on: it would be deaf to Ctrl-C, and its next notebook would hear, at its
+    start, a signal that was sent long before.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        loop = ensure_event_loop()  # nbclient's for this thread
+        for number, handler in before.items():
+            if loop.remove_signal_handler(number):
+                signal.signal(number, handler)
+
+
 class StoppableKernel(AsyncKernelManager):
     """A kernel for which Ctrl-C, and SIGTERM, are JupyterLab's stop button: what was recorded is judged and shown.
 
-    A second signal ends the kernel. nbclient's own handlers, which this replaces, do so at the first.
+    A second signal ends the kernel. nbclient's own handlers, which this replaces, do so at the first. From the start of
+    the kernel on the signals are this one's, after its end too, while the report is written: see `signals_given_back`.
     """
 
     async def start_kernel(self, **kwargs):
         """Start the kernel and listen for the signals."""
         self._is_stopping = False
         with suppress(RuntimeError):  # not the main thread: signals are not ours to hear
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 asyncio.get_running_loop().add_signal_handler(number, self._stop)
         await super().start_kernel(**kwargs)
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from papermill.engines import NBClientEngine
 
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.engine import write_report
+from nsa_lib.report.kernel import SIGNALS
 from nsa_lib.report.verdict import FINISHED, MIME, OUTCOME_KEY, read_verdict
 from tests.samples import (
     notebook,
@@ -200,6 +202,28 @@ def test_a_second_ctrl_c_ends_a_kernel_that_does_not_stop(tmp_path):
         ended.stderr.read()
     assert ended.returncode != 0
     assert headline(tmp_path)[0] == "INCOMPLETE"
+
+
+@pytest.mark.parametrize("last", ["1", "import os; os.kill(os.getpid(), 9)"], ids=["ends", "dies"])
+def test_who_executes_a_notebook_hears_signals_afterwards_as_before(tmp_path, last):
+    heard = []
+    with heard_by(heard.append):
+        with suppress(RuntimeError):  # the kernel died
+            execute(tmp_path, last)
+        for number in SIGNALS:
+            signal.raise_signal(number)
+        assert heard == list(SIGNALS)
+        execute(tmp_path, "1")  # it would meet a signal that was left for it at its start, and end at once
+    assert headline(tmp_path)[1] == "no verdict was recorded"
+
+
+@contextmanager
+def heard_by(hear):
+    """Let `hear` take the signals' numbers."""
+    before = {number: signal.signal(number, lambda number, _: hear(number)) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
