@@ -100,6 +100,8 @@ def seen(asked):
         }
     if asked["fingerprint"]:
         facts["fingerprint"] = fingerprint(asked)
+    if asked["detect_anomaly"]:
+        facts["planted_nan"] = {"said": "Function 'NativeLayerNormBackward0' returned nan values in its 0th output."}
     facts["meter"] = {"held_mib": 8.0, "read_mib": 8.0, "reserved_mib": 64.0}
     if asked["show_fresh"]:
         facts["fresh_tokens"] = {
@@ -107,6 +109,7 @@ def seen(asked):
             "guess": 6.2,
             "tokens": 512,
             "changes": {"65": 0.0},
+            "unseen": [],
             "others": 0.0,
         }
     return facts

@@ -24,7 +24,7 @@ from nsa_lib.subject.config import ConfigError
 
 JSON_COLUMNS = (
     "asked", "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
-    "prediction", "executed", "attestation", "fresh_tokens", "meter", "replay", "on_trial", "origin",
+    "prediction", "executed", "attestation", "fresh_tokens", "planted_nan", "meter", "replay", "on_trial", "origin",
     "ranks", "start", "digests", "fingerprint", "allocations",
 )  # fmt: skip
 """Columns of the cases that hold lists and mappings, as they are in memory and as JSON in a file; None if missing."""

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 
 from nsa_lib.contract.case import CaseConfig
-from nsa_lib.contract.figures import largest
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
 
@@ -37,7 +36,8 @@ def fresh_tokens(
     Returns:
         `losses`: nats, of each step, before its update; `guess`: ln(vocab); `tokens`: of a step; `changes`: for each
         edited position the largest relative change of a row of the final hidden states before it, None if not finite;
-        `others`: the same of the other sequences when the last one is another, None in a batch of one.
+        `unseen`: the positions whose edit changes no row from there on, so that it shows nothing;
+        `others`: as `changes`, of the other sequences when the last one is another, None in a batch of one.
     """
     generator = torch.Generator().manual_seed(case.seed + 1)
     shape, vocab = (case.batch, case.seq_len + 1), case.model.vocab
@@ -46,20 +46,25 @@ def fresh_tokens(
         tokens = torch.randint(vocab, shape, generator=generator).to(case.device)
         losses.append(step(tokens).loss.item())
         alive()
+    edits = _edits(model, tokens[:, :-1], case, alive)
     return {
         "losses": losses,
         "guess": math.log(vocab),
         "tokens": case.batch * case.seq_len,
-        "changes": {str(at): change for at, change in _changes_before(model, tokens[:, :-1], case, alive).items()},
+        "changes": {str(at): before for at, (before, _) in edits.items()},
+        "unseen": [at for at, (_, behind) in edits.items() if behind == 0],
         "others": _change_of_others(model, tokens[:, :-1], case),
     }
 
 
 @torch.no_grad()
-def _changes_before(
+def _edits(
     model: TinyLM, tokens: torch.Tensor, case: CaseConfig, alive: Callable[[], None]
-) -> dict[int, float]:
-    """Return, for each edited position, the largest change of a row before it, over the largest row's norm."""
+) -> dict[int, tuple[float, float]]:
+    """Return, for each edited position, the largest change of a row before it and of one from it on.
+
+    Changes are over the largest row's norm.
+    """
     model.grad_checkpointing = False  # nothing is kept for a backward anyway
     before = model.hidden(tokens)
     largest_row = before.float().norm(dim=-1).max()
@@ -67,9 +72,8 @@ def _changes_before(
     for position in edited_positions(case):
         edited = tokens.clone()
         edited[:, position:] = (edited[:, position:] + 1) % case.model.vocab
-        after = model.hidden(edited)
-        rows = (after[:, :position] - before[:, :position]).float().norm(dim=-1)
-        found[position] = largest([float(rows.max() / largest_row)])
+        rows = (model.hidden(edited) - before).float().norm(dim=-1) / largest_row
+        found[position] = float(rows[:, :position].max()), float(rows[:, position:].max())
         alive()
     return found
 

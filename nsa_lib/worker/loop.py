@@ -33,6 +33,7 @@ from nsa_lib.worker.memory import CpuMeter, CudaMeter, meter_check
 from nsa_lib.worker.memory_snapshot import run_snapshot
 from nsa_lib.worker.origin import origin
 from nsa_lib.worker.phases import in_order
+from nsa_lib.worker.planted_nan import planted_nan
 from nsa_lib.worker.ranks.collectives import run_collectives
 from nsa_lib.worker.ranks.share import own_sequences
 from nsa_lib.worker.ranks.step_recorder import StepRecorder
@@ -236,6 +237,8 @@ def measured_steps(
             prints.after(step, beat["loss"])
             yield {"state_mib": training.state_bytes(stepped.model, stepped.optimizer) / MIB}
         heartbeat.beat("judge")
+        if case.detect_anomaly:
+            yield {"planted_nan": planted_nan(stepped.model, lambda: stepped.take(tokens, meter))}
         yield {"meter": meter_check(meter, case.device, is_bounded=case.budget_mib is not None)}
     if case.fingerprint:
         yield {"fingerprint": prints.found}

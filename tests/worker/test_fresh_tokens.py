@@ -33,6 +33,7 @@ def test_an_honest_model_knows_nothing_of_fresh_tokens_and_its_rows_stay():
     assert min(found["losses"]) > 0.97 * math.log(LONG.model.vocab)
     assert found["guess"] == math.log(LONG.model.vocab)
     assert set(found["changes"].values()) == {0.0}
+    assert found["unseen"] == []
     assert found["others"] == 0.0
     assert shown(replace(LONG, batch=1))["others"] is None
 
@@ -54,6 +55,13 @@ def test_a_model_that_learned_to_read_the_next_token_is_below_a_guess():
         return honest(tokens) + 5 * model.embedding(following)
 
     assert min(shown(spoil=spoil, steps=60)["losses"]) < 0.97 * math.log(LONG.model.vocab)
+
+
+def test_an_edit_that_nobody_sees_is_named():
+    def spoil(model, honest, tokens):
+        return honest(torch.cat([tokens[:, :-1], 0 * tokens[:, -1:]], dim=1))
+
+    assert shown(spoil=spoil)["unseen"] == [edited_positions(LONG)[-1]] == [LONG.seq_len - 1]
 
 
 def test_sequences_that_are_mixed_change_each_other():

@@ -115,6 +115,10 @@ def anomaly_gate(run: Recorded) -> GateResult:
         return replace(gate, outcome=done.outcome if case["executed"] else NOT_RUN, detail=done.detail)
     if not all(step["detects_anomalies"] for step in case["executed"]):
         return replace(gate, outcome=FAIL, detail="anomaly detection was not in force")
+    if case["planted_nan"] is None:
+        return replace(gate, detail="no NaN was planted to see whether it is noticed")
+    if case["planted_nan"]["said"] is None:
+        return replace(gate, outcome=FAIL, detail="anomaly detection did not notice a NaN that was planted")
     return replace(gate, outcome=PASS, detail=f"{counted(len(run.of('anomaly')), 'step')} without a finding")
 
 
@@ -150,6 +154,7 @@ def future_gate(run: Recorded) -> GateResult:
         for at, change in found["changes"].items()
         if change is None or change > limit
     ]
+    wrong += [f"an edit of token {at} and those after it changes no row" for at in found["unseen"]]
     if run.parameter("batch") > 1 and (found["others"] is None or found["others"] > limit):
         wrong.append(f"one sequence of the batch changes the others by {found['others']}")
     if wrong:

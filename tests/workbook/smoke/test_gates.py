@@ -430,9 +430,22 @@ def test_compiled_layers_are_not_judged_and_that_is_incomplete():
     assert (judged(run, "train_step").outcome, word(run)) == (PASS, "INCOMPLETE")
 
 
+def test_anomaly_detection_that_does_not_notice_a_planted_nan_fails():
+    run = with_case(healthy(), "anomaly", planted_nan={"said": None})
+    assert judged(run, "anomaly").detail == "anomaly detection did not notice a NaN that was planted"
+    assert (judged(run, "anomaly").outcome, word(run)) == (FAIL, "NO-GO")
+    assert judged(with_case(healthy(), "anomaly", planted_nan=None), "anomaly").outcome == NOT_RUN
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"losses": [None]}, {"losses": [6.5, 6.0]}, {"changes": {"65": 0.2}}, {"changes": {"65": None}}],
+    [
+        {"losses": [None]},
+        {"losses": [6.5, 6.0]},
+        {"changes": {"65": 0.2}},
+        {"changes": {"65": None}},
+        {"unseen": [65]},
+    ],
 )
 def test_a_model_that_reads_the_future_fails(changes):
     assert judged(shown_fresh(healthy(), **changes), "future").outcome == FAIL
