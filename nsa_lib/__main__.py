@@ -22,7 +22,7 @@ from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import reports_folder
+from nsa_lib.runs.environment import out_dir_of, reports_folder
 from nsa_lib.runs.found import find
 from nsa_lib.runs.parameters import read_value, refuse_unknown, unknown
 from nsa_lib.runs.report_file import report_beside
@@ -81,8 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return COMMANDS[asked.command](asked)
     except (ConfigError, OSError) as error:
-        print(error, *getattr(error, "user_traceback", "").splitlines(), sep="\n", file=sys.stderr)
+        print(_said(error), *getattr(error, "user_traceback", "").splitlines(), sep="\n", file=sys.stderr)
         return 2
+
+
+def _said(error: ConfigError | OSError) -> str:
+    """Return an error in one line: of the system's what is wrong with which file."""
+    is_of_a_file = isinstance(error, OSError) and error.filename is not None
+    return f"{error.filename}: {error.strerror}" if is_of_a_file else str(error)
 
 
 def _one_of(*notebooks: str) -> Callable[[str], str]:
@@ -132,15 +138,17 @@ def _from_files(paths: list[Path]) -> dict[str, object]:
 
 
 def _run(asked: argparse.Namespace) -> int:
+    in_files, on_line = _from_files(asked.parameters_file), dict(asked.parameters)
+    given = {**in_files, **on_line}
+    reports = out_dir_of(given.get("out_dir"))  # beside the index of the runs
     if asked.notebook == ALL:
-        return validate(_from_files(asked.parameters_file), dict(asked.parameters), reports=reports_folder())
-    given = {**_from_files(asked.parameters_file), **dict(asked.parameters)}
+        return validate(in_files, on_line, reports=reports)
     if given.get("profile") == PROLOG:
         return prolog(asked.notebook, given)
     _given(asked)  # refused here in a line, and not by a kernel in many
     options = [word for path in asked.parameters_file for word in ("-f", str(path))]
-    options += papermill.parameters(dict(asked.parameters))
-    status, output, is_written = run_notebook(asked.notebook, reports_folder(), options, quiet=False)
+    options += papermill.parameters(on_line)
+    status, output, is_written = run_notebook(asked.notebook, reports, options, quiet=False)
     if not is_written:
         return status or 1  # papermill has said why
     executed = nbformat.read(output, as_version=4)

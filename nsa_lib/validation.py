@@ -19,7 +19,7 @@ import nbformat
 
 from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import notebook_path, out_dir_of
+from nsa_lib.runs.environment import notebook_path, out_dir_of, require_room
 from nsa_lib.runs.folder import new_output, written
 from nsa_lib.runs.parameters import read_value, unknown
 from nsa_lib.runs.stop_button import StopButton
@@ -65,10 +65,12 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
         0 if readiness is GO, or REVIEW where `accept_review` says so; else another exit status.
 
     Raises:
-        ConfigError: before anything is started, for a parameter that no notebook declares or a value not accepted.
+        ConfigError: before anything is started, for a parameter that no notebook declares, a value not accepted, or a
+            folder that cannot be written.
     """
     given = {**in_files, **on_line}
     check_parameters(given)
+    require_room(reports)
     began = datetime.now(timezone.utc)
     run_ids: list[str] = []
     with StopButton() as stop:

@@ -177,7 +177,8 @@ def test_run_hands_every_value_to_papermill_as_text_and_prints_the_verdict(ask, 
         (["-p", "stepz", "3"], "stepz: no such parameter of preflight, backward_scaling, smoke"),
         (["-p", "seq_lenz", "[64]"], "seq_lenz: no such parameter of preflight, backward_scaling, smoke"),
         (["-p", "runs", "newest"], "runs: a validation decides over the runs that it makes"),
-        (["-f", "/no/p.yaml"], "[Errno 2] No such file or directory: '/no/p.yaml'"),
+        (["-f", "/no/p.yaml"], "/no/p.yaml: No such file or directory"),
+        (["-p", "out_dir", "/dev/null"], "out_dir=/dev/null: cannot be made (Not a directory); accepts a folder that"),
     ],
 )
 def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, arguments, line):
@@ -195,6 +196,7 @@ def test_run_all_refuses_before_anything_starts(ask, tmp_path, monkeypatch, argu
         (["-p", "stepz", "3"], "stepz: no such parameter of smoke; did you mean steps?"),
         (["-p", "steps", "ten"], "steps='ten': accepts a whole number above 0"),
         (["-f", "p.yaml"], "layerz: no such parameter of smoke; did you mean layers?"),
+        (["-p", "out_dir", "/dev/null"], "out_dir=/dev/null: cannot be made (Not a directory); accepts a folder that"),
     ],
 )
 def test_run_refuses_in_a_line_before_papermill_starts(ask, tmp_path, monkeypatch, arguments, line):
@@ -205,6 +207,28 @@ def test_run_refuses_in_a_line_before_papermill_starts(ask, tmp_path, monkeypatc
     status, out, err = ask("run", "smoke", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(line)
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+@pytest.mark.parametrize("notebook", ["smoke", "all"])
+def test_what_a_run_leaves_lies_beside_the_index_of_its_runs(ask, tmp_path, monkeypatch, notebook, in_a_file):
+    outputs = []
+
+    def papermill(command, stop, **_):
+        outputs.append(Path(command[5]))
+        nbformat.write(sample_notebook("GO"), command[5])
+        return 0, False
+
+    monkeypatch.setattr(environment, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(worker_main.papermill, "supervise", papermill)
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text("out_dir: mine\n")
+    given = ("-f", "p.yaml") if in_a_file else ("-p", "out_dir", "mine")
+    status, out, _ = ask("run", notebook, *given)
+    assert status == 0
+    assert {path.parent for path in outputs} == {tmp_path / "mine"}
+    assert f"report: {outputs[-1].with_suffix('.html')}" in out.splitlines()
+    assert not (tmp_path / "project").exists()
 
 
 @pytest.mark.parametrize(
@@ -264,6 +288,21 @@ def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(a
     status, out, _ = ask("compare", tmp_path / "a", tmp_path / "a")
     assert (status, out.splitlines()[0]) == (0, "nothing differs")
     assert page.with_name("compare-a-a.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_named_in_a_line_after_what_was_found(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
+    save(healthy("laptop"), tmp_path / "a")
+    nbformat.write(sample_notebook("GO"), tmp_path / "out.ipynb")
+    for page in ("out.html", "reports/compare-a-a.html"):
+        (tmp_path / page).mkdir(parents=True)
+    for command, found, page in (
+        (("compare", tmp_path / "a", tmp_path / "a"), "nothing differs", "reports/compare-a-a.html"),
+        (("report", tmp_path / "out.ipynb"), "", "out.html"),
+    ):
+        status, out, err = ask(*command)
+        assert (status, err) == (2, f"{tmp_path / page}: Is a directory\n")
+        assert out.startswith(found)
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,17 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path to write to; what was written replaces the file once it is whole, and goes if it never is."""
+    """Yield the path to write to; what was written replaces the file once it is whole, and goes if it never is.
+
+    An OSError names the file that was to be written.
+    """
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")  # of this process alone: some disks have no locks
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -94,6 +94,6 @@ def _of_time(run: Recorded) -> Iterator[str]:
     created = datetime.fromisoformat(str(run.info["created"])).timestamp()
     began = [case["began"] for case in run.each_case() if case["began"] is not None]
     if began and created > min(began) + CLOCK_S:
-        yield f"run.json says {run.info['created']}, its workers ran before"
+        yield f"run.json says {run.info['created']}, its workers ran before, or a clock was set back meanwhile"
     if max([created, *began]) > datetime.now(timezone.utc).timestamp() + CLOCK_S:
         yield f"it is dated in the future, {run.info['created']}"

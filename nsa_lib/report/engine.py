@@ -18,12 +18,9 @@ from papermill.log import logger
 
 from nsa_lib.report.exporter import NsaHTMLExporter
 from nsa_lib.report.guard import guarded
-from nsa_lib.report.kernel import StoppableKernel, signals_given_back
+from nsa_lib.report.kernel import QUIET, StoppableKernel, signals_given_back
 from nsa_lib.report.verdict import FINISHED, OUTCOME_KEY
 from nsa_lib.runs.report_file import report_beside
-
-QUIET = "--IPKernelApp.log_level=40"
-"""Errors of the kernel, without its warning that it talks in plain text: it does so on the loopback alone."""
 
 UNFINISHED = "it is being made, or papermill was killed before its end"
 

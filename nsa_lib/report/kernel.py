@@ -14,6 +14,9 @@ from jupyter_core.utils import ensure_event_loop
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and the polite end that batch systems send."""
 
+QUIET = "--IPKernelApp.log_level=40"
+"""Errors of the kernel, without its warning that it talks in plain text: it does so on the loopback alone."""
+
 IDLE_S, POLL_S = 1.0, 0.02
 """How long a kernel that is to end may take to fall idle, and how often it is looked at meanwhile."""
 

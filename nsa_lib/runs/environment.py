@@ -34,6 +34,8 @@ FACTS_LIMIT_S = 180
 ANSWER_LIMIT_S = 5
 """How long a tool of the machine may take to answer; one that takes longer tells nothing."""
 
+WRITABLE = "accepts a folder that you may write to"
+
 ROOM_MIB = 64
 """Free space that a run needs; a hundred steps leave about 1 MiB."""
 
@@ -189,9 +191,9 @@ def require_room(out_dir: Path) -> None:
     try:
         (out_dir / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"out_dir={out_dir}: cannot be made ({error.strerror})") from None
+        raise ConfigError(f"out_dir={out_dir}: cannot be made ({error.strerror}); {WRITABLE}") from None
     if not os.access(out_dir / "runs", os.W_OK | os.X_OK):
-        raise ConfigError(f"out_dir={out_dir}: cannot be written; accepts a folder that you may write to")
+        raise ConfigError(f"out_dir={out_dir}: cannot be written; {WRITABLE}")
     free_mib = shutil.disk_usage(out_dir).free / 2**20
     if free_mib < ROOM_MIB:
         raise ConfigError(f"out_dir={out_dir}: {free_mib:.0f} MiB free on its disk, a run needs {ROOM_MIB}")

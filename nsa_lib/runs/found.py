@@ -131,14 +131,19 @@ def _look(folder: Path) -> Found:
 
 
 def _created(folder: Path) -> datetime:
-    """Return when a run began, also if a newer library made it; where that cannot be, when run.json was written."""
+    """Return when a run began, also if a newer library made it; where that cannot be, when run.json was written.
+
+    Where that cannot be either, because the clock was set back during the run, it is when its last file was added, or
+    else long ago: a run of which nobody knows when it was must not stand before those made since.
+    """
     path = folder / "run.json"
+    moments = []
     with suppress(OSError, KeyError, TypeError, ValueError):
-        created = _as_utc(json.loads(path.read_text())["created"])
-        if not _is_future(created):
-            return created
-    written = (path if path.is_file() else folder).stat().st_mtime
-    return min(datetime.fromtimestamp(written, timezone.utc), datetime.now(timezone.utc))
+        moments.append(_as_utc(json.loads(path.read_text())["created"]))
+    moments += [
+        datetime.fromtimestamp(place.stat().st_mtime, timezone.utc) for place in (path, folder) if place.exists()
+    ]
+    return next((moment for moment in moments if not _is_future(moment)), datetime.fromtimestamp(0, timezone.utc))
 
 
 def _is_future(moment: datetime) -> bool:

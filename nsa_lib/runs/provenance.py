@@ -20,11 +20,21 @@ def provenance(notebooks: Iterable[str]) -> dict[str, str | None]:
 def _git_commit() -> str | None:
     if not (environment.PROJECT / ".git").exists():
         return None
-    head = environment.answer("git", "-C", str(environment.PROJECT), "rev-parse", "HEAD")
+    head = _git("rev-parse", "HEAD")
     if not head:
         return None
-    changed = environment.answer("git", "-C", str(environment.PROJECT), "status", "--porcelain", "--untracked-files=no")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
     return head[0].strip() + ("" if changed == [] else "-dirty" if changed else "-unknown")
+
+
+def _git(*asked: str) -> list[str] | None:
+    """Return what git says of the checkout, also of one that belongs to another user, as in a container it often does.
+
+    git refuses that for fear of commands in the checkout's own settings; but this process runs its code anyway. Nothing
+    is written there, so that no file of its index comes to belong to root.
+    """
+    project = str(environment.PROJECT)
+    return environment.answer("git", "--no-optional-locks", "-c", f"safe.directory={project}", "-C", project, *asked)
 
 
 def source_sha256(notebooks: Iterable[str]) -> str:

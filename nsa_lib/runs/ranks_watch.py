@@ -36,7 +36,8 @@ class RanksWatch:
         """Return the status and reason with which the case must be ended, or None; it names the ranks that are late."""
         late = {rank: ending for rank, watch in enumerate(self.ranks) if (ending := watch.overdue(limits))}
         if not late:
-            return self.waits.overdue(limits, self._beats_at)
+            silences_s = {rank: watch.silence_s for rank, watch in enumerate(self.ranks)}
+            return self.waits.overdue(limits, self._beats_at, silences_s)
         status, reason = next(iter(late.values()))
         return status, f"{reason}: {'rank' if len(late) == 1 else 'ranks'} {', '.join(map(str, late))}"
 

@@ -86,20 +86,29 @@ class Waits:
             said.append(f"rank {rank} {'compiles' if rank in self.excused else 'is'} in {self.flights[rank]['doing']}")
         return "; ".join(said)
 
-    def overdue(self, limits: Limits, beats_at: Mapping[int, float]) -> tuple[str, str] | None:
+    def overdue(
+        self, limits: Limits, beats_at: Mapping[int, float], silences_s: Mapping[int, float]
+    ) -> tuple[str, str] | None:
         """Return the status and reason with which the case must be ended, or None.
 
         The others may take `wait_factor` times as long as the rank that waits took from its last heartbeat to the
         collective. A rank that compiles is given the time of its phase.
+
+        Args:
+            limits: of the run.
+            beats_at: when each rank wrote its last heartbeat, by its own clock.
+            silences_s: how long ago that came, by ours. No rank has waited longer: its own clock also counts the time
+                for which the machine slept, and jumps when it is set.
         """
         if self.wait is None or self.excused:
             return None
         took_s = self.wait.entry["time_created_ns"] / 1e9 - beats_at[self.wait.rank]
         allowed = limits.wait_s(took_s)
-        if self.waited_s <= allowed:
+        waited_s = min(self.waited_s, silences_s[self.wait.rank])
+        if waited_s <= allowed:
             return None
         who = f" for {named(self.wait.late)}" if self.wait.late else ""
-        return "stalled", f"rank {self.wait.rank} has waited {self.waited_s:.0f} s{who} (limit {allowed:.0f} s)"
+        return "stalled", f"rank {self.wait.rank} has waited {waited_s:.0f} s{who} (limit {allowed:.0f} s)"
 
 
 def read_flights(folders: Sequence[Path]) -> dict[int, Mapping]:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import notebook_path
+from nsa_lib.runs.environment import notebook_path, require_room
 from nsa_lib.runs.folder import new_output, written
 from nsa_lib.runs.stop_button import StopButton
 
@@ -18,10 +18,14 @@ def run_notebook(notebook: str, reports: Path, options: Sequence[str], *, quiet:
 
     Args:
         notebook: its name.
-        reports: the folder of its output, and of its report beside it.
+        reports: the folder of its output, of its report beside it, and of runs/.
         options: of papermill, besides the engine.
         quiet: what it prints goes to a log beside the output, and to this process's own output otherwise.
+
+    Raises:
+        ConfigError: in one line, if that folder cannot be written.
     """
+    require_room(reports)
     output = new_output(reports, notebook, datetime.now(timezone.utc))
     shown = "--no-progress-bar" if quiet else "--log-output"
     command = papermill.command(notebook_path(notebook), output, "--engine", "nsa", shown, *options)

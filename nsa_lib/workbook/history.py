@@ -22,7 +22,7 @@ from nsa_lib.report.page import Section, page
 from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.tables import format_value, linked, verdict_cell
 from nsa_lib.report.verdict import STYLES
-from nsa_lib.runs.recorded import MALFORMED, machine_name, read_info
+from nsa_lib.runs.recorded import MALFORMED, machine_name, read_info, read_summary
 from nsa_lib.runs.report_file import report_of
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.run import Run, key_figures
@@ -30,6 +30,9 @@ from nsa_lib.workbook.run import Run, key_figures
 SCHEMA = 1
 
 HISTORY = "history.jsonl"
+
+MODE = 0o666
+"""Who may write to it is decided by the umask alone: a team whose umask is 002 shares the folder of its runs."""
 
 TRENDS = (
     ("peak_alloc_mib", "Peak allocated memory", "MiB"),
@@ -71,7 +74,7 @@ def history_line(run: Run) -> dict[str, object]:
 
 def append(path: Path, line: Mapping[str, object]) -> None:
     """Append a line to a file in one write; after a line that was torn, on a line of its own."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, MODE)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -181,7 +184,7 @@ def _without_a_line(runs: Path, known: set[object]) -> tuple[list[dict[str, obje
     lines, problems = [], []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in known):
         try:
-            line = _unrecorded(read_info(folder))
+            line = _unrecorded(folder, read_info(folder))
         except ConfigError as error:
             problems.append(str(error))
         except MALFORMED as error:
@@ -191,11 +194,16 @@ def _without_a_line(runs: Path, known: set[object]) -> tuple[list[dict[str, obje
     return lines, problems
 
 
-def _unrecorded(info: Mapping[str, object]) -> dict[str, object]:
-    figures = dict.fromkeys(name for name, *_ in TRENDS)
+def _unrecorded(folder: Path, info: Mapping[str, object]) -> dict[str, object]:
+    """Return a line as its summary.json tells: one user may not write into the history of another."""
     named = {"schema": SCHEMA} | {name: info[name] for name in ("run_id", "notebook", "created", "profile", "custom")}
-    told = {"verdict": "INCOMPLETE", "headline": "no verdict recorded"}
-    return _checked({**named, **told, **figures, "machine": _machine(info), "report": info.get("report")})
+    try:
+        told = read_summary(folder)
+    except FileNotFoundError:
+        told = {"verdict": "INCOMPLETE", "headline": "no verdict recorded", "key_figures": {}}
+    judged = {name: told.get(name) for name in ("verdict", "headline", "on_trial")}
+    figures = {name: told["key_figures"].get(name) for name, *_ in TRENDS}
+    return _checked({**named, **judged, **figures, "machine": _machine(info), "report": info.get("report")})
 
 
 def _machine(info: Mapping[str, object]) -> str | None:
@@ -215,7 +223,7 @@ def _locked(path: Path) -> Iterator[list[str]]:
 
     Yields what is wrong with that: a disk without locks has its page all the same, which says so.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         unlocked = []

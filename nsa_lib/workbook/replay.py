@@ -18,6 +18,7 @@ from papermill.parameterize import parameterize_notebook
 
 from nsa_lib.contract.files import write_text
 from nsa_lib.report import NsaHTMLExporter
+from nsa_lib.report.kernel import QUIET
 from nsa_lib.runs.environment import notebook_path
 from nsa_lib.runs.report_file import IN_FOLDER
 from nsa_lib.workbook.run import Run, judged_run
@@ -52,7 +53,7 @@ def replayed(run: Run, page: Path) -> nbformat.NotebookNode:
     calls = f"globals().update(recorded_calls({str(folder)!r}, {str(page)!r}))"
     source = f"from nsa_lib.workbook.replay import recorded_calls\n{calls}"
     notebook.cells.insert(setup + 1, new_code_cell(source, metadata={"tags": [REPLACING]}))
-    NotebookClient(notebook, timeout=None, allow_errors=True).execute()
+    NotebookClient(notebook, timeout=None, allow_errors=True, extra_arguments=[QUIET]).execute()
     notebook.cells = [cell for cell in notebook.cells if REPLACING not in cell.metadata.get("tags", ())]
     return notebook
 

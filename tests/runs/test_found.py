@@ -112,8 +112,19 @@ def test_a_run_of_the_future_is_not_believed_and_has_the_time_of_its_file(put, t
     first, last = runs_in(tmp_path)
     assert (first.folder, last.folder) == (sound, future)
     assert last.problem.endswith("it is dated in the future, 2099-01-01T00:00:00+00:00")
-    os.utime(future / "run.json", (9e9, 9e9))
-    assert runs_in(tmp_path)[0].created <= datetime.now(timezone.utc)
+
+
+def test_a_clock_that_was_set_back_puts_no_run_before_those_made_since(put, tmp_path):
+    now = datetime.now(timezone.utc)
+    ahead = now + timedelta(hours=2)
+    before = put("before", created=(now - timedelta(hours=1)).isoformat())
+    during = put("during", created=ahead.isoformat())  # the clock was set back before its last file was written
+    os.utime(during / "run.json", (ahead.timestamp(), ahead.timestamp()))
+    assert find("newest", tmp_path) == during
+    after = put("after", created=(now + timedelta(seconds=5)).isoformat())
+    assert [found.folder for found in runs_in(tmp_path)] == [after, during, before]
+    os.utime(during, (ahead.timestamp(), ahead.timestamp()))
+    assert [found.folder for found in runs_in(tmp_path)] == [after, before, during], "nobody knows when it was"
 
 
 def test_a_clock_that_is_minutes_ahead_is_no_future(put, tmp_path):

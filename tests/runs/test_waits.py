@@ -20,6 +20,7 @@ class Ranks:
         for path in self.folders:
             path.mkdir()
         self.beats_at = {0: self.now - 100.0, 1: self.now - 100.0}
+        self.silences_s = {0: 100.0, 1: 100.0}
         self.entered_at = self.beats_at[0] + took_s
 
     def tell(self, rank, count, waited_s, **changes):
@@ -42,14 +43,18 @@ def seen(pair):
     return watch
 
 
+def ending(watch, ranks, limits=None):
+    return watch.overdue(limits or Limits(), ranks.beats_at, ranks.silences_s)
+
+
 def test_a_rank_that_waits_is_told_early_and_ended_by_how_long_its_own_way_took(pair):
-    for waited_s, is_told, ending in ((15, False, None), (25, True, None), (46, True, "stalled")):
+    for waited_s, is_told, status in ((15, False, None), (25, True, None), (46, True, "stalled")):
         pair.tell(0, 3, waited_s)
         pair.tell(1, 2, waited_s)
         watch = seen(pair)
         assert bool(watch.notice) == is_told
-        assert (watch.overdue(Limits(), pair.beats_at) or (None,))[0] == ending
-    assert watch.overdue(Limits(), pair.beats_at)[1] == "rank 0 has waited 46 s for rank 1 (limit 45 s)"
+        assert (ending(watch, pair) or (None,))[0] == status
+    assert ending(watch, pair)[1] == "rank 0 has waited 46 s for rank 1 (limit 45 s)"
     assert "rank 1 has not entered it" in watch.notice
     assert watch.notice.endswith("rank 1 is in forward, model.py:7")
 
@@ -59,17 +64,26 @@ def test_a_long_way_to_the_collective_gives_the_others_longer(tmp_path, monkeypa
     slow = Ranks(tmp_path, took_s=20.0)
     slow.tell(0, 3, 55)
     slow.tell(1, 2, 55)
-    assert seen(slow).overdue(Limits(), slow.beats_at) is None
+    assert ending(seen(slow), slow) is None
     slow.tell(0, 3, 61)
-    assert seen(slow).overdue(Limits(), slow.beats_at)[0] == "stalled"
-    assert seen(slow).overdue(Limits(given_s=70), slow.beats_at) is None, "the user's own limit replaces ours"
+    assert ending(seen(slow), slow)[0] == "stalled"
+    assert ending(seen(slow), slow, Limits(given_s=70)) is None, "the user's own limit replaces ours"
+
+
+def test_a_wait_through_which_the_machine_slept_or_a_clock_was_set_forward_is_no_hang(pair):
+    pair.tell(0, 3, 3600)
+    pair.tell(1, 2, 3600)
+    pair.silences_s = {0: 12.0, 1: 12.0}
+    assert ending(seen(pair), pair) is None
+    pair.silences_s = {0: 46.0, 1: 46.0}
+    assert ending(seen(pair), pair)[0] == "stalled"
 
 
 def test_a_rank_that_compiles_is_told_and_given_the_time_of_its_phase(pair):
     pair.tell(0, 3, 90)
     pair.tell(1, 2, 90, compiles=True)
     watch = seen(pair)
-    assert watch.overdue(Limits(), pair.beats_at) is None
+    assert ending(watch, pair) is None
     assert watch.notice.endswith("rank 1 compiles in forward, model.py:7")
 
 
@@ -78,7 +92,7 @@ def test_a_rank_that_does_not_answer_is_told_and_nobody_is_known_to_wait(pair):
     watch = seen(pair)
     watch.asked_at -= waits.ASK_EVERY_S
     assert watch.notice.startswith("rank 1: no answer")
-    assert watch.overdue(Limits(), pair.beats_at) is None
+    assert ending(watch, pair) is None
 
 
 def test_nothing_is_asked_or_told_while_all_beat_and_old_answers_do_not_count(pair):
@@ -97,4 +111,4 @@ def test_without_a_record_nobody_is_known_to_wait(pair):
     for rank in range(2):
         pair.tell(rank, 0, 90, entries=[], reason="this torch has none")
     watch = seen(pair)
-    assert (watch.notice, watch.overdue(Limits(), pair.beats_at)) == ("", None)
+    assert (watch.notice, ending(watch, pair)) == ("", None)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -218,7 +219,7 @@ def test_the_page_lists_the_newest_first_with_verdict_figures_and_links(tmp_path
 
 def test_a_run_without_a_line_is_shown_without_a_verdict_and_a_broken_one_is_reported(put, tmp_path):
     publish(open_run(put("smoke", "told")))
-    put("preflight", "untold", created=day(2))
+    (put("preflight", "untold", created=day(2)) / "summary.json").unlink()
     edit(put("smoke", "newer") / "run.json", schema=SCHEMA + 1)
     (tmp_path / "runs" / "just-made").mkdir()
     html = write_index(tmp_path).read_text()
@@ -229,6 +230,35 @@ def test_a_run_without_a_line_is_shown_without_a_verdict_and_a_broken_one_is_rep
     assert len(problems) == 2
     assert any(f"schema {SCHEMA + 1} is newer" in problem for problem in problems)
     assert any("just-made" in problem for problem in problems)
+
+
+def test_a_run_whose_user_may_not_write_the_history_is_shown_as_it_was_judged(put, history, tmp_path, monkeypatch):
+    publish(open_run(put("smoke", "first")))
+    run = open_run(put("smoke", "second", make=untaught_smoke, created=day(2)))
+
+    def of_another_user(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as refused:
+        refused.setattr(os, "open", of_another_user)
+        with pytest.raises(PermissionError, match=r"Permission denied: .*history\.jsonl"):
+            publish(run)
+    (second, first) = (row for row in shown(write_index(tmp_path).read_text()) if row)
+    assert (second[0].split()[-1], first[0].split()[-1]) == ("NO-GO", "GO")
+    assert run.summary["headline"] in second
+    assert any("36" in cell for cell in second), "its figures too"
+    (tmp_path / "runs" / "second" / "summary.json").write_text('{"schema')
+    assert "summary.json: not JSON" in write_index(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_who_may_write_the_history_is_the_umasks_say(history, umask):
+    before = os.umask(umask)
+    try:
+        append(history, line("a"))
+    finally:
+        os.umask(before)
+    assert history.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_folder_whose_run_is_torn_stops_no_page(put, tmp_path):

@@ -32,12 +32,13 @@ def text_of(page):
 
 
 @pytest.mark.parametrize("notebook", counted())
-def test_a_run_of_each_notebook_has_a_report_from_its_folder_alone(runs, notebook):
+def test_a_run_of_each_notebook_has_a_report_from_its_folder_alone(runs, notebook, capfd):
     folder = runs / "runs" / f"{notebook}-1"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     page = write_report(folder)
     text = text_of(page)
     assert page == folder / "report.html"
+    assert capfd.readouterr() == ("", ""), "no warning of the kernel"
     assert re.search(r'nsa-word">.*?GO</p>', text)
     assert f"Run: {notebook}-1" in text
     assert "judged again. Nothing was run for this page" in text
