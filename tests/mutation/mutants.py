@@ -266,8 +266,18 @@ ATTACKED_AGAIN = (
 )  # fmt: skip
 """The second attack: what was prepared at the first one and not run, and others."""
 
+OF_THE_EVIDENCE = (
+    Mutant("tokens of a vocabulary of two", f"{WORKER}/data.py", "_repeated", "yield tokens", "yield tokens % 2", ("train_step",)),
+    Mutant("the second sequence is the first", f"{WORKER}/data.py", "_repeated", "yield tokens", "yield tokens[:1].expand_as(tokens).contiguous()", ("train_step",), BATCH_OF_TWO),
+    Mutant("anomaly detection lets NaN pass", f"{WORKER}/loop.py", "*", "set_detect_anomaly(case.detect_anomaly)", "set_detect_anomaly(case.detect_anomaly, check_nan=False)", ("anomaly",), {"anomaly": True}),
+    training("anomaly detection ends with forward", "backward_step", 'mark("forward")', 'mark("forward")\n    torch.autograd.set_detect_anomaly(False)', "anomaly", anomaly=True),
+    Mutant("edits of tokens that nobody is shown", f"{WORKER}/fresh_tokens.py", "_edits", "model.hidden(edited)", "model.hidden(tokens)", ("future",)),
+)  # fmt: skip
+"""What would have shown nothing, had anything been wrong."""
+
 MUTANTS = (
     *OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT,
     *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE, *OF_AN_ATTACK, *ATTACKED_AGAIN,
+    *OF_THE_EVIDENCE,
     *OF_THE_RANKS,
 )  # fmt: skip

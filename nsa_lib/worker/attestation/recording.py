@@ -112,7 +112,7 @@ def _prepared(model: TinyLM, tokens: Tensor, sample: Sample, optimizer: torch.op
     why = _why_no_layers(model)
     return StepRecord(
         sample,
-        labels=copied(tokens[:, 1:]),
+        tokens=copied(tokens),
         head=None if model.head is None else copied(model.head.weight),
         layers={} if why else {i: _layer_record(model, i, sample) for i in sample.layers},
         shapes={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},

@@ -71,8 +71,8 @@ class StepRecord:
     """What a training step did."""
 
     sample: Sample
-    labels: Tensor
-    """[B, T]."""
+    tokens: Tensor
+    """[B, T + 1]."""
     head: Tensor | None
     """Before the update, [vocab, dim]; None where the hidden states are logits."""
     layers: dict[int, LayerRecord]
@@ -86,3 +86,8 @@ class StepRecord:
     d_hidden: Tensor | None = None
     d_head: Tensor | None = None
     why_no_d_head: str = "no gradient reached the head"
+
+    @property
+    def labels(self) -> Tensor:
+        """The token that follows each position, [B, T]."""
+        return self.tokens[:, 1:]

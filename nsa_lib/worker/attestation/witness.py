@@ -22,7 +22,7 @@ from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
 from nsa_lib.worker.attestation.blocks import judge_blocks
 from nsa_lib.worker.attestation.blocks_recording import BlocksRecord, recording_blocks
-from nsa_lib.worker.attestation.coverage import BLOCKS
+from nsa_lib.worker.attestation.coverage import BLOCKS, TRAIN_STEP
 from nsa_lib.worker.attestation.execution import Execution, executing, held_share
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
@@ -30,6 +30,7 @@ from nsa_lib.worker.attestation.recording import Held, holding, recording
 from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.replay import Span, span_of
 from nsa_lib.worker.attestation.sample import Sample, sample
+from nsa_lib.worker.attestation.tokens import asked_tokens, wrong_tokens
 from nsa_lib.worker.attestation.update import AdamW
 
 
@@ -121,12 +122,15 @@ class Witness:
 
         It allocates on `device`: call it after the last measurement.
         """
-        found = [self._judged(step, device, alive) for step in sorted(self._records)]
+        asked = asked_tokens(self._case, self._records)
+        found = [self._judged(step, asked[step], device, alive) for step in sorted(self._records)]
         self._records.clear()
         self._blocks.clear()
         return found
 
-    def _judged(self, step: int, device: str | torch.device, alive: Callable[[], None]) -> dict[str, object]:
+    def _judged(
+        self, step: int, tokens: Tensor, device: str | torch.device, alive: Callable[[], None]
+    ) -> dict[str, object]:
         c, record = self._case, self._records[step]
         blocks = judge_blocks(self._blocks[step], device=device, alive=alive)
         rule = AdamW(lr=c.lr) if c.work == "train" else None
@@ -134,12 +138,14 @@ class Witness:
         found = judge(
             record, loss, grad_norm=grad_norm, step=step, loss_chunk=c.loss_chunk, rule=rule, device=device, alive=alive
         )
+        wrong = {**found.wrong(), BLOCKS: blocks.wrong}
+        wrong[TRAIN_STEP] = wrong_tokens(record.tokens, tokens) | wrong[TRAIN_STEP]
         return {
             "step": step,
             **found.to_json(),
             "blocks": {name: part.ratio for name, part in blocks.parts.items()},
             "coverage": [asdict(part) for part in (*found.coverage, *blocks.coverage)],
-            "wrong": {**found.wrong(), BLOCKS: blocks.wrong},
+            "wrong": wrong,
         }
 
     def replay(
@@ -174,7 +180,7 @@ class Witness:
         found = {"steps": list(steps), "same_bits": same, "wrong": wrong, "judged": None}
         if judged is not None:
             self._keep_one_layer(judged, draw)
-            found["judged"] = self._judged(judged, device, alive)
+            found["judged"] = self._judged(judged, asked_tokens(self._case, [judged])[judged], device, alive)
         return found
 
     def _keep_one_layer(self, step: int, draw: random.Random) -> None:

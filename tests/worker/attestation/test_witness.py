@@ -16,7 +16,7 @@ from tests.subject.test_config import CASE
 from tests.worker.attestation.attested import CHUNK, LENGTH, LR, config
 
 
-def witnessed(*, work="train", steps=5, spoilt_step=None, spoil=None, seed=0):
+def witnessed(*, work="train", steps=5, spoilt_step=None, spoil=None, seed=0, drawn=lambda tokens: tokens):
     """Run a case's loop with a witness; return what it found, and what of the steps that it took again."""
     case = CaseConfig(
         case_id="training", work=work, model=config(), seq_len=LENGTH, batch=1, steps=steps, dtype="float32",
@@ -34,7 +34,7 @@ def witnessed(*, work="train", steps=5, spoilt_step=None, spoil=None, seed=0):
     if spoil is not None:
         spoil(model)
     for step in range(1, steps + 1):
-        tokens = next(batches)
+        tokens = drawn(next(batches))
         with witness.watching(step, model, tokens, optimizer):
             result = take(tokens.roll(1, dims=1) if step == spoilt_step else tokens)
         witness.returned(step, result.loss.item(), result.grad_norm.item(), model, optimizer)
@@ -75,6 +75,14 @@ def test_a_step_on_other_tokens_is_found_where_it_happened(step):
     found, _, _ = witnessed(spoilt_step=step)
     wrong = {one["step"] for one in found if any(one["wrong"].values())}
     assert wrong == {step}
+
+
+def test_a_loop_that_trains_on_other_tokens_than_asked_for_is_found():
+    found, replay, _ = witnessed(drawn=lambda tokens: tokens % 2)
+    said = {one["wrong"]["train_step"]["tokens"] for one in (*found, replay["judged"])}
+    assert len(said) == 1
+    assert said.pop().endswith("are not those asked for")
+    assert not any(one["wrong"]["attention"] for one in found), "all that follows agrees"
 
 
 # What is right only where it is looked at
