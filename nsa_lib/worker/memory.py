@@ -11,7 +11,10 @@ code, scratch inside one operator, sparse tensors, and the new size of a storage
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from unittest.mock import patch
 
 import torch
 
@@ -20,6 +23,9 @@ from nsa_lib.subject import training
 from nsa_lib.worker.allocator import AllocatorSimulation, Block
 from nsa_lib.worker.process import started_with
 from nsa_lib.worker.storages import StorageTracker
+
+RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
+"""What resets the peaks in the end, by whatever function of torch it is asked for. Private, but there is no other."""
 
 METER_CHECK = {0.5: 2**19, 16.0: 2**24}
 """What is held to check a meter: MiB, and as many bytes in figures, so that no constant of ours is on both sides."""
@@ -32,24 +38,31 @@ class _StepPeaks:
         self.begin()
 
     def begin(self) -> None:
-        self._alloc_mib = self._reserved_mib = 0.0
+        self._of_step = self._of_phase = (0.0, 0.0)
         self._by_phase: dict[str, float] = {}
 
     def note(self, alloc_mib: float, reserved_mib: float, phase: str | None = None) -> None:
-        self._alloc_mib = max(self._alloc_mib, alloc_mib)
-        self._reserved_mib = max(self._reserved_mib, reserved_mib)
+        """Note peaks, of the end of a phase if one is named."""
+        self._of_step, self._of_phase = (
+            (max(before[0], alloc_mib), max(before[1], reserved_mib)) for before in (self._of_step, self._of_phase)
+        )
         if phase is not None:
-            self._by_phase[f"peak_alloc_{phase}_mib"] = alloc_mib
-            self._by_phase[f"peak_reserved_{phase}_mib"] = reserved_mib
+            self._by_phase |= _peaks(f"{phase}_", *self._of_phase)
+            self._of_phase = (0.0, 0.0)
 
     def fields(self) -> dict[str, float]:
-        return {"peak_alloc_mib": self._alloc_mib, "peak_reserved_mib": self._reserved_mib, **self._by_phase}
+        return {**_peaks("", *self._of_step), **self._by_phase}
+
+
+def _peaks(of: str, alloc_mib: float, reserved_mib: float) -> dict[str, float]:
+    return {f"peak_alloc_{of}mib": alloc_mib, f"peak_reserved_{of}mib": reserved_mib}
 
 
 class CudaMeter:
     """Read the counters of torch's CUDA caching allocator.
 
-    It owns the allocator's peak counters: nothing else may reset them while a step is measured.
+    There is one set of peak counters, which whoever runs in a step may reset too, as code that prints its own peak
+    does. While the meter is entered, what they say is noted first.
     """
 
     operator_counts = None
@@ -57,12 +70,29 @@ class CudaMeter:
 
     def __init__(self):
         self._peaks = _StepPeaks()
+        self._patches = ExitStack()
+        self._is_resetting = False
 
     def __enter__(self) -> CudaMeter:
+        for name in RESETS:
+            if hasattr(torch._C, name):
+                noting = partial(self._noting, getattr(torch._C, name))
+                self._patches.enter_context(patch.object(torch._C, name, noting))
         return self
 
     def __exit__(self, *exception) -> None:
-        return None
+        self._patches.close()
+
+    def _noting(self, reset: Callable[..., None], *arguments: object) -> None:
+        if not self._is_resetting:
+            self._note(None)
+        reset(*arguments)
+
+    def _reset(self) -> None:
+        """Reset the peaks, which are noted already: to read the counters twice would cost a step its time."""
+        self._is_resetting = True
+        torch.cuda.reset_peak_memory_stats()
+        self._is_resetting = False
 
     def track(self, *objects: object) -> None:
         """Do nothing: the allocator knows what existed before."""
@@ -70,12 +100,12 @@ class CudaMeter:
     def begin_step(self) -> None:
         """Start the peaks of a new step from what is held now."""
         self._peaks.begin()
-        torch.cuda.reset_peak_memory_stats()
+        self._reset()
 
     def mark(self, phase: str) -> None:
         """End a phase of the step and note its peaks."""
         self._note(phase)
-        torch.cuda.reset_peak_memory_stats()
+        self._reset()
 
     def replayed(self, above_mib: float) -> None:
         """Note that a CUDA graph ran, which uses so much beside what is held, and whose allocations nobody counts."""

@@ -320,9 +320,11 @@ class FakeCuda:
         self.peak = Counter()
         self.reads = 0
         monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", self.stats)
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
+        for name in memory.RESETS:
+            monkeypatch.setattr(torch._C, name, self.reset, raising=False)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: torch._C._cuda_resetPeakMemoryStats(0))
 
-    def reset(self):
+    def reset(self, device):
         self.peak = Counter(self.current)
 
     def hold(self, allocated_mib, reserved_mib):
@@ -378,6 +380,25 @@ def test_cuda_peaks_by_phase_and_of_the_step(monkeypatch):
         m.begin_step()
         assert m.read()["peak_alloc_mib"] == 150
     assert m.operator_counts is None
+
+
+@pytest.mark.parametrize("name", memory.RESETS)
+def test_peaks_that_the_measured_code_resets_are_not_lost(monkeypatch, name):
+    cuda = FakeCuda(monkeypatch)
+    with CudaMeter() as m:
+        m.begin_step()
+        cuda.hold(600, 1300)
+        cuda.hold(300, 1300)
+        getattr(torch._C, name)(0)  # as a library that prints its own peak does
+        cuda.hold(400, 1300)
+        m.mark("forward")
+        cuda.hold(500, 1300)
+        m.mark("backward")
+        read = m.read()
+    peaks = [read[f"peak_alloc_{of}mib"] for of in ("forward_", "backward_", "")]
+    assert peaks == [600, 500, 600]
+    assert cuda.reads == 4, "once a phase, at the end, and once for what was reset"
+    assert getattr(torch._C, name) == cuda.reset, "nothing is left behind"
 
 
 @pytest.mark.parametrize(
