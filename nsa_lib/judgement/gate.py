@@ -126,7 +126,8 @@ def route_gate(run: Recorded, case_ids: Iterable[str], name: str) -> GateResult:
     ran = sorted({route for _, layer in seen for route in layer or ["none"]})
     wrong = sum(layer != [backend] for backend, layer in seen)
     detail = f"the backend asked for ran in {len(seen) - wrong} of {len(seen)} recorded layers"
-    said = {"limit": ", ".join(sorted(set(asked.values()))), "measured": ", ".join(ran), "detail": detail}
+    limit, measured = (", ".join(map(run.called, routes)) for routes in (sorted(set(asked.values())), ran))
+    said = {"limit": limit, "measured": measured, "detail": detail}
     gate = replace(gate, outcome=FAIL if wrong else PASS, **said)
     return next((cut for case in cases if (cut := unless_cut_short(gate, case)) != gate), gate)
 

@@ -20,7 +20,7 @@ from nsa_lib.contract.origin import ORIGIN, case_sha256
 from nsa_lib.runs.fingerprints import read_fingerprint
 from nsa_lib.runs.steps import read_steps, readers_of
 from nsa_lib.runs.sums import changes
-from nsa_lib.subject.config import ConfigError
+from nsa_lib.subject.config import OWN, ConfigError
 
 JSON_COLUMNS = (
     "asked", "routes", "attention_error", "selected_error", "operators", "effective", "attention_map", "checks",
@@ -108,6 +108,11 @@ class Recorded:
     def parameter(self, name: str) -> object:
         """Return a parameter's effective value."""
         return next(p["value"] for p in self.info["parameters"] if p["name"] == name)
+
+    def called(self, name: str) -> str:
+        """Return what a reader is told a backend or a route is: ours by its name, a user's by what she brought."""
+        found = self.info.get("on_trial")
+        return str(found["label"]) if found and name == OWN else name
 
     def was_given(self, name: str) -> bool:
         """Return whether a parameter has a value; one that the run's library did not know has none."""

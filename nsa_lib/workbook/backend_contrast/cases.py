@@ -21,19 +21,22 @@ def contrast_cases(values: Mapping[str, Value], backends: Sequence[str]) -> tupl
 
     `model_<backend>` and `model_dense` train the whole model, a process each, so that memory is each one's own; its
     operators are counted if the steps hold two windows. `timing` runs all contestants in turn in one process,
-    eagerly whatever `compile` says: that is for the models. What the reference does not know is checked besides.
+    eagerly whatever `compile` says: that is for the models. What the reference does not know is checked besides, and
+    dense attention is judged like the others where it is what was asked for.
     """
     training = training_case(values)
     base = replace(training, profile_operators=training.steps >= FEWEST_STEPS)
     models = [_whole_model(base, name) for name in backends]
-    dense = replace(base, case_id=f"model_{DENSE}", model=base.model.contestant(DENSE))
+    dense = _whole_model(base, DENSE)
+    if base.model.attention != DENSE:
+        dense = replace(dense, attest=False)
     timing = replace(training, work="timing", compile=False, seq_lens=values["seq_lens"].value, backends=backends)
     return (*models, dense, _with_rounds(timing, int(values["rounds"].value)), *_checks(training))
 
 
 def _checks(training: CaseConfig) -> list[CaseConfig]:
-    """Return the case that asks whether a user's attention or model is right; none for what the reference knows."""
-    if training.model.brings is None or training.model.has_reference:
+    """Return the case that asks whether what is on trial is right; none for what the reference knows."""
+    if training.model.has_reference:
         return []
     checks = replace(training, work="checks", compile=False, fault="none", warmup_steps=0, backends=(OWN,))
     return [replace(checks, case_id=case_id, steps=len(names)) for case_id, names in RIGHT.items()]

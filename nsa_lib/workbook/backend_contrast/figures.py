@@ -5,6 +5,8 @@ They draw what is there: a contestant that was not measured is left out. Nothing
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -64,7 +66,8 @@ def time_points(timed: pd.DataFrame, subject: str, *, seq_len: int) -> Chart:
     timed = timed[(timed["subject"] == subject) & (timed["seq_len"] == seq_len)]
     if timed.empty:
         return nothing(title, "ms", "nothing timed")
-    names = [_contestant(row) for row in timed.itertuples()]
+    of_nsa = set(timed.loc[timed["branches"] == "slc", "backend"])
+    names = [_contestant(row, of_nsa) for row in timed.itertuples()]
     facts = f"medians of {timed['rounds'].max()} rounds, forward above and backward below; whiskers: quartiles"
     figure = rows_chart(title, "ms", facts, names)
     # Above and below the points is neither a whisker nor a neighbour.
@@ -86,14 +89,14 @@ def time_points(timed: pd.DataFrame, subject: str, *, seq_len: int) -> Chart:
     return figure
 
 
-def _contestant(row) -> str:
-    """Return what a row of the timing is called: a model by its backend, a layer by its branches too."""
+def _contestant(row, of_nsa: Container[str]) -> str:
+    """Return what a row of the timing is called: a model by its backend, a layer of NSA by its branches too."""
     if row.backend == DENSE:
         return "dense attention"
-    if row.subject == "model":
-        return row.backend
+    if row.subject == "model" or (row.backend == OWN and OWN not in of_nsa):
+        return row.called
     branches = "all branches" if row.branches == "all" else f"{BRANCH_WORDS[row.branches]} branch"
-    return branches if row.backend == NO_BACKEND else f"{branches}, {row.backend}"
+    return branches if row.backend == NO_BACKEND else f"{branches}, {row.called}"
 
 
 def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
@@ -115,9 +118,9 @@ def time_sweep(timed: pd.DataFrame, crossings: dict[str, int | None]) -> Chart:
     figure = log_log_chart(title, "ms", facts, sorted(set(layers["seq_len"])))
     figure.update_yaxes(dtick=log_ticks(layers["total_ms"]))
     # The known backends come first, so that each has the same look in every chart.
-    backends = [name for name in (*BACKEND_NAMES, *layers["backend"]) if name != DENSE]
+    backends = [name for name in (*BACKEND_NAMES, *layers["called"]) if name != DENSE]
     for name, (colour, dash) in {**looks(backends), DENSE: DENSE_LOOK}.items():
-        own = layers[layers["backend"] == name]
+        own = layers[layers["called"] == name]
         if len(own):
             figure.add_trace(points(own["seq_len"], own["total_ms"], name, colour, dash, "ms"))
     return figure
@@ -137,13 +140,13 @@ def memory_bars(rows: pd.DataFrame) -> Chart:
     if len(peaks) > 1:
         facts += f"; allocated by our backends: within {100 * (peaks.max() / peaks.min() - 1):.1f} % of each other"
     bars = {name: measured[column] for name, column in PEAKS.items()}
-    return memory_rows("Peak memory of the training", facts, measured["backend"], bars)
+    return memory_rows("Peak memory of the training", facts, measured["called"], bars)
 
 
 def contrast_table(rows: pd.DataFrame) -> Table:
     """Tabulate what is known of the model with each backend (`measures.contrast_rows`)."""
     columns = {
-        "backend": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
+        "called": "backend", "forward_ms": "forward, ms", "backward_ms": "backward, ms", "total_ms": "both, ms",
         "spread_percent": "spread, %", "ratio_to_dense": "time, dense = 1", "peak_alloc_mib": "peak allocated, MiB",
         "operators_per_step": "operators a step", "output_error": "relative error, output",
         "gradient_error": "relative error, gradient", "route": "route",

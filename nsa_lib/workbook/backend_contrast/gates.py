@@ -35,6 +35,8 @@ from nsa_lib.workbook.backend_contrast.measures import (
     contrast_rows,
     early_counts,
     first_faster,
+    on_trial,
+    stands_alone,
     swept,
     timed_turns,
     timing_rows,
@@ -53,18 +55,23 @@ SAME_SPEED = 1.05
 
 
 def contrast_gates(run: Recorded) -> list[GateResult]:
-    """Return the gates of a contrast: those of each backend, and those over all of them."""
-    each = [judge(run, name) for judge in EACH for name in run.backends]
-    allocation = allocator_gate(run, [f"model_{name}" for name in run.backends])
+    """Return the gates of a contrast: those of each backend, and those over all of them.
+
+    Dense attention is only shown, unless it is what was asked for: then it is judged like a backend.
+    """
+    asked = on_trial(run)
+    judged = (*run.backends, DENSE) if asked == DENSE else run.backends
+    each = [judge(run, name) for judge in EACH for name in judged]
+    allocation = allocator_gate(run, [f"model_{name}" for name in judged])
     owed = RIGHT if stands_alone(run) else {}
-    right = [check_gate(run, group, name, f"_{OWN}") for group, names in owed.items() for name in names]
-    over_all = [peak_spread_gate(run), distinct_gate(run), ran_gate(run, DENSE), timing_gate(run), allocation]
-    return [*each, *right, *over_all]
+    right = [check_gate(run, group, name, f"_{asked}") for group, names in owed.items() for name in names]
+    yardstick = [] if DENSE in judged else [ran_gate(run, DENSE)]
+    return [*each, *right, peak_spread_gate(run), distinct_gate(run), *yardstick, timing_gate(run), allocation]
 
 
 def ran_gate(run: Recorded, backend: str) -> GateResult:
     """Judge that the whole model trained all its steps with a backend; of the yardstick it is only shown."""
-    return steps_gate(run, f"model_{backend}", f"ran_{backend}", required=backend != DENSE)
+    return steps_gate(run, f"model_{backend}", f"ran_{backend}", required=backend != DENSE or on_trial(run) == DENSE)
 
 
 def backend_route_gate(run: Recorded, backend: str) -> GateResult:
@@ -119,14 +126,14 @@ def peak_spread_gate(run: Recorded) -> GateResult:
     gate = GateResult("peak_spread", on_gpu, NOT_RUN, limit=PEAK_SPREAD_PERCENT, unit="%")
     peaks = _peaks(run)
     if set(peaks) != set(run.backends):
-        missing = [name for name in run.backends if name not in peaks]
+        missing = [run.called(name) for name in run.backends if name not in peaks]
         return replace(gate, detail=f"no peak of a whole run of {', '.join(missing)}")
     plain = {name: mib for name, mib in peaks.items() if name not in (FUSED, OWN)}
     least = min(plain.values())
     spread = _spread_percent({name: max(mib, least) for name, mib in peaks.items() if name != OWN})
     if stands_alone(run):
-        del peaks[OWN]  # another attention needs another amount
-    detail = ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in peaks.items())
+        peaks.pop(OWN, None)  # another attention needs another amount
+    detail = ", ".join(f"{run.called(name)} {mib:,.1f} MiB" for name, mib in peaks.items())
     outcome, margin = PASS if spread <= PEAK_SPREAD_PERCENT else FAIL, round(PEAK_SPREAD_PERCENT - spread, 2)
     return replace(gate, outcome=outcome, measured=round(spread, 2), margin=margin, detail=detail)
 
@@ -136,7 +143,7 @@ def distinct_gate(run: Recorded) -> GateResult:
     gate = GateResult("distinct", True, NOT_RUN, limit=0, unit="pairs")
     peaks = _peaks(run)
     marks = {name: (mib, counts) for name, mib in peaks.items() if (counts := early_counts(run, name))}
-    same = [f"{a} and {b}" for a, b in combinations(marks, 2) if marks[a] == marks[b]]
+    same = [f"{run.called(a)} and {run.called(b)}" for a, b in combinations(marks, 2) if marks[a] == marks[b]]
     if same:
         detail = f"same peak and same operators: {'; '.join(same)}"
         return replace(gate, outcome=FAIL, measured=len(same), detail=detail)
@@ -168,13 +175,8 @@ def timing_gate(run: Recorded) -> GateResult:
 def _why_mistimed(run: Recorded) -> str:
     """Return which backend's times are not those between the heartbeats, over all that it was timed in; or ""."""
     turns = timed_turns(run).groupby("backend")
-    why = {name: why_mistimed(own["total_ms"], own["between_ms"]) for name, own in turns}
+    why = {run.called(name): why_mistimed(own["total_ms"], own["between_ms"]) for name, own in turns}
     return "; ".join(f"{name}: {said}" for name, said in why.items() if said)
-
-
-def stands_alone(run: Recorded) -> bool:
-    """Return whether an attention or a model of a user's is on trial: it is no backend of NSA to choose among."""
-    return (run.info.get("on_trial") or {}).get("role") in ("attention", "model")
 
 
 def recommended(run: Recorded) -> str | None:
@@ -192,14 +194,17 @@ def recommended(run: Recorded) -> str | None:
 
 
 def contrast_advice(run: Recorded) -> list[str]:
-    """Return which backend to use, and why, and from which length each is faster than dense attention."""
-    said, chosen = [], None if stands_alone(run) else recommended(run)
+    """Return what is on trial beside the others, which backend to use and why, and where each is faster than dense.
+
+    Another attention than ours is never to be replaced: no backend of ours computes it.
+    """
+    said = [f"{_beside_others(run)}."] if on_trial(run) else []
     if stands_alone(run):
-        said.append(f"{_beside_others(run)}. Of ours masked, gather and packed compute one attention, yours another.")
-    elif chosen is None:
+        said.append("NSA's backends compute another attention: they are beside it to compare, none to take its place.")
+    elif (chosen := recommended(run)) is None:
         said.append("No backend can be recommended: none passed all its gates and was timed.")
     else:
-        said.append(_reason(contrast_rows(run).set_index("backend"), chosen))
+        said.append(_reason(_by_name(run), run.called(chosen)))
     crossings = first_faster(run)
     faster = [f"with {backend} from S={length:,} on" for backend, length in crossings.items() if length is not None]
     slower = [backend for backend, length in crossings.items() if length is None]
@@ -209,6 +214,11 @@ def contrast_advice(run: Recorded) -> list[str]:
     if slower:
         said.append(f"Not faster than dense attention at any length measured: {WHOLE[what]} with {', '.join(slower)}.")
     return said
+
+
+def _by_name(run: Recorded) -> pd.DataFrame:
+    """Return what is known of each whole model, by what a reader is told that it is."""
+    return contrast_rows(run).set_index("called")
 
 
 def _reason(rows: pd.DataFrame, chosen: str) -> str:
@@ -238,8 +248,8 @@ def _in_brackets(words: list[str]) -> str:
 
 
 def contrast_headline(run: Recorded) -> str:
-    """Return the figures that a contrast's verdict is said with."""
-    if stands_alone(run):
+    """Return the figures that a contrast's verdict is said with: of what is on trial, or of the backend to use."""
+    if on_trial(run):
         return _beside_others(run)
     chosen = recommended(run)
     if chosen is None:
@@ -252,14 +262,14 @@ def contrast_headline(run: Recorded) -> str:
 
 
 def _beside_others(run: Recorded) -> str:
-    """Return time and memory of what a user brought, in its own figures and beside dense attention and ours."""
-    label, rows = run.info["on_trial"]["label"], contrast_rows(run).set_index("backend")
-    own = rows.loc[OWN]
+    """Return time and memory of what is on trial, in its own figures and beside those of the others."""
+    label, rows = run.called(on_trial(run)), _by_name(run)
+    own = rows.loc[label]
     if not (own["total_ms"] > 0 and own["peak_alloc_mib"] > 0):
         return f"{label} was not measured to its end"
     said = f"{label}: {own['total_ms']:,.1f} ms forward and backward of the model"
-    said += _times_beside(rows["total_ms"], OWN, lambda name, times: f"{short(1 / times, 2)}x {name}")
-    return f"{said}, {own['peak_alloc_mib']:,.1f} MiB peak allocated{_beside(rows, OWN)}"
+    said += _times_beside(rows["total_ms"], label, lambda name, times: f"{short(1 / times, 2)}x {name}")
+    return f"{said}, {own['peak_alloc_mib']:,.1f} MiB peak allocated{_beside(rows, label)}"
 
 
 def _peaks(run: Recorded) -> dict[str, float]:

@@ -14,6 +14,7 @@ from nsa_lib.contract.agenda import DENSE
 from nsa_lib.contract.case import WINDOW_STEPS
 from nsa_lib.contract.figures import largest
 from nsa_lib.runs.recorded import Recorded, measured_once
+from nsa_lib.subject.config import OWN
 
 OPERATOR = re.compile(r"\w+::[\w.]+")
 """The name of a dispatched operator; kernels and named ranges, which a profile holds too, look different."""
@@ -29,6 +30,19 @@ def contested(run: Recorded) -> tuple[str, ...]:
     return (*run.backends, DENSE)
 
 
+def on_trial(run: Recorded) -> str | None:
+    """Return the contestant that was asked for by name: what a user brings, or dense attention; None for ours."""
+    if run.info.get("on_trial"):
+        return OWN
+    asked = run.was_given("attention") and run.parameter("attention")
+    return DENSE if asked == DENSE else None
+
+
+def stands_alone(run: Recorded) -> bool:
+    """Return whether what is on trial is another attention than ours: none of our backends computes it."""
+    return on_trial(run) is not None and (run.info.get("on_trial") or {}).get("role") != "backend"
+
+
 @measured_once
 def timed_turns(run: Recorded) -> pd.DataFrame:
     """Return the counted turns of a timing, with total_ms and between_ms: from the heartbeat before to its own."""
@@ -41,26 +55,28 @@ def timed_turns(run: Recorded) -> pd.DataFrame:
 def timing_rows(run: Recorded) -> pd.DataFrame:
     """Return a row for each contestant that has a counted round, in the order of their turns.
 
-    Columns: subject, branches, backend, seq_len, rounds, forward_ms, backward_ms, total_ms (medians), the quartiles
-    <phase>_low_ms and <phase>_high_ms of each, spread_percent (interquartile range of the total over its median).
+    Columns: subject, branches, backend, seq_len, called, rounds, forward_ms, backward_ms, total_ms (medians), the
+    quartiles <phase>_low_ms and <phase>_high_ms of each, spread_percent (interquartile range of the total over its
+    median).
     """
     rows = []
     for key, turns in timed_turns(run).groupby(TIMED, sort=False):
         row = dict(zip(TIMED, key, strict=True)) | {"seq_len": int(key[-1]), "rounds": len(turns)}
+        row["called"] = run.called(row["backend"])
         for phase in ("forward", "backward", "total"):
             low, median, high = turns[f"{phase}_ms"].quantile([0.25, 0.5, 0.75])
             row |= {f"{phase}_ms": median, f"{phase}_low_ms": low, f"{phase}_high_ms": high}
         row["spread_percent"] = 100 * (row["total_high_ms"] - row["total_low_ms"]) / row["total_ms"]
         rows.append(row)
     figures = [f"{phase}{end}_ms" for phase in ("forward", "backward", "total") for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=[*TIMED, "rounds", *figures, "spread_percent"])
+    return pd.DataFrame(rows, columns=[*TIMED, "called", "rounds", *figures, "spread_percent"])
 
 
 @measured_once
 def contrast_rows(run: Recorded) -> pd.DataFrame:
     """Return a row for each backend and for dense attention, with what is known of its whole model.
 
-    Columns: backend, forward_ms, backward_ms, total_ms, spread_percent, ratio_to_dense, peak_alloc_mib,
+    Columns: backend, called, forward_ms, backward_ms, total_ms, spread_percent, ratio_to_dense, peak_alloc_mib,
     peak_reserved_mib, operators_per_step, output_error, gradient_error, route. The errors are the worst of both
     comparisons, of the whole layer and of the selected branch.
     """
@@ -71,6 +87,7 @@ def contrast_rows(run: Recorded) -> pd.DataFrame:
     rows = [
         {
             "backend": name,
+            "called": run.called(name),
             **(models.loc[name, columns].to_dict() if name in models.index else {}),
             **_memory(run, name),
             "operators_per_step": sum(early_counts(run, name).values()) / WINDOW_STEPS or None,
@@ -79,10 +96,10 @@ def contrast_rows(run: Recorded) -> pd.DataFrame:
         }
         for name in contested(run)
     ]
-    order = ["backend", *columns, "peak_alloc_mib", "peak_reserved_mib", "operators_per_step", "output_error",
+    order = ["backend", "called", *columns, "peak_alloc_mib", "peak_reserved_mib", "operators_per_step", "output_error",
              "gradient_error", "route"]  # fmt: skip
     found = pd.DataFrame(rows, columns=order)
-    numbers = found.columns.drop(["backend", "route"])
+    numbers = found.columns.drop(["backend", "called", "route"])
     found[numbers] = found[numbers].astype(float)
     dense_ms = found.loc[found["backend"] == DENSE, "total_ms"].item()
     found.insert(order.index("spread_percent") + 1, "ratio_to_dense", found["total_ms"] / dense_ms)
@@ -96,7 +113,8 @@ def _memory(run: Recorded, backend: str) -> dict[str, float]:
 def _routes(run: Recorded, backend: str) -> str | None:
     """Return what the layers entered in recorded steps, as the gate of the route sees it; None where none named one."""
     steps = run.fact(f"model_{backend}", "executed") or ()
-    return ", ".join(sorted({route for step in steps for layer in step["routes"] for route in layer})) or None
+    entered = {run.called(route) for step in steps for layer in step["routes"] for route in layer}
+    return ", ".join(sorted(entered)) or None
 
 
 def _errors(run: Recorded, backend: str) -> dict[str, float]:
@@ -152,8 +170,8 @@ def top_rows(run: Recorded) -> pd.DataFrame:
     """
     ranks = ("time", "memory") if run.parameter("device") == "cuda" else ("calls",)
     names = contested(run)
-    parts = [pd.DataFrame({name: _said(run, name, by) for name in names}).assign(by=by) for by in ranks]
-    return pd.concat(parts, ignore_index=True).fillna("")[["by", *names]]
+    parts = [pd.DataFrame({run.called(name): _said(run, name, by) for name in names}).assign(by=by) for by in ranks]
+    return pd.concat(parts, ignore_index=True).fillna("")[["by", *(run.called(name) for name in names)]]
 
 
 def _said(run: Recorded, backend: str, by: str) -> pd.Series:
@@ -181,7 +199,7 @@ def whole_of(timed: pd.DataFrame) -> pd.DataFrame:
 def first_faster(run: Recorded) -> dict[str, int | None]:
     """Return, for each backend measured, the length from which it is faster than dense attention, or None.
 
-    From that length on it is faster at every longer one that was measured.
+    From that length on it is faster at every longer one that was measured. What a user brings stands under its label.
     """
     table = whole_of(timing_rows(run)).pivot(index="seq_len", columns="backend", values="total_ms").sort_index()
     if DENSE not in table:
@@ -192,5 +210,5 @@ def first_faster(run: Recorded) -> dict[str, int | None]:
             continue
         pair = table[[backend, DENSE]].dropna()
         faster = (pair[backend] < pair[DENSE])[::-1].cummin()[::-1]
-        found[backend] = int(faster.idxmax()) if faster.any() else None
+        found[run.called(backend)] = int(faster.idxmax()) if faster.any() else None
     return found

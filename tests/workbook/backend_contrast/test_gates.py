@@ -1,6 +1,7 @@
 """The gates of a backend contrast, passing, failing and not running, and what it recommends."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, verdict
 from nsa_lib.subject.attention import BACKENDS
 from nsa_lib.subject.config import BACKEND_NAMES, PLAIN_BACKENDS
 from nsa_lib.workbook.backend_contrast import gates, measures
-from nsa_lib.workbook.backend_contrast.figures import contrast_figures
+from nsa_lib.workbook.backend_contrast.figures import contrast_figures, contrast_table, operators_table
 from nsa_lib.workbook.backend_contrast.gates import contrast_advice, contrast_gates, contrast_headline, recommended
 from nsa_lib.workbook.run import record
 from nsa_lib.worker.loop import run_to_result
@@ -405,24 +406,91 @@ def test_hers_is_named_beside_the_others_and_none_of_ours_is_recommended(brings)
         "dense), 1,500.0 MiB peak allocated (masked 1,040.0, gather 1,020.0, packed 1,000.0, dense 900.0)"
     )
     advice = contrast_advice(run)
-    assert advice[0].startswith(said)
+    assert advice[0] == f"{said}."
     assert not any("recommended" in line or "Use " in line for line in (said, *advice))
+
+
+def test_a_kernel_of_hers_is_told_first_and_is_a_backend_to_choose():
+    run = healthy(brings="backend")
+    said = contrast_headline(run)
+    assert said.startswith("mine.py:Mine: 25.0 ms forward and backward of the model (0.083x masked, ")
+    assert contrast_advice(run)[:2] == [
+        f"{said}.",
+        "Use mine.py:Mine: it is right, and forward and backward of the model take 25.0 ms (masked 12x as long, gather "
+        "8x as long, packed 4x as long, dense 2x as long); its peak is 1,500.0 MiB allocated (masked 1,040.0, gather "
+        "1,020.0, packed 1,000.0, dense 900.0).",
+    ]
+    wrong = contrast_advice(with_error(run, "own", "selected_error", dq=0.3))
+    assert wrong[0] == f"{said}."
+    assert wrong[1].startswith("Use packed: it is right")
+    assert "mine.py:Mine 0.25x as long" in wrong[1]
+
+
+def test_dense_attention_that_was_asked_for_is_judged_and_told_and_never_replaced():
+    run = healthy(attention="dense")
+    found = {g.name: g for g in contrast_gates(run)}
+    assert verdict(found.values()) == ("GO", [])
+    kinds = ("ran", "future", "others", "self_error", "train_step", "unrecorded", "operator_growth")
+    required = {name for name, g in found.items() if g.required and name.endswith("_dense")}
+    assert required == {f"{kind}_dense" for kind in kinds}
+    said = contrast_headline(run)
+    assert said.startswith("dense: 50.0 ms forward and backward of the model (0.17x masked, 0.25x gather, 0.5x packed)")
+    assert contrast_advice(run)[0] == f"{said}."
+    assert not any("recommended" in line or "Use " in line for line in (said, *contrast_advice(run)))
+    assert verdict(contrast_gates(ended(run, "model_dense", "oom")))[0] == "NO-GO"
+    assert verdict(contrast_gates(without(run, "own_right")))[0] == "INCOMPLETE"
+
+
+def test_a_gate_that_names_hers_names_what_she_brought():
+    run = healthy(brings="backend")
+    assert "mine.py:Mine 1,500.0 MiB" in gate(run, "peak_spread").detail
+    same = with_peaks(same_operators(run, "packed", "own"), own=1000.0)
+    assert gate(same, "distinct").detail == "same peak and same operators: packed and mine.py:Mine"
+    assert gate(with_peaks(run, own=NAN), "peak_spread").detail == "no peak of a whole run of mine.py:Mine"
+    steps = run.steps.copy()
+    steps.loc[(steps["case_id"] == "timing") & (steps["backend"] == "own"), ["forward_ms", "backward_ms"]] *= 5
+    assert gate(replace(run, steps=steps), "timing").detail.startswith("mine.py:Mine: ")
+
+
+@pytest.mark.parametrize("brings", ["attention", "model", "backend"])
+def test_no_chart_table_or_sentence_calls_hers_own(brings):
+    run = healthy(brings=brings)
+    figures = contrast_figures(run)
+    shown = [*figures["speed"].data[0].y, *figures["model_speed"].data[0].y, *figures["memory"].data[0].y]
+    shown += [trace.name for trace in figures["sweep"].data]
+    for table in (contrast_table(measures.contrast_rows(run)), operators_table(measures.top_rows(run))):
+        shown += [*table.header, *(cell.text for row in table.rows for cell in row)]
+    shown += [contrast_headline(run), *contrast_advice(run)]
+    shown += [str(said) for g in contrast_gates(run) for said in (g.limit, g.measured, g.detail)]
+    assert [text for text in shown if "mine.py:Mine" in text]
+    assert not [text for text in shown if re.search(r"\bown\b", text)]
+    for drawn in (figures["model_speed"].data[0].y, figures["memory"].data[0].y):
+        assert "mine.py:Mine" in drawn
+    layers = [text for text in figures["speed"].data[0].y if "mine.py" in text]
+    assert (
+        layers
+        == {
+            "attention": ["mine.py:Mine"],
+            "model": [],
+            "backend": ["selected branch, mine.py:Mine", "all branches, mine.py:Mine"],
+        }[brings]
+    )
 
 
 @pytest.mark.parametrize(("brings", "what"), [("attention", "a layer"), ("model", "the model")])
 def test_where_hers_passes_dense_is_said_of_what_it_is(brings, what):
-    assert measures.first_faster(healthy(brings=brings))["own"] is not None
+    assert measures.first_faster(healthy(brings=brings))["mine.py:Mine"] is not None
     (line,) = [line for line in contrast_advice(healthy(brings=brings)) if "is faster than dense" in line]
     assert line.startswith(f"{what.capitalize()} is faster than dense attention ")
-    assert "with own from S=" in line
+    assert "with mine.py:Mine from S=" in line
     sweep = contrast_figures(healthy(brings=brings))["sweep"]
     assert {"model": "the whole model", "attention": "one layer"}[brings] in sweep.layout.title.text
-    assert "own" in [trace.name for trace in sweep.data]
+    assert "mine.py:Mine" in [trace.name for trace in sweep.data]
 
 
 def test_memory_of_another_attention_is_no_spread_of_the_backends():
     assert gate(healthy(brings="attention"), "peak_spread").measured == gate(healthy(), "peak_spread").measured
-    assert "own" not in gate(healthy(brings="attention"), "peak_spread").detail
+    assert "mine.py" not in gate(healthy(brings="attention"), "peak_spread").detail
 
 
 # The whole way, from the worker to the gate
