@@ -36,11 +36,13 @@ def main(arguments: list[str]) -> int:
     """Run mutants, print a line each, write the table; return 1 if one lives or was not run."""
     parser = argparse.ArgumentParser("python -m tests.mutation")
     parser.add_argument("names", nargs="*", help="texts, of which one must stand in a mutant's name; all if none")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of these each N-th alone")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="runs at a time")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="seconds after which no run is begun")
     parser.add_argument("--lines", type=Path, help="make the table of the last outcomes in this file, and no run")
     asked = parser.parse_args(arguments)
-    chosen = in_turn([m for m in MUTANTS if not asked.names or any(name in m.name for name in asked.names)])
+    named = [m for m in MUTANTS if not asked.names or any(name in m.name for name in asked.names)]
+    chosen = in_turn(named[:: asked.every])
     if not asked.lines:
         run(chosen, asked.at_once, asked.limit_s)
     kept = kept_rows(asked.lines) if asked.lines else kept_rows(KEPT, _source())

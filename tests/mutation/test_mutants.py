@@ -54,6 +54,13 @@ def test_what_was_not_run_is_said_and_what_is_kept_is_not_run_again(table, monke
     assert command.main([name, "--lines", str(command.KEPT)]) == 0
 
 
+def test_each_nth_is_run_alone(table, monkeypatch, capsys):
+    tried = []
+    monkeypatch.setattr(command, "_attempt", lambda mutant: tried.append(mutant) or OUTCOME)
+    assert command.main(["--every", "50"]) == 0
+    assert [mutant for mutant in tried if mutant] == list(MUTANTS[::50])
+
+
 def test_one_that_lives_is_a_failure(table, monkeypatch, capsys):
     monkeypatch.setattr(command, "_attempt", lambda mutant: replace(OUTCOME, caught=mutant is None))
     assert command.main([MUTANTS[0].name]) == 1
