@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from nsa_lib.worker.origin import origin
 from nsa_lib.worker.phases import in_order
 from nsa_lib.worker.planted_nan import planted_nan
 from nsa_lib.worker.ranks.collectives import run_collectives
+from nsa_lib.worker.ranks.let_go import let_go_by_gloo
 from nsa_lib.worker.ranks.share import own_sequences
 from nsa_lib.worker.ranks.step_recorder import StepRecorder
 from nsa_lib.worker.repeated import repeat
@@ -219,7 +221,8 @@ def measured_steps(
     meter = device.meter(case.alloc_conf, case.budget_mib)
     witness, recorder = attestation.Witness(case, meter.allocator), StepRecorder(stepped.model, case)
     prints = FingerprintRecorder(stepped.model, case)
-    with own_tables(), anomalies, meter, windows, recorder:
+    over_gloo = let_go_by_gloo() if case.is_launched and case.device == "cpu" else nullcontext()
+    with own_tables(), anomalies, meter, windows, recorder, over_gloo:
         meter.track(stepped.model)
         heartbeat.beat("warmup")
         for step in range(1, case.steps + 1):

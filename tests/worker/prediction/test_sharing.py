@@ -13,11 +13,10 @@ from nsa_lib.runs.environment import PROJECT
 from nsa_lib.worker.prediction.predict import predict
 from tests.worker.ranks.cases import PAIR, run_pair
 
-BARE = {"profile_operators": False, "digest_parts": 0, "steps": 4}
+BARE = {"profile_operators": False, "digest_parts": 0, "steps": 8}
 
-TOLERANCE_MIB = 0.018
-"""One activation of the small model. With checkpointing all agree to 0.001 MiB; of FSDP2 without it backward was seen
-to hold 16 KiB more than predicted."""
+TOKENS_MIB = 0.003
+"""The batch and what is read off it, which a prediction counts once used."""
 
 
 @pytest.mark.parametrize(
@@ -30,11 +29,14 @@ def test_the_meter_of_real_ranks_equals_the_prediction(tmp_path, strategy, ranks
     expected = predict(replace(PAIR, **changes))
     result = run_pair(tmp_path, **changes)
     assert result["status"] == "ok", result["reason"]
-    # In one step of several gloo's threads keep a buffer longer.
     beats = [beat for beat in HeartbeatReader(tmp_path / "rank0" / "heartbeat.jsonl").read() if beat["step"]]
+    settled = beats[1:]  # the first step makes the optimizer's state
     for name in ("peak_alloc_forward_mib", "peak_alloc_backward_mib", "peak_alloc_optimizer_mib", "alloc_mib"):
-        measured = min(beat[name] for beat in beats[1:])  # the first step makes the optimizer's state
-        assert measured == pytest.approx(expected[name], abs=TOLERANCE_MIB), name
+        # In some steps gloo keeps the copy that it reduces for longer.
+        assert min(beat[name] for beat in settled) == pytest.approx(expected[name], abs=TOKENS_MIB), name
+    if not grad_checkpointing:  # the peak is where blocks are gathered and nothing was reduced yet: that of every step
+        for beat in settled:
+            assert beat["peak_alloc_mib"] == pytest.approx(expected["peak_alloc_mib"], abs=TOKENS_MIB), beat["step"]
 
 
 @pytest.fixture(scope="module")
