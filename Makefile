@@ -26,9 +26,10 @@ lab: .venv/installed  ## open JupyterLab on the project; no browser is started, 
 test-versions: .venv/tested  ## read a run with Python 3.10 to 3.13, make one with torch's floor and the newest, as far as they are here
 	$(BIN)/python -m tests.versions
 
-lint: .venv/tested  ## check style, of the notebooks too
+lint: .venv/tested  ## check style, of the notebooks too, and that nothing needs a newer Python than the oldest promised
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vermin --quiet --no-tips --target=3.10- nsa_lib
 
 selftest: .venv/installed  ## plant every seeded fault, and each fifth mutant of the code, and show that a verdict turns red
 	$(BIN)/python -m nsa_lib selftest

@@ -1,12 +1,13 @@
 """Tokens: the same in every run with one seed, and really those of the file."""
 
+import hashlib
 from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
-from nsa_lib.worker.data import batches
+from nsa_lib.worker.data import batches, data_sha256
 from tests.subject.test_config import CASE
 
 
@@ -44,3 +45,11 @@ def test_the_shortest_text_is_one_sequence(tmp_path):
     path.write_bytes(bytes(range(64)))
     with pytest.raises(ValueError, match="64 bytes, a sequence needs 65"):
         batches(case)
+
+
+def test_a_text_is_known_by_its_sha256_and_synthetic_data_by_that_of_its_batch(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(bytes(range(256)) * 5000)  # more than is read at a time
+    case = replace(CASE, data=str(path), model=replace(CASE.model, vocab=256))
+    assert data_sha256(case) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len({data_sha256(CASE), data_sha256(CASE), data_sha256(replace(CASE, seed=1))}) == 2
