@@ -20,6 +20,7 @@ from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment, gpu_health
 from nsa_lib.runs.fingerprints import bits_sha256
 from nsa_lib.runs.folder import new_run_folder
+from nsa_lib.runs.launchers.start import runs_of_start
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.plan import reproduce
 from nsa_lib.runs.provenance import provenance
@@ -80,8 +81,8 @@ def _shared(values: list[object]) -> str:
 
 
 def members_in(folder: Path) -> list[Member]:
-    """Return the newest run of each member in the folder of a fleet, each judged anew."""
-    folders = sorted(path.parent for path in (folder / "runs").glob("*/run.json"))
+    """Return the newest run of each member in the folder of a fleet, of its newest start, each judged anew."""
+    folders = runs_of_start(folder)
     if len(folders) <= ALONE:
         return newest_of_each(map(member_in, folders))
     # Spawned: this process may have threads, and a kernel's would be copied in the middle of what they do.

@@ -11,6 +11,7 @@ from nsa_lib.runs import environment
 from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.launchers import local, slurm
 from nsa_lib.runs.launchers.member import Task
+from nsa_lib.runs.launchers.start import all_runs, note_start
 from nsa_lib.runs.launchers.state import FleetState
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.parameters import Read, read_value, refuse_unknown
@@ -68,6 +69,8 @@ def launch(namespace: Mapping[str, object]) -> Launched:
     """Start the members, wait for their end, and show meanwhile what they have come to.
 
     A fleet that Slurm was asked for before, by another kernel too, is found again by its name and not submitted twice.
+    Members of `local` end with this process, however it ends: asked for again, they are started anew, and what an
+    earlier start left under the name does not count.
 
     Args:
         namespace: the notebook's globals, parameters and IPython's `In` among them.
@@ -125,7 +128,9 @@ def _local(read: Mapping[str, Read], task: Task) -> int:
     members = int(read["gpus"] or (len(visible) if on_gpu else LAPTOP_GPUS))
     if on_gpu and members > len(visible):
         raise ConfigError(f"gpus={members}: this machine shows {len(visible)}; accepts no more")
-    state = FleetState(Path(task.folder), members)
+    folder = Path(task.folder)
+    note_start(folder, all_runs(folder))
+    state = FleetState(folder, members)
     with StopButton() as stop:
         local.run_members(task, members, visible=visible, stop=stop, tell=state.show)
     state.show(at_once=True)
@@ -133,14 +138,17 @@ def _local(read: Mapping[str, Read], task: Task) -> int:
 
 
 def _slurm(read: Mapping[str, Read], task: Task) -> int:
-    job = slurm.submitted(Path(task.folder))
+    folder = Path(task.folder)
+    job = slurm.submitted(folder)
     if job is None:
+        earlier = all_runs(folder)
         asked = {name: read[name] for name in ("nodes", "gpus_per_node", "partition", "time_min")}
         job = slurm.submit(task, **asked, ask_for_gpus=read["profile"] != "laptop")
+        note_start(folder, earlier)
         print(f"submitted job {job['job_id']} of {job['members']} members", flush=True)
     else:
         print(f"job {job['job_id']} of this fleet was found; a new name starts a new one", flush=True)
-    state = FleetState(Path(task.folder), int(job["members"]))
+    state = FleetState(folder, int(job["members"]))
     with StopButton() as stop:
         slurm.wait(job, stop=stop, tell=state.show)
     state.show("ended", at_once=True)

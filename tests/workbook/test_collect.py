@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from nsa_lib.contract.fingerprint import FILE
+from nsa_lib.runs.launchers.start import all_runs, note_start
 from nsa_lib.runs.launchers.state import FleetState
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.collect import collect, members_in
@@ -89,6 +90,25 @@ def test_of_a_member_that_ran_twice_the_newest_run_counts(add, tmp_path):
     add(1, make=untaught_smoke, created=day(2), name="smoke-1-again")
     members = members_in(tmp_path / "fleets" / FLEET)
     assert [(member.rank, member.verdict) for member in members] == [(0, "GO"), (1, "NO-GO")]
+
+
+def test_what_an_earlier_start_of_the_name_left_stands_for_nobody(add, tmp_path):
+    folder = tmp_path / "fleets" / FLEET
+    add(0, name="before-0"), add(1, name="before-1")
+    note_start(folder, all_runs(folder))
+    assert members_in(folder) == []
+    add(0)
+    run = judged(tmp_path, expected="2")
+    assert run.verdict == "INCOMPLETE"
+    assert "member 1" in {one.name for one in quarantine(ruled(run))}, "it was GO before, and left nothing this time"
+    assert dict(+FleetState(folder, 2).counts()) == {"GO": 1, "pending": 1}
+
+
+def test_a_member_that_was_started_again_is_counted_once(add, tmp_path):
+    add(0), add(1), add(1, created=day(2), name="smoke-1-again")
+    for name in ("smoke-0", "smoke-1"):
+        (tmp_path / "fleets" / FLEET / "runs" / name / "summary.json").unlink()
+    assert dict(+FleetState(tmp_path / "fleets" / FLEET, 2).counts()) == {"GO": 1, "running": 1}
 
 
 def test_a_fleet_of_which_there_is_no_run_is_refused_in_one_line(tmp_path):

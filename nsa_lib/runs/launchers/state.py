@@ -10,7 +10,8 @@ from pathlib import Path
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from nsa_lib.runs.recorded import MALFORMED, read_summary
+from nsa_lib.runs.launchers.start import runs_of_start
+from nsa_lib.runs.recorded import MALFORMED, read_info, read_summary
 
 PERIOD_S = 2.0
 
@@ -27,19 +28,31 @@ class FleetState:
         """Begin to look at the folder of a fleet of so many members; None if nobody says how many."""
         self._folder, self._members = folder, members
         self._ended: dict[str, str] = {}
+        self._verdicts: dict[str, str] = {}
+        self._told: dict[str, tuple[str, tuple[object, ...]]] = {}
         self._handle: DisplayHandle | None = None
         self._shown_at = self._printed_at = 0.0
         self._printed = ""
 
     def counts(self) -> Counter:
         """Return how many members are in each state: pending, running, or a verdict."""
-        runs = [path for path in (self._folder / "runs").glob("*") if (path / "run.json").exists()]
+        runs = self._newest()
         for path in runs:
             if path.name not in self._ended and (verdict := _verdict(path)):
                 self._ended[path.name] = verdict
-        pending = max(0, (self._members or 0) - len(runs))
-        running = len(runs) - len(self._ended)
-        return Counter(self._ended.values()) + Counter({"pending": pending, "running": running})
+        self._verdicts = {path.name: self._ended[path.name] for path in runs if path.name in self._ended}
+        pending, running = max(0, (self._members or 0) - len(runs)), len(runs) - len(self._verdicts)
+        return Counter(self._verdicts.values()) + Counter({"pending": pending, "running": running})
+
+    def _newest(self) -> list[Path]:
+        """Return the newest run of each member: a scheduler may have started one again."""
+        newest: dict[tuple[object, ...], tuple[str, Path]] = {}
+        for path in runs_of_start(self._folder):
+            if path.name not in self._told and (told := _told(path)) is not None:
+                self._told[path.name] = told
+            created, key = self._told.get(path.name, ("", (path.name,)))
+            newest[key] = max(newest.get(key, ("", path)), (created, path))
+        return [path for _, path in newest.values()]
 
     def show(self, scheduler: str = "", *, at_once: bool = False) -> None:
         """Show the state, and print it when it has changed; throttled, unless `at_once`.
@@ -60,7 +73,7 @@ class FleetState:
             self._update(words)
 
     def _update(self, words: str) -> None:
-        named = [f"{verdict} {run}" for run, verdict in self._ended.items() if verdict != "GO"]
+        named = [f"{verdict} {run}" for run, verdict in self._verdicts.items() if verdict != "GO"]
         more = [f"and {len(named) - NAMED} more"] if len(named) > NAMED else []
         lines = "".join(f"<br>{escape(line)}" for line in named[:NAMED] + more)
         bundle = {"text/html": f"<div>{escape(words)}{lines}</div>", "text/plain": words}
@@ -68,6 +81,15 @@ class FleetState:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
+
+
+def _told(folder: Path) -> tuple[str, tuple[object, ...]] | None:
+    """Return when a run began and which member it is of; None while that cannot be read whole."""
+    try:
+        info = read_info(folder)
+        return str(info["created"]), tuple(info["member"][name] for name in ("host", "gpu_uuid", "rank"))
+    except MALFORMED:
+        return None
 
 
 def _verdict(folder: Path) -> str:

@@ -3,19 +3,27 @@
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from nsa_lib.runs import environment
 from nsa_lib.runs.launchers import local
 from nsa_lib.runs.launchers.member import Task, own_gpu
+from nsa_lib.runs.launchers.start import FILE, all_runs, note_start
 from nsa_lib.runs.launchers.state import FleetState
 from nsa_lib.runs.stop_button import StopButton
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.collect import collect, members_in
 from nsa_lib.workbook.fleet.gates import quarantine, ruled
 from nsa_lib.workbook.launch import launch
+
+PATIENCE_S = 300
+"""How long to wait for what happens within seconds on an idle machine."""
 
 SMALL = {"layers": 1, "seq_len": 128, "vocab": 64, "steps": 60}
 
@@ -50,6 +58,46 @@ def test_the_stop_button_ends_all_members_and_what_they_recorded_is_judged(tmp_p
     assert pressed
     assert Counter(member.verdict for member in members_in(folder)) == {"INCOMPLETE": 2}
     assert dict(+FleetState(folder, 2).counts()) == {"INCOMPLETE": 2}
+
+
+def processes_in(folder):
+    """Return the processes that are told a path in a folder: members, their kernels, the workers."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_for(condition):
+    """Wait until a condition holds, long enough for a machine that does much else."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_members_of_a_killed_kernel_end_with_it_and_the_next_start_counts_none_of_them(tmp_path):
+    asked = {
+        "launcher": "local", "fleet": "here", "gpus": 2, "profile": "laptop",
+        "parameters": {**SMALL, "steps": 100_000}, "out_dir": str(tmp_path),
+    }  # fmt: skip
+    folder = tmp_path / "fleets" / "here"
+    kernel = subprocess.Popen([sys.executable, "-c", f"from nsa_lib.workbook.launch import launch; launch({asked})"])
+    try:
+        wait_for(lambda: len(list(folder.glob("runs/*/cases/training/heartbeat.jsonl"))) == 2)
+        assert len(processes_in(tmp_path)) > 2
+    finally:
+        kernel.kill()
+        kernel.wait()
+    wait_for(lambda: not processes_in(tmp_path))
+    run = collect(launch({**asked, "launcher": "nobody", "expected": "2"}))
+    assert run.verdict == "INCOMPLETE"
+    assert (folder / FILE).exists(), "a start under the same name tells its runs from those before"
+    assert Counter(one.member.verdict for one in quarantine(ruled(run))) == {"INCOMPLETE": 2}
+    note_start(folder, all_runs(folder))
+    assert dict(+FleetState(folder, 2).counts()) == {"pending": 2}, "what is dead neither runs nor ended"
 
 
 @pytest.fixture
