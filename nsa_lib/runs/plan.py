@@ -82,7 +82,7 @@ class Plan:
             f"{name}: a name in your cells, no parameter; did you mean {meant}? This run takes {meant}={self[meant]}."
             for name, meant in self.mistyped.items()
         ]
-        if self.on_trial:
+        if self.on_trial and not self.request.imagined:
             said.append(f"on trial: {self.on_trial['label']}, {self.on_trial['judged']}.")
         if "device_budget_gib" in self.values and self["device_budget_gib"] is not None:
             capped = f"emulated: the allocator is capped at {self['device_budget_gib']:g} GiB; "
@@ -91,7 +91,7 @@ class Plan:
             machine = IMAGINED if self.request.imagined else self.environment
             why = why_not_fused(self.__getitem__, machine) or f"{FUSED} can run here"
             said.append(f"backend={AUTO}: this run takes {self['backend']} ({why}).")
-        if self.custom:
+        if self.custom and not self.request.imagined:
             said.append(f"custom: {'; '.join(self.custom)}. The gates are judged, readiness will not count the run.")
         if self.profile == "laptop":
             said.append("profile laptop: this run checks the code and the workbook, it clears no GPU.")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from nsa_lib.contract.agenda import DENSE
 from nsa_lib.contract.case import DEVICES, CaseConfig
+from nsa_lib.contract.figures import counted
 from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
+from nsa_lib.runs.own import brought
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -79,6 +82,21 @@ def capacity_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tu
     return tuple({point.case.case_id: point.case for point in sweep_points(values)}.values())
 
 
+def subject(values: Mapping[str, Value]) -> str:
+    """Return what is predicted, in words: what a user brings by its name."""
+    own = brought(values)
+    if own is not None:
+        return own.label
+    return "dense attention" if values["attention"].value == DENSE else f"NSA, {values['backend'].value}"
+
+
+def capacity_notices(values: Mapping[str, Value]) -> list[str]:
+    """Return for what, and for which device, a capacity is predicted."""
+    layers, seq_len, batch, gib = (values[name].value for name in ("layers", "seq_len", "batch", "device_gib"))
+    sizes = f"{counted(layers, 'layer')}, S={seq_len:,}, batch {batch:,}"
+    return [f"Predicted here: {subject(values)}; {sizes}, on a device of {gib:g} GiB."]
+
+
 REQUEST = Request(
     notebook="capacity",
     parameters={
@@ -101,5 +119,6 @@ REQUEST = Request(
         }
     },
     cases=capacity_cases,
+    notices=capacity_notices,
     imagined=True,
 )

@@ -80,14 +80,16 @@ def _curve(curve: pd.DataFrame, axis: str, name: str, colour: str, dash: str) ->
     return trace.update(error_y=bars, text=said, hovertemplate="%{y:,.1f} MiB %{text}")
 
 
-def fits_table(rows: pd.DataFrame) -> Table:
-    """Tabulate the largest length, batch and layers that fit (`fits.fits_rows`)."""
+def fits_table(rows: pd.DataFrame, subject: str) -> Table:
+    """Tabulate the largest length, batch and layers of what is predicted that fit (`fits.fits_rows`)."""
     columns = {
         "axis": "the others as asked", "fits": "largest that fits", "at": "predicted at", "phase": "peak in",
         "dominated_by": "what the peak there consists of",
     }  # fmt: skip
     return frame_table(
-        f"Predicted to fit, with reserved {ABOVE:.0%} above its prediction to {BELOW:.0%} below", rows, columns
+        f"{subject}: predicted to fit, with reserved {ABOVE:.0%} above its prediction to {BELOW:.0%} below",
+        rows,
+        columns,
     )
 
 

@@ -19,14 +19,15 @@ BELOW, ABOVE = 0.06, 0.13
 
 
 def largest(points: pd.DataFrame, axis: str, limit_mib: float) -> tuple[int, int | None]:
-    """Return the largest value of an axis that fits if reserved is high, and if it is low, or None if unknown.
+    """Return the largest value of an axis that fits if reserved is high, and if it is low.
+
+    The second is None if even the last point of the sweep fits then: beyond it nothing was predicted.
 
     High is ABOVE the prediction, or the end of its range; low is BELOW, and never less than what is allocated.
 
     Between two predictions memory is taken to be a straight line in logarithms. That lies above a sum of powers, so the
-    answer is a little small. Beside a range nothing is put between: the answer is a point of the sweep. Beyond the last
-    point reserved is unknown; but it is not below allocated, and that does not fall below a straight line through its
-    last two points. 0 if not even the first point fits.
+    answer is a little small. Beside a range nothing is put between: the answer is a point of the sweep. 0 if not even
+    the first point fits.
     """
     points = _with_error(points.sort_values(axis))
     beyond = [place for place, mib in enumerate(points["highest_mib"]) if mib > limit_mib]
@@ -35,9 +36,7 @@ def largest(points: pd.DataFrame, axis: str, limit_mib: float) -> tuple[int, int
     if not within:
         return 0, 0
     after = within[-1] + 1
-    if after < len(points):
-        return certain, _before(points, axis, "lowest_mib", after, limit_mib)
-    return certain, _allocated_within(points, axis, limit_mib)
+    return certain, _before(points, axis, "lowest_mib", after, limit_mib) if after < len(points) else None
 
 
 def _with_error(points: pd.DataFrame) -> pd.DataFrame:
@@ -59,15 +58,6 @@ def _before(points: pd.DataFrame, axis: str, column: str, place: int, limit_mib:
     return int(small * (large / small) ** share)
 
 
-def _allocated_within(points: pd.DataFrame, axis: str, limit_mib: float) -> int | None:
-    if len(points) < 2:
-        return None
-    (before, size), (before_mib, mib) = (points[column].iloc[-2:] for column in (axis, "peak_alloc_mib"))
-    if mib <= before_mib:
-        return None
-    return int(size + (limit_mib - mib) * (size - before) / (mib - before_mib))
-
-
 def fits_rows(rows: pd.DataFrame, limit_mib: float) -> pd.DataFrame:
     """Return the largest S, batch and layers that fit, each with the other two as asked, and what memory is then.
 
@@ -85,7 +75,7 @@ def fits_rows(rows: pd.DataFrame, limit_mib: float) -> pd.DataFrame:
         found.append(
             {
                 "axis": words,
-                "fits": _said(certain, possible),
+                "fits": _said(certain, possible, points[axis].iloc[-1]),
                 "at": f"{last[axis]:,}",
                 "dominated_by": ", ".join(f"{name} {mib / total:.0%}" for name, mib in ranked if mib),
                 "phase": last["phase"],
@@ -94,9 +84,10 @@ def fits_rows(rows: pd.DataFrame, limit_mib: float) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _said(certain: int, possible: int | None) -> str:
+def _said(certain: int, possible: int | None, last: int) -> str:
+    """Say what fits; of what lies beyond the last point that was predicted nothing is known."""
     if possible is None:
-        return f"at least {certain:,}"
+        return f"{certain:,} or more, the largest predicted" if certain == last else f"{certain:,} to {last:,} or more"
     if not possible:
         return "nothing of the sweep"
     return f"{certain:,}" if certain == possible else f"{certain:,} to {possible:,}"
@@ -119,5 +110,5 @@ def _change(rows: pd.DataFrame, plan: Plan, limit_mib: float) -> dict[str, objec
     return {
         "change": asked["variant"],
         **{name: asked[name] for name in ("peak_alloc_mib", "lowest_mib", "highest_mib")},
-        **{axis: _said(*largest(found, axis, limit_mib)) for axis, found in points.items()},
+        **{axis: _said(*largest(found, axis, limit_mib), found[axis].max()) for axis, found in points.items()},
     }

@@ -48,3 +48,13 @@ def test_a_case_that_lies_on_several_curves_is_predicted_once(planned):
     assert {point.case for point in points} == set(found.cases)
     one_chunk = {point.variant: point.case for point in points if point.axis == "seq_len" and point.case.seq_len == 512}
     assert one_chunk["loss in one piece"] == one_chunk["as asked"], "512 tokens are one chunk anyway"
+
+
+def test_what_is_predicted_is_told_in_the_first_sentence(planned, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Mine(torch.nn.Linear):\n    def __init__(self, dim):\n        super().__init__(dim, dim)\n"
+    )
+    sizes = "12 layers, S=2,048, batch 1, on a device of 80 GiB."
+    assert planned().notices == [f"Predicted here: NSA, masked; {sizes}"]
+    assert planned(attention="dense").notices == [f"Predicted here: dense attention; {sizes}"]
+    assert planned(attention=f"{tmp_path}/mine.py:Mine").notices == [f"Predicted here: mine.py:Mine; {sizes}"]

@@ -21,20 +21,28 @@ def test_the_largest_that_fits_is_between_the_points_and_never_too_large():
     assert largest(points, "batch", 50.0) == (0, 0)
 
 
-def test_beyond_the_sweep_what_is_allocated_bounds_what_may_fit():
-    sizes = [6, 12, 24, 48]
-    points = made_sweep("layers", sizes, [75.0 * size for size in sizes], [10 + 70 * size for size in sizes])
-    assert largest(points, "layers", 7010.0) == (48, 100)
-    assert largest(points[:1], "layers", 7010.0) == (6, None)
-    flat = made_sweep("layers", sizes, [100.0] * 4)
-    assert largest(flat, "layers", LIMIT_MIB) == (48, None)
+@pytest.mark.parametrize(
+    "grows",
+    [
+        lambda size: 0.1 * size,
+        lambda size: 1e-5 * size**2,  # as a mask does: a line through two points ends far beyond what fits
+        lambda size: 100.0,
+    ],
+)
+def test_beyond_the_last_prediction_no_figure_is_said(grows):
+    sizes = {axis: [ASKED[axis], 2 * ASKED[axis], 4 * ASKED[axis]] for axis in ASKED}
+    rows = pd.concat([made_sweep(axis, found, [grows(size) for size in found]) for axis, found in sizes.items()])
+    fits = fits_rows(rows, LIMIT_MIB)["fits"].tolist()
+    assert fits == [f"{n} or more, the largest predicted" for n in ("8,192", "4", "48")]
+    (change,) = changes_rows(rows, ASKED, LIMIT_MIB).to_dict("records")
+    assert (change["seq_len"], change["layers"]) == (fits[0], fits[2])
 
 
 @pytest.mark.parametrize(
     ("reserved", "answer"),
     [
         ([110.0, 220.0, 30_000.0, 9000.0], (2, 8)),  # it falls again, still above the limit
-        ([110.0, 220.0, 30_000.0, 900.0], (2, 24)),  # it falls below the limit: what is allocated bounds it
+        ([110.0, 220.0, 30_000.0, 900.0], (2, None)),  # it falls below the limit, and no more is known
         ([2000.0, 1500.0, 30_000.0, 9000.0], (0, 0)),
         ([0.0, 0.0, 30_000.0, 9000.0], (1, 8)),  # nothing to take a logarithm of
     ],

@@ -11,7 +11,8 @@ from nsa_lib.runs.parameters import Value
 from nsa_lib.runs.training_case import training_case
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.capacity import figures, measures
-from nsa_lib.workbook.capacity.fits import changes_rows, fits_rows, largest
+from nsa_lib.workbook.capacity.cases import subject
+from nsa_lib.workbook.capacity.fits import changes_rows, fits_rows
 from nsa_lib.workbook.capacity.measures import SETTINGS, limit_mib, sweep
 from nsa_lib.workbook.questions import plan
 from nsa_lib.worker.prediction.predict import predict
@@ -82,13 +83,6 @@ def test_every_axis_has_its_points_and_no_reserved_lies_below_allocated(rows):
     assert (rows["lowest_mib"] <= rows["highest_mib"]).all()
 
 
-def test_a_deep_model_allocates_no_less_than_the_line_that_bounds_its_depth(rows):
-    points = rows[(rows["axis"] == "layers") & (rows["variant"] == "as asked")]
-    points = points.assign(lowest_mib=points["peak_alloc_mib"], highest_mib=points["peak_alloc_mib"])
-    shallow, deepest = points[points["layers"] < 12], points[points["layers"] == 12].iloc[0]
-    assert largest(shallow, "layers", deepest["peak_alloc_mib"] + 0.01)[1] == 12
-
-
 def test_what_changes_and_what_fits_is_said_in_tables_and_charts(asked, rows):
     limit = limit_mib(asked)
     assert limit == 70_000
@@ -96,7 +90,9 @@ def test_what_changes_and_what_fits_is_said_in_tables_and_charts(asked, rows):
     assert len(changes) == 3 + len(SETTINGS)
     by_change = changes.set_index("change")["peak_alloc_mib"]
     assert by_change["as asked"] < by_change["loss in one piece"]
-    assert "2,048 to " in figures.fits_table(fits_rows(rows, limit))._repr_html_()
+    fits = figures.fits_table(fits_rows(rows, limit), subject(asked.values))
+    assert fits.caption.startswith("NSA, masked: predicted to fit")
+    assert [row[1].text for row in fits.rows] == [f"{n} or more, the largest predicted" for n in ("2,048", "2", "12")]
     assert "loss in one piece" in figures.changes_table(changes)._repr_html_()
     for axis in ("seq_len", "batch", "layers"):
         figure = figures.capacity_curves(rows, axis, limit)
