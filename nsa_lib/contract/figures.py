@@ -54,3 +54,10 @@ def counted(count: int, thing: str) -> str:
 def short(figure: float, digits: int) -> str:
     """Return a figure with so many significant digits, and all of those before its point: `0.123`, `2,249`."""
     return f"{figure:,.0f}" if abs(figure) >= 10 ** (digits - 1) else f"{figure:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for reading, with its two largest units: `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

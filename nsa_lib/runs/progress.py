@@ -15,6 +15,7 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
+from nsa_lib.contract.figures import duration
 from nsa_lib.contract.thinning import thinned
 from nsa_lib.runs.environment import in_jupyter
 from nsa_lib.runs.panel import in_corner, write_page
@@ -94,7 +95,7 @@ class Progress:
         if len(self._case_steps) > 1:
             words = f"case {list(self._case_steps).index(case_id) + 1} of {len(self._case_steps)}, {words}"
         if step_s is not None:
-            words += f", {1000 * step_s:.0f} ms a step, {_duration((total - step) * step_s)} to go"
+            words += f", {1000 * step_s:.0f} ms a step, {duration((total - step) * step_s)} to go"
         return words
 
     def _figures(self, loss: float | None, memory_mib: Sequence[float], reserved_mib: float | None) -> str:
@@ -107,7 +108,7 @@ class Progress:
 
     def end(self, case_id: str, status: str, reason: str, seconds: float) -> None:
         """Show how a case ended."""
-        self._print(f"{case_id}: {status} after {_duration(seconds)}" + (f" ({reason})" if reason else ""))
+        self._print(f"{case_id}: {status} after {duration(seconds)}" + (f" ({reason})" if reason else ""))
         self._update("", "<div></div>")
 
     def _around(self) -> str:
@@ -153,9 +154,3 @@ def sparkline_svg(values: Sequence[float], *, width: int = 320, height: int = 40
         f'<br><svg width="{width}" height="{height}" role="img"><title>peak allocated memory, {low:,.1f} to {high:,.1f}'
         f' MiB</title><polyline points="{points}" fill="none" stroke="currentColor"/></svg>'
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

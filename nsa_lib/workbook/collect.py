@@ -20,6 +20,7 @@ from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment, gpu_health
 from nsa_lib.runs.fingerprints import bits_sha256
 from nsa_lib.runs.folder import new_run_folder
+from nsa_lib.runs.last_beat import is_over, silence
 from nsa_lib.runs.launchers.start import runs_of_start
 from nsa_lib.runs.member import fleet_folder
 from nsa_lib.runs.plan import reproduce
@@ -99,7 +100,13 @@ def member_in(folder: Path) -> Member:
         told: dict[str, object] = {"host": folder.name}
         with suppress(ConfigError, OSError, LookupError, TypeError):
             told = _identity(read_info(folder))
-        return Member(run_id=folder.name, folder=str(folder), reasons=[f"cannot be read: {error}"], **told)
+        reasons = [*_not_over(folder), f"cannot be read: {error}"]
+        return Member(run_id=folder.name, folder=str(folder), reasons=reasons, **told)
+
+
+def _not_over(folder: Path) -> list[str]:
+    """Return what a member that has not ended was last heard to do, [] for one that has."""
+    return [] if is_over(folder) else [silence(folder)]
 
 
 def _identity(info: Mapping[str, object]) -> dict[str, object]:
@@ -117,7 +124,7 @@ def member_of_run(run: Run) -> Member:
         report=report_of(run.folder, run.info.get("report")),
         kind=machine_name(run.info),
         verdict=summary["verdict"],
-        reasons=summary["reasons"],
+        reasons=[*_not_over(run.folder), *summary["reasons"]],
         gates={gate["name"]: gate["outcome"] for gate in summary["gates"]},
         configuration={name: value for name, value in agreed.items() if name not in OF_MACHINE},
         fingerprint=fingerprint,

@@ -16,7 +16,7 @@ from nsa_lib.workbook.history import publish
 from nsa_lib.workbook.launch import launch
 from nsa_lib.workbook.run import Run
 from nsa_lib.workbook.since import since_last
-from tests.made import with_schema
+from tests.made import sealed, with_schema
 from tests.made_runs import Templates, day, edit, untaught_smoke
 
 FLEET = "october"
@@ -102,6 +102,19 @@ def test_what_an_earlier_start_of_the_name_left_stands_for_nobody(add, tmp_path)
     assert run.verdict == "INCOMPLETE"
     assert "member 1" in {one.name for one in quarantine(ruled(run))}, "it was GO before, and left nothing this time"
     assert dict(+FleetState(folder, 2).counts()) == {"GO": 1, "pending": 1}
+
+
+def test_a_member_that_hangs_is_named_with_its_last_heartbeat(add, tmp_path):
+    for rank in range(3):
+        folder = add(rank)
+    (folder / "summary.json").unlink()
+    (folder / "cases" / "training" / "result.json").unlink()
+    sealed(folder)
+    run = judged(tmp_path, expected="3")
+    (named,) = [one for one in quarantine(ruled(run)) if one.member and one.member.rank == 2]
+    assert run.verdict == "INCOMPLETE"
+    assert "INCOMPLETE: not finished: last heartbeat " in named.why
+    assert all("not finished" not in one.why for one in quarantine(ruled(run)) if one.name != named.name)
 
 
 def test_a_member_that_was_started_again_is_counted_once(add, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
+from nsa_lib.runs.last_beat import silence
 from nsa_lib.runs.launchers.start import runs_of_start
 from nsa_lib.runs.recorded import MALFORMED, read_info, read_summary
 
@@ -18,7 +19,7 @@ PERIOD_S = 2.0
 PRINT_PERIOD_S = 20.0
 
 NAMED = 8
-"""Runs that did not come to GO and are named."""
+"""Runs that are named: those that did not come to GO, and the last ones that run, with their last sign of life."""
 
 
 class FleetState:
@@ -29,6 +30,7 @@ class FleetState:
         self._folder, self._members = folder, members
         self._ended: dict[str, str] = {}
         self._verdicts: dict[str, str] = {}
+        self._running: list[Path] = []
         self._told: dict[str, tuple[str, tuple[object, ...]]] = {}
         self._handle: DisplayHandle | None = None
         self._shown_at = self._printed_at = 0.0
@@ -41,8 +43,9 @@ class FleetState:
             if path.name not in self._ended and (verdict := _verdict(path)):
                 self._ended[path.name] = verdict
         self._verdicts = {path.name: self._ended[path.name] for path in runs if path.name in self._ended}
-        pending, running = max(0, (self._members or 0) - len(runs)), len(runs) - len(self._verdicts)
-        return Counter(self._verdicts.values()) + Counter({"pending": pending, "running": running})
+        self._running = [path for path in runs if path.name not in self._ended]
+        pending = max(0, (self._members or 0) - len(runs))
+        return Counter(self._verdicts.values()) + Counter({"pending": pending, "running": len(self._running)})
 
     def _newest(self) -> list[Path]:
         """Return the newest run of each member: a scheduler may have started one again."""
@@ -74,6 +77,8 @@ class FleetState:
 
     def _update(self, words: str) -> None:
         named = [f"{verdict} {run}" for run, verdict in self._verdicts.items() if verdict != "GO"]
+        # Of many that run none is waited for yet.
+        named += [f"{path.name}: {silence(path)}" for path in self._running] if len(self._running) <= NAMED else []
         more = [f"and {len(named) - NAMED} more"] if len(named) > NAMED else []
         lines = "".join(f"<br>{escape(line)}" for line in named[:NAMED] + more)
         bundle = {"text/html": f"<div>{escape(words)}{lines}</div>", "text/plain": words}

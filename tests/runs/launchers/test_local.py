@@ -1,6 +1,7 @@
 """The launcher `local`: a member a GPU, each pinned, all at once; faults are named, the stop button is heard."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,37 @@ def test_the_stop_button_ends_all_members_and_what_they_recorded_is_judged(tmp_p
     assert dict(+FleetState(folder, 2).counts()) == {"INCOMPLETE": 2}
 
 
+def test_a_member_that_hangs_is_named_with_its_last_heartbeat_and_ends_at_the_second_press(tmp_path):
+    folder = tmp_path / "fleets" / "here"
+    parameters = {**SMALL, "steps": 100_000, "profile": "laptop", "fleet": "here", "out_dir": str(tmp_path)}
+    presses, hung = [], []
+
+    def press(number):
+        if presses.count(number) == 0 and not stop.pressed:
+            presses.append(number)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def act():
+        run = next(folder.glob("runs/*/cases/training/heartbeat.jsonl"), None)
+        if run is None or b'"step": 3,' not in run.read_bytes():
+            return
+        if not hung:
+            hung.extend(processes_in(tmp_path))
+            for pid in hung:
+                os.kill(pid, signal.SIGSTOP)
+        press(1) or press(2)
+
+    with StopButton() as stop:
+        local.run_members(Task(str(folder), "smoke", parameters, {}), 1, visible=[], stop=stop, tell=act)
+    assert presses == [1, 2]
+    for pid in hung:  # what is stopped does not see that its parent is gone
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    (member,) = members_in(folder)
+    assert member.verdict == "INCOMPLETE"
+    assert re.match(r"not finished: last heartbeat .* ago, training, phase (warmup|step), step \d+$", member.reasons[0])
+
+
 def processes_in(folder):
     """Return the processes that are told a path in a folder: members, their kernels, the workers."""
     found = []
@@ -112,7 +144,7 @@ def started(monkeypatch):
         def poll(self):
             return 0
 
-        def wait(self):
+        def wait(self, timeout):
             return 0
 
     monkeypatch.setattr(subprocess, "Popen", Ended)
