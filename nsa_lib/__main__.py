@@ -13,11 +13,13 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import nbformat
 from papermill.iorw import read_yaml_file
 
 from nsa_lib.contract.files import write_text
+from nsa_lib.contract.lines import say
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
@@ -29,7 +31,7 @@ from nsa_lib.runs.report_file import report_beside
 from nsa_lib.selftest import TRIALS, selftest
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.validation import validate
-from nsa_lib.workbook.comparison import comparison_page, figures_table
+from nsa_lib.workbook.comparison import comparison_page, differences_table, figures_table
 from nsa_lib.workbook.decide import REQUEST, foretell
 from nsa_lib.workbook.execution import run_notebook
 from nsa_lib.workbook.fleet.parameters import REQUEST as FLEET
@@ -51,7 +53,7 @@ ALL = "all"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m nsa_lib", description="The workbook from a shell.")
+    parser = Parser(prog="python -m nsa_lib", description="The workbook from a shell.")
     commands = parser.add_subparsers(dest="command", required=True)
     # The others do nothing by themselves: they are for JupyterLab.
     runnable = [name for name, question in QUESTIONS.items() if question.request.cases or question.judging]
@@ -81,8 +83,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return COMMANDS[asked.command](asked)
     except (ConfigError, OSError) as error:
-        print(_said(error), *getattr(error, "user_traceback", "").splitlines(), sep="\n", file=sys.stderr)
+        say(_said(error), *getattr(error, "user_traceback", "").splitlines(), to=sys.stderr)
         return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose refusals fit the terminal as its help does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say how the command is used and what is wrong, and exit with status 2."""
+        self.print_usage(sys.stderr)
+        say(f"{self.prog}: error: {message}", to=sys.stderr)
+        self.exit(2)
 
 
 def _said(error: ConfigError | OSError) -> str:
@@ -105,14 +117,11 @@ def _one_of(*notebooks: str) -> Callable[[str], str]:
 def _check(asked: argparse.Namespace) -> int:
     given = _given(asked)
     if QUESTIONS[asked.notebook].request.cases is None:
-        print(*FORETOLD[asked.notebook](given), sep="\n")
+        say(*FORETOLD[asked.notebook](given))
         return 0
     found = plan(asked.notebook, given)
     print(parameters_table(found.parameter_rows))
-    print(f"cases: {', '.join(case.case_id for case in found.cases)}")
-    print(*foretold_on_trial(found), sep="\n")
-    for notice in found.notices:
-        print(notice)
+    say(f"cases: {', '.join(case.case_id for case in found.cases)}", *foretold_on_trial(found), *found.notices)
     return 0
 
 
@@ -154,10 +163,8 @@ def _run(asked: argparse.Namespace) -> int:
     executed = nbformat.read(output, as_version=4)
     if wants_verdict(executed):
         found = read_verdict(executed)
-        print(f"\n{found.icon} {found.word}: {found.headline}")
-        for reason in found.reasons:
-            print(f"  - {reason}")
-    print(f"report: {output.with_suffix('.html')}")
+        say("", f"{found.icon} {found.word}: {found.headline}", *(f"  - {reason}" for reason in found.reasons))
+    say(f"report: {output.with_suffix('.html')}")
     return status
 
 
@@ -169,7 +176,7 @@ def _report(asked: argparse.Namespace) -> int:
         write_text(path, html)
     else:
         folder = find(asked.which, reports_folder())
-        print(f"making the report of {folder.resolve().name}", file=sys.stderr, flush=True)  # it takes some seconds
+        say(f"making the report of {folder.resolve().name}", to=sys.stderr)  # it takes some seconds
         path = write_report(folder)
         out_dir = folder.resolve().parent.parent
         if (out_dir / HISTORY).exists():
@@ -180,13 +187,11 @@ def _report(asked: argparse.Namespace) -> int:
 
 def _compare(asked: argparse.Namespace) -> int:
     run_a, run_b = judged_run(asked.run_a), judged_run(asked.run_b)
-    changed = compare(run_a, run_b)
-    print("nothing differs" if changed.empty else changed.to_string(index=False))
-    print(f"\n{figures_table(run_a, run_b)}")
+    print(differences_table(compare(run_a, run_b)), figures_table(run_a, run_b), sep="\n\n")
     path = reports_folder() / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
     path.parent.mkdir(exist_ok=True)
     write_text(path, comparison_page(run_a, run_b))
-    print(f"\nreport: {path}")
+    say("", f"report: {path}")
     return 0
 
 

@@ -19,6 +19,7 @@ import nbformat
 from nsa_lib.contract.case import FEWEST_STEPS
 from nsa_lib.contract.faults import FAULTS, FAULTS_AT, MOMENTS, RANK_FAULTS, RANK_FAULTS_AT, moments_said
 from nsa_lib.contract.files import write_json, write_text
+from nsa_lib.contract.lines import say
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, WARN
 from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs import papermill
@@ -165,7 +166,7 @@ RED = {"NO-GO": FAIL, "INCOMPLETE": NOT_RUN, "REVIEW": WARN}
 """The outcome of the gate that is the reason for a verdict."""
 
 COLUMNS = ("fault", "notebook", "expected", "got", "gate", "seconds", "caught", "because")
-"""Of the printed table; the one in Markdown also says what was planted."""
+"""Of the table in Markdown, which also says what was planted."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,11 @@ def selftest(reports: Path, trials: Sequence[Trial]) -> int:
     folder = reports / f"selftest-{stamp(created)}"
     folder.mkdir(parents=True)
     findings = {}
-    print(_row(COLUMNS), flush=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = {pool.submit(attempt, trial, folder): trial for trial in trials}
         for ended in as_completed(running):
             findings[running[ended].name] = ended.result()
-            print(_row(_cells(ended.result(), COLUMNS)), flush=True)
+            say(_told(ended.result()))
     in_order = [findings[trial.name] for trial in trials]
     table = folder.with_suffix(".json")
     write_json(
@@ -216,7 +216,7 @@ def selftest(reports: Path, trials: Sequence[Trial]) -> int:
     )
     write_text(folder.with_suffix(".md"), markdown(in_order))
     missed = [finding.fault for finding in in_order if not finding.caught]
-    print(f"{len(in_order) - len(missed)} of {len(in_order)} as expected; {table}")
+    say(f"{len(in_order) - len(missed)} of {len(in_order)} as expected; {table}")
     return 1 if missed else 0
 
 
@@ -284,11 +284,12 @@ def _cells(finding: Finding, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(figures[name]) for name in columns)
 
 
-def _row(cells: Sequence[str]) -> str:
-    """Return a line of the printed table."""
-    widths = (17, 17, 11, 11, 17, 8, 7)
-    padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=True)]
-    return " ".join([*padded, cells[-1][:110]])
+def _told(finding: Finding) -> str:
+    """Return a trial in a line, as it is printed when it ends."""
+    asked = " by ".join(filter(None, (finding.expected, finding.gate)))
+    sign, got = ("✔", "") if finding.caught else ("✘", f"{finding.got}, not ")
+    said = f"{sign} {finding.fault}, {finding.notebook}: {got}{asked} ({finding.seconds:.0f} s)"
+    return "; ".join(filter(None, (said, finding.because)))
 
 
 def markdown(findings: Sequence[Finding]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 
+from nsa_lib.contract.lines import say
 from nsa_lib.report.verdict import Verdict, read_verdict
 from nsa_lib.runs import papermill
 from nsa_lib.runs.environment import notebook_path, out_dir_of, require_room
@@ -78,10 +79,10 @@ def validate(in_files: Mapping[str, object], on_line: Mapping[str, str], *, repo
             own = {**on_line, "runs": ",".join(run_ids)} if notebook == VALIDATE_ORDER[-1] else on_line
             output = new_output(reports, notebook, began)
             ended, stopped = _run_notebook(papermill_command(notebook, output, in_files, own), notebook, output, stop)
-            print(ended, flush=True)
+            say(str(ended))
             run_ids += [ended.verdict.run_id] if ended.verdict.run_id else []
             if stopped and notebook != VALIDATE_ORDER[-1]:
-                print(f"stopped; not started: {', '.join(VALIDATE_ORDER[place + 1 :])}", flush=True)
+                say(f"stopped; not started: {', '.join(VALIDATE_ORDER[place + 1 :])}")
                 return STOPPED
     _print_verdict(ended, out_dir_of(given.get("out_dir")))
     return ended.status if ended.verdict.word in ("GO", "REVIEW") else ended.status or 1
@@ -147,9 +148,8 @@ def _ticker(notebook: str) -> Callable[[], None]:
 
 def _print_verdict(ended: Ended, out_dir: Path) -> None:
     verdict = ended.verdict
-    print(f"\n{verdict.icon} {verdict.word}: {verdict.headline}")
-    for line in (*(f"  - {reason}" for reason in verdict.reasons), *verdict.notes):
-        print(line)
+    say("", f"{verdict.icon} {verdict.word}: {verdict.headline}")
+    say(*(f"  - {reason}" for reason in verdict.reasons), *verdict.notes)
     if verdict.run_id:
-        print(f"for review: {out_dir / 'runs' / verdict.run_id / 'review.zip'}")
-    print(f"report: {ended.report}\nall runs: {out_dir / 'index.html'}")
+        say(f"for review: {out_dir / 'runs' / verdict.run_id / 'review.zip'}")
+    say(f"report: {ended.report}", f"all runs: {out_dir / 'index.html'}")

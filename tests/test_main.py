@@ -274,8 +274,8 @@ def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(a
     save(with_steps(healthy("laptop", seed=5), loss=lambda step, loss: 6.0), tmp_path / "b", run_id="after")
     status, out, _ = ask("compare", tmp_path / "a", tmp_path / "b")
     changed, figures, where = out.split("\n\n")
-    header, *rows = [line.split() for line in changed.splitlines()]
-    assert status == 0
+    counted, header, *rows = [line.split() for line in changed.splitlines()]
+    assert (status, counted) == (0, ["4", "differences"])
     assert header == ["kind", "name", "before", "after"]
     assert rows[0] == ["parameter", "seed", "0", "5"]
     assert rows[1][:3] == ["gate", "loss_falls", "PASS"]
@@ -286,7 +286,7 @@ def test_compare_prints_what_changed_from_one_run_to_another_and_writes_a_page(a
     assert where == f"report: {page}\n"
     assert "before against after" in page.read_text()
     status, out, _ = ask("compare", tmp_path / "a", tmp_path / "a")
-    assert (status, out.splitlines()[0]) == (0, "nothing differs")
+    assert (status, out.splitlines()[0]) == (0, "Nothing differs")
     assert page.with_name("compare-a-a.html").exists()
 
 
@@ -297,7 +297,7 @@ def test_a_page_that_cannot_be_written_is_named_in_a_line_after_what_was_found(a
     for page in ("out.html", "reports/compare-a-a.html"):
         (tmp_path / page).mkdir(parents=True)
     for command, found, page in (
-        (("compare", tmp_path / "a", tmp_path / "a"), "nothing differs", "reports/compare-a-a.html"),
+        (("compare", tmp_path / "a", tmp_path / "a"), "Nothing differs", "reports/compare-a-a.html"),
         (("report", tmp_path / "out.ipynb"), "", "out.html"),
     ):
         status, out, err = ask(*command)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from nsa_lib.contract.lines import folded
+
 T = TypeVar("T")
 
 
@@ -15,7 +17,7 @@ def show(make: Callable[[], T]) -> T | None:
     """Return what `make` makes, for a cell to show; if it fails, print one line that says why and return None."""
     shown, problem = guarded(make)
     if problem:
-        print(problem)
+        print(folded(problem))
     return shown
 
 

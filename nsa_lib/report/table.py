@@ -9,6 +9,7 @@ from html import escape
 from itertools import zip_longest
 from textwrap import wrap
 
+from nsa_lib.contract.lines import WIDTH, folded
 from nsa_lib.report.session import session_mark
 
 OUTCOME = "outcome"
@@ -87,24 +88,27 @@ class Table:
     def __repr__(self) -> str:
         rows = [[cell.text for cell in row] for row in (*self.rows, *self.folded)]
         if not rows:
-            return self.caption
+            return folded(self.caption)
         lines = [list(self.header), *rows]
-        widths = _fitted([max(map(len, column)) for column in zip(*lines, strict=True)])
-        return "\n".join([self.caption, *(text for line in lines for text in _wrapped(line, widths))])
+        widths = _fitted([*zip(*lines, strict=True)])
+        return "\n".join([folded(self.caption), *(text for line in lines for text in _wrapped(line, widths))])
 
 
-TEXT_WIDTH = 80
-"""Columns of a terminal."""
-
-LEAST_WIDTH = 12
-"""Columns below which no column of a table is made narrower."""
+LEAST_WIDTHS = (20, 12, 1)
+"""Widths to which the columns of a table are narrowed, one after the other until all fit; up to that no word is broken.
+Longer ones are settings and paths."""
 
 
-def _fitted(widths: list[int]) -> list[int]:
-    """Return the widths of columns, the widest made narrower until all fit TEXT_WIDTH, two spaces between them."""
-    fitted = list(widths)
-    while sum(fitted) + 2 * (len(fitted) - 1) > TEXT_WIDTH and max(fitted) > LEAST_WIDTH:
-        fitted[fitted.index(max(fitted))] -= 1
+def _fitted(columns: Sequence[Sequence[str]]) -> list[int]:
+    """Return the widths of columns, the widest made narrower until all fit a terminal, two spaces between them."""
+    fitted = [max(map(len, column)) for column in columns]
+    words = [max((len(word) for text in column for word in text.split()), default=1) for column in columns]
+    for least in LEAST_WIDTHS:
+        while sum(fitted) + 2 * (len(fitted) - 1) > WIDTH:
+            wide = [place for place, width in enumerate(fitted) if width > min(words[place], least)]
+            if not wide:
+                break
+            fitted[max(wide, key=fitted.__getitem__)] -= 1
     return fitted
 
 

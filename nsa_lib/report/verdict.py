@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from IPython.display import display
 
+from nsa_lib.contract.lines import folded
 from nsa_lib.report.session import session_mark, sessions
 
 if TYPE_CHECKING:  # a kernel reads no notebook, and the import takes a second
@@ -200,11 +201,11 @@ def _incomplete(reason: str) -> Verdict:
 
 def _text(verdict: Verdict) -> str:
     lines = [f"{verdict.icon} {verdict.word}: {verdict.headline}", *(f"  - {reason}" for reason in verdict.reasons)]
-    return "\n".join([*lines, *verdict.notes])
+    return folded("\n".join([*lines, *verdict.notes]))
 
 
 def _said(command: str) -> str:
-    return f"HTML report, from any terminal: {command}"
+    return f"HTML report, from any terminal:\n{command}"
 
 
 COPY = (

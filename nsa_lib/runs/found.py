@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from pathlib import Path
 
+from nsa_lib.contract.lines import say
 from nsa_lib.runs.recorded import INTERRUPTED, read_info
 from nsa_lib.subject.config import ConfigError
 
@@ -100,7 +101,7 @@ def _newest(notebook: str, out_dir: Path) -> Path:
     alike = (one for one in older if one.info.get("notebook") == newest.info.get("notebook"))
     counts = next((one for one in alike if why and not one.custom and not one.stopped), None)
     if counts:
-        print(f"{newest.folder.name} is {why}; before it ran {counts.folder.name}, which counts", file=sys.stderr)
+        say(f"{newest.folder.name} is {why}; before it ran {counts.folder.name}, which counts", to=sys.stderr)
     return newest.folder
 
 

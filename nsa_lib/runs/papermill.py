@@ -18,6 +18,9 @@ from nsa_lib.runs.stop_button import StopButton
 
 POLL_S = 0.1
 
+VERDICT_ERROR = "VerdictError"
+"""The error with which a notebook ends whose verdict is not GO (`report.verdict`)."""
+
 
 def command(notebook: Path | str, output: Path | str, *options: str) -> list[str]:
     """Return the command that executes a notebook, and ends with this process."""
@@ -70,8 +73,13 @@ def main(parent_pid: int, arguments: list[str]) -> None:
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]  # the working folder, which `papermill` itself does not look into either
     from papermill.cli import papermill  # only now: its import takes a second, in which the parent may die
+    from papermill.exceptions import PapermillExecutionError
 
-    papermill(arguments, prog_name="papermill")
+    try:
+        papermill(arguments, prog_name="papermill")
+    except PapermillExecutionError as error:
+        # The stack of papermill's own functions helps nobody; a verdict is told by whoever started this.
+        sys.exit(1 if error.ename == VERDICT_ERROR else str(error).strip())
 
 
 if __name__ == "__main__":

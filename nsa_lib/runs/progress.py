@@ -16,6 +16,7 @@ from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from nsa_lib.contract.figures import duration
+from nsa_lib.contract.lines import folded
 from nsa_lib.contract.thinning import thinned
 from nsa_lib.runs.environment import in_jupyter
 from nsa_lib.runs.panel import in_corner, write_page
@@ -117,7 +118,7 @@ class Progress:
 
     def _print(self, words: str) -> None:
         self._printed_at = time.monotonic()
-        print(words, flush=True)
+        print(folded(words), flush=True)
 
     def _update(self, words: str, html: str) -> None:
         if get_ipython() is None:

@@ -20,6 +20,7 @@ from statistics import median
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import SCHEMA, HeartbeatReader
+from nsa_lib.contract.lines import folded
 from nsa_lib.contract.source import package_sha256, why_outdated
 from nsa_lib.contract.step_kinds import step_kinds
 from nsa_lib.runs import environment, gpu_health, ranks
@@ -94,7 +95,7 @@ def _begin(plan: Plan) -> list[str]:
     """Say what a user should know before a run; return what to go on saying of other runs at work."""
     environment.refuse_outdated()
     others = _others_at_work()
-    print("".join(f"{notice}\n" for notice in (*plan.notices, *others)), end="", flush=True)
+    print("".join(f"{folded(notice)}\n" for notice in (*plan.notices, *others)), end="", flush=True)
     adopt_orphans()
     return others
 

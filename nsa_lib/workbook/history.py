@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nsa_lib.contract.figures import counted
 from nsa_lib.contract.files import write_text
+from nsa_lib.contract.lines import folded
 from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.table import Cell, Table
@@ -231,7 +232,7 @@ def _locked(path: Path) -> Iterator[list[str]]:
         if error.errno not in NO_LOCKS:
             raise
         unlocked = [f"{path.name} cannot be locked ({error.strerror}): of two runs that end at once one may be missing"]
-        print(*unlocked)
+        print(*map(folded, unlocked))
     try:
         yield unlocked
     finally:

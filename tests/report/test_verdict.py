@@ -146,7 +146,7 @@ def test_a_record_that_is_no_mapping_is_incomplete():
 
 def test_only_go_passes_and_review_only_when_accepted(capsys):
     conclude(sample_run("GO"), command="make it")
-    assert "HTML report, from any terminal: make it" in capsys.readouterr().out
+    assert r"HTML report, from any terminal:\nmake it" in capsys.readouterr().out
     conclude(sample_run("REVIEW"), command="", accept_review=True)
     for word in ("REVIEW", "NO-GO", "INCOMPLETE"):
         with pytest.raises(VerdictError, match=word):

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nsa_lib.contract.heartbeat import SCHEMA
+from nsa_lib.contract.lines import folded
 from nsa_lib.workbook.decide import decide
 from nsa_lib.workbook.history import append, history_line, index_page, publish, read_history, write_index
 from nsa_lib.workbook.run import open_run
@@ -145,7 +146,7 @@ def test_a_disk_without_locks_has_its_page_which_says_so(history, tmp_path, monk
     monkeypatch.setattr(fcntl, "flock", no_locks)
     html = write_index(tmp_path).read_text()
     said = "history.jsonl cannot be locked (No locks available): of two runs that end at once one may be missing"
-    assert capsys.readouterr().out == f"{said}\n"
+    assert capsys.readouterr().out == f"{folded(said)}\n"
     assert said in html
     assert "1 run, newest first" in html
 

@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
 
 import pytest
 
+from nsa_lib.contract.lines import WIDTH
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook import replay
 from nsa_lib.workbook.decide import decide
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.replay import write_report
@@ -31,8 +34,16 @@ def text_of(page):
     return re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL)
 
 
+@pytest.fixture
+def executed(monkeypatch):
+    """The notebooks that are executed for a report."""
+    notebooks, replayed = [], replay.replayed
+    monkeypatch.setattr(replay, "replayed", lambda *given: notebooks.append(replayed(*given)) or notebooks[-1])
+    return notebooks
+
+
 @pytest.mark.parametrize("notebook", counted())
-def test_a_run_of_each_notebook_has_a_report_from_its_folder_alone(runs, notebook, capfd):
+def test_a_run_of_each_notebook_has_a_report_from_its_folder_alone(runs, notebook, executed, capfd):
     folder = runs / "runs" / f"{notebook}-1"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     page = write_report(folder)
@@ -47,6 +58,18 @@ def test_a_run_of_each_notebook_has_a_report_from_its_folder_alone(runs, noteboo
     assert "python -m nsa_lib report" not in text, "a finished page does not tell how to make it"
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path != page} == before
     assert not (runs / "index.html").exists()
+    wide = [line for line in lines_of(executed[0]) if len(line) > WIDTH]
+    kept_whole = (f"{sys.executable} -m nsa_lib report {folder}", "Columns: [")  # the other is pandas' empty frame
+    assert [line for line in wide if not line.startswith(kept_whole)] == [], "it fits a terminal"
+
+
+def lines_of(notebook):
+    """Return the lines that a terminal shows of what a notebook shows."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    lines = "\n".join("".join(text) for text in texts).splitlines()
+    assert len(lines) > 50
+    return lines
 
 
 def test_a_readiness_run_links_to_the_reports_from_where_its_own_lies(runs):

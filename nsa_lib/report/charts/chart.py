@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
+from nsa_lib.contract.lines import folded
 from nsa_lib.contract.thinning import stretches, thinned
 from nsa_lib.report.charts.static import static_twin
 from nsa_lib.report.session import session_mark
@@ -77,7 +78,7 @@ class Chart(go.Figure):
     def bundle(self) -> dict:
         """Return the notebook output: the figure, its static twin, and a line of text."""
         figure = {**json.loads(self.to_json()), "config": CONFIG}
-        text = self.layout.meta["description"]
+        text = folded(self.layout.meta["description"])
         return {"application/vnd.plotly.v1+json": figure, "image/svg+xml": static_twin(self), "text/plain": text}
 
     def _ipython_display_(self):

@@ -10,6 +10,7 @@ from pathlib import Path
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
+from nsa_lib.contract.lines import folded
 from nsa_lib.runs.last_beat import silence
 from nsa_lib.runs.launchers.start import runs_of_start
 from nsa_lib.runs.recorded import MALFORMED, read_info, read_summary
@@ -71,7 +72,7 @@ class FleetState:
         words = words or "no member is there"
         if words != self._printed and (at_once or now - self._printed_at >= PRINT_PERIOD_S):
             self._printed_at, self._printed = now, words
-            print(words, flush=True)
+            print(folded(words), flush=True)
         if get_ipython() is not None:
             self._update(words)
 
