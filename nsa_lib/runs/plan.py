@@ -123,7 +123,7 @@ def plan(request: Request, namespace: Mapping[str, object], *, notebooks: Iterab
     require_judgeable(cases)
     room = environment.room(out_dir, facts) if request.records_room else {}
     found = {**facts, **environment.machine_facts(), **provenance(notebooks), **room}
-    on_trial = _tried(cases, imagined=request.imagined)
+    on_trial = tried(cases, imagined=request.imagined)
     return Plan(
         request=request,
         profile=profile,
@@ -148,8 +148,11 @@ def _require_machine(request: Request, values: Mapping[str, Value], profile: str
         AllocatorSettings.parse(str(values["alloc_conf"].value))  # it is simulated, so it must be known
 
 
-def _tried(cases: Sequence[CaseConfig], *, imagined: bool) -> dict[str, object] | None:
-    """Return what is known of what the user brings, on a device that is here; None if she brings nothing."""
+def tried(cases: Sequence[CaseConfig], *, imagined: bool = False) -> dict[str, object] | None:
+    """Return what is known of what the user brings, on a device that is here; None if she brings nothing.
+
+    Raises UsersError if it cannot be used.
+    """
     case = next((case for case in cases if case.model.own is not None), None)
     if case is None:
         return None

@@ -64,7 +64,7 @@ def _runs_table(run_a: Run, run_b: Run) -> Table:
             Cell(str(run.info["run_id"])),
             Cell(str(run.info["profile"])),
             Cell("; ".join(map(str, run.info["custom"])) or format_value(None)),
-            Cell(run.summary["headline"]),
+            Cell(": ".join(filter(None, (run.summary["on_trial"], run.summary["headline"])))),
         )
         for letter, run in (("A", run_a), ("B", run_b))
     ]
@@ -72,7 +72,7 @@ def _runs_table(run_a: Run, run_b: Run) -> Table:
 
 
 def _differences_table(run_a: Run, run_b: Run) -> Table:
-    changed = compare(run_a, run_b)
+    changed = _with_short_hashes(compare(run_a, run_b))
     rows = [[Cell(format_value(value)) for value in row] for row in changed.itertuples(index=False)]
     nothing = [Cell("nothing differs"), Cell(""), Cell(""), Cell("")]
     return Table(
@@ -82,8 +82,11 @@ def _differences_table(run_a: Run, run_b: Run) -> Table:
 
 def differences_table(changed: pd.DataFrame) -> Table:
     """Tabulate what differs between two runs (`run.compare`)."""
-    short = changed.map(lambda value: HASH.sub(r"\1…", value) if isinstance(value, str) else value)
     caption = counted(len(changed), "difference") if len(changed) else "Nothing differs"
     if NO_SECOND in changed:
         caption = 'No second run to compare with; name one with the parameter "other"'
-    return frame_table(caption, short, {name: name for name in changed})
+    return frame_table(caption, _with_short_hashes(changed), {name: name for name in changed})
+
+
+def _with_short_hashes(changed: pd.DataFrame) -> pd.DataFrame:
+    return changed.map(lambda value: HASH.sub(r"\1…", value) if isinstance(value, str) else value)

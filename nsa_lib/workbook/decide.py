@@ -58,12 +58,20 @@ def decide(namespace: Mapping[str, object]) -> Run:
         "reproduce": _reproduce(out_dir, chosen),
         "report": told_report(),
         "judged": counted(),
+        "on_trial": _shared_subject(chosen),
         "sources": [source_of(run) for run in chosen],
         "left_out": left_out,
     }
     with StopButton():  # a press now must not leave half of it
         write_json(folder / "run.json", description)
         return _write_results(Run.read(folder))
+
+
+def _shared_subject(chosen: Iterable[Run]) -> Mapping[str, object] | None:
+    """Return what a user brought for all the runs that count, or None: of several subjects none is judged."""
+    found = [run.info.get("on_trial") or {} for run in chosen]
+    named = {tuple(map(one.get, ("role", "spec", "sha256", "version", "judged"))) for one in found}
+    return (found[0] or None) if len(named) == 1 else None
 
 
 def _now() -> dict[str, object]:

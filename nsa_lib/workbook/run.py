@@ -237,7 +237,11 @@ def compare(run_a: Run, run_b: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "name", run_id_a, f"{run_id_b}{again}"])
 
 
-COMPARED = ("parameter", "environment", "gate", "verdict")
+COMPARED = ("parameter", "on trial", "environment", "gate", "verdict")
+
+
+TOLD_OF_A_SUBJECT = ("path", "sha256", "version", "judged")
+"""What may differ between two runs of what a user brings; how she named it is a parameter."""
 
 
 def _facts(run: Run) -> tuple[dict[str, object], ...]:
@@ -248,7 +252,8 @@ def _facts(run: Run) -> tuple[dict[str, object], ...]:
         gate.name: gate.outcome if gate.measured is None else f"{gate.outcome} {with_unit(gate.measured, gate.unit)}"
         for gate in run.gates
     }
-    return parameters, environment, judged, {"": run.verdict}
+    on_trial = {name: value for name, value in (run.info.get("on_trial") or {}).items() if name in TOLD_OF_A_SUBJECT}
+    return parameters, on_trial, environment, judged, {"": run.verdict}
 
 
 def _told_apart(figure_a: float | None, figure_b: float | None, unit: str) -> tuple[str, str]:

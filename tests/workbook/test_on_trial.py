@@ -1,6 +1,7 @@
 """What stands in a run of what a user brought: identity, evidence, banner, history; and what is said before it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,12 @@ from nsa_lib.judgement.identity import configuration, disagreements
 from nsa_lib.report.verdict import SCHEMA, Verdict
 from nsa_lib.subject.config import OWN
 from nsa_lib.workbook import decide as decisions
+from nsa_lib.workbook.comparison import comparison_page
 from nsa_lib.workbook.history import history_line, index_page
 from nsa_lib.workbook.on_trial import BY, foretold_on_trial
 from nsa_lib.workbook.preflight.cases import preflight_cases
 from nsa_lib.workbook.questions import counted
-from nsa_lib.workbook.run import judged_run
+from nsa_lib.workbook.run import compare, judged_run
 from tests.made import resolved
 from tests.made_runs import MACHINE, Templates, edit, set_parameter
 
@@ -79,6 +81,30 @@ def test_readiness_over_two_subjects_decides_nothing(put, tmp_path, monkeypatch)
     assert gate.outcome == "NOT_RUN"
     assert "on_trial_sha256" in gate.detail
     assert run.verdict == "INCOMPLETE"
+
+
+def test_readiness_names_the_one_subject_of_all_its_runs_and_none_of_several(put, tmp_path, monkeypatch):
+    monkeypatch.setattr(decisions, "_now", lambda: MACHINE)
+    for notebook in counted():
+        put(notebook)
+    set_parameter(tmp_path / "runs" / "smoke-1", "reserved_limit_mib", None)  # known of ours alone
+    one = decisions.decide({"out_dir": str(tmp_path)})
+    assert one.summary["on_trial"] == "mine.py:Mine, judged without a reference"
+    edit(tmp_path / "runs" / "smoke-1" / "run.json", on_trial={**ON_TRIAL, "sha256": "3" * 64})
+    assert decisions.decide({"out_dir": str(tmp_path)}).summary["on_trial"] == ""
+
+
+def test_two_versions_of_one_file_are_compared_by_what_differs_of_it(put, tmp_path):
+    run_a = judged_run(put("smoke"))
+    assert "on trial" not in set(compare(run_a, run_a)["kind"])
+    shutil.copytree(run_a.folder, tmp_path / "runs" / "smoke-2")
+    edit(tmp_path / "runs" / "smoke-2" / "run.json", run_id="smoke-2", on_trial={**ON_TRIAL, "sha256": "3" * 64})
+    run_c = judged_run(tmp_path / "runs" / "smoke-2")
+    (row,) = (row for row in compare(run_a, run_c).itertuples(index=False) if row.kind == "on trial")
+    assert tuple(row)[1:] == ("sha256", "1" * 64, "3" * 64)
+    page = comparison_page(run_a, run_c).replace("<wbr>", "")
+    assert page.count("mine.py:Mine, judged without a reference: ") == 2
+    assert "3" * 12 + "…" in page
 
 
 @pytest.mark.parametrize(("ran", "said"), [("2", False), ("4", True)])

@@ -10,6 +10,8 @@ import pytest
 from nsa_lib.runs.environment import PROJECT
 from nsa_lib.runs.runner import execute
 from nsa_lib.subject.config import ConfigError
+from nsa_lib.workbook.explore.measures import overview
+from nsa_lib.workbook.explore.rerun import rerun
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import record
 from tests.worker.preflight.own.test_own import HERE
@@ -87,3 +89,19 @@ def test_a_contrast_asks_whether_what_it_measures_is_right(tmp_path):
     assert found == {"future_own", "others_own"}
     assert gates["self_error_own"].outcome == "PASS"
     assert "mistakes.py:ForgottenMask: " in run.summary["headline"]
+
+
+def test_what_is_explored_is_named_and_a_case_of_it_runs_again_as_it_is_now(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text((HERE / "honest.py").read_text())
+    run, _ = judged("smoke", tmp_path, "attention", "", attention=f"{mine}:Linear", steps=5, anomaly=False)
+    assert overview(run)["on trial"] == "mine.py:Linear, judged without a reference"
+    again = rerun(run, "training", steps=4)
+    assert list(again.cases["status"]) == ["ok"]
+    assert again.info["on_trial"] == run.info["on_trial"]
+    assert "it ran another" not in next(gate.detail for gate in again.gates if gate.name == "evidence")
+    mine.write_text("1 / 0")
+    before = sorted(tmp_path.glob("runs/*"))
+    with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: ZeroDivisionError"):
+        rerun(run, "training", steps=4)
+    assert sorted(tmp_path.glob("runs/*")) == before

@@ -9,7 +9,10 @@ from nsa_lib.report.charts.chart import TEMPLATE, Chart, empty_chart, nothing
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import ConfigError
 
-NOT_KEPT = "this run kept no attention map; the training of a smoke that ends well does"
+NOT_KEPT = (
+    "this run kept no attention map; the training of a smoke that ends well does, of a user's attention if it has "
+    "select(x) and branch_gates(x)"
+)
 
 SHARES = {"colorscale": "Cividis", "cmin": 0, "cmax": 1}
 """Colours from 0 to 1 that colour-blind readers tell apart, the same in every chart."""

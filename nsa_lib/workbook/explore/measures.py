@@ -69,6 +69,7 @@ def overview(run: Run) -> dict[str, object]:
     return {
         "run": run.info["run_id"],
         "notebook": run.info["notebook"],
+        "on trial": run.summary["on_trial"] or None,
         "profile": run.info["profile"],
         "custom": "; ".join(run.info["custom"]) or None,
         "verdict": run.verdict,

@@ -12,7 +12,7 @@ from nsa_lib.contract.backends import why_not_fused_here
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.runs import environment
 from nsa_lib.runs.parameters import Parameter, Value, read_value
-from nsa_lib.runs.plan import Plan, require_judgeable
+from nsa_lib.runs.plan import Plan, require_judgeable, tried
 from nsa_lib.runs.provenance import provenance
 from nsa_lib.runs.runner import execute
 from nsa_lib.subject.config import ConfigError, ModelConfig, NSAConfig
@@ -41,7 +41,8 @@ class Rerun(Plan):
     @property
     def notices(self) -> list[str]:
         """What a user should know before the run starts, a sentence each."""
-        return [f"{self.custom[0]}. One case is no whole run: its verdict is INCOMPLETE or worse, and never counts."]
+        said = [f"on trial: {self.on_trial['label']}."] if self.on_trial else []
+        return [*said, f"{self.custom[0]}. One case is no whole run: its verdict is INCOMPLETE or worse."]
 
 
 def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None, **changes: object) -> Run:
@@ -54,7 +55,8 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
         changes: fields of CaseConfig, ModelConfig and NSAConfig by name.
 
     Raises:
-        ConfigError: in one line, before any work, for a name or value that is not accepted, or a missing device.
+        ConfigError: in one line, before any work, for a name or value that is not accepted, a missing device, or a
+            user's code that is not there or cannot be used.
     """
     environment.refuse_many_processes()
     before = recorded_case(run, case_id or next(iter(run.info["case_ids"]), None))
@@ -75,6 +77,7 @@ def rerun(run: Run, case_id: str | None, /, *, out_dir: str | Path | None = None
         cases=(case,),
         environment={**facts, **environment.machine_facts(), **provenance(judged())},
         out_dir=where,
+        on_trial=tried([case]),
         call=f"rerun(open_run({str(run.folder.resolve())!r}), {case_id!r}{asked})",
     )
     return record(execute(plan))
