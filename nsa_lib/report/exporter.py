@@ -65,12 +65,20 @@ class NsaHTMLExporter(HTMLExporter):
         self.register_preprocessor(_prepare, enabled=True)
 
     def from_notebook_node(self, nb: NotebookNode, resources: dict | None = None, **kwargs) -> tuple[str, dict]:
-        """Return the HTML of `nb` and nbconvert's resources."""
-        html, resources = super().from_notebook_node(nb, resources, **kwargs)
+        """Return the HTML of `nb` and nbconvert's resources; one without a name is called by its own heading."""
+        metadata = {**((resources or {}).get("metadata") or {})}
+        metadata["name"] = metadata.get("name") or _heading(nb)
+        html, resources = super().from_notebook_node(nb, {**(resources or {}), "metadata": metadata}, **kwargs)
         page = resources["nsa"]
         # Only now: nbconvert parses the page once more, which would take long with 2 MB of script in it.
         html = html.replace(f"<!--contents {page['nonce']}-->", _contents(html))
         return html.replace(f"<!--plotly {page['nonce']}-->", packed_plotly() if page["figures"] else ""), resources
+
+
+def _heading(nb: NotebookNode) -> str:
+    """Return the first heading of a notebook; without any the word that nbconvert takes."""
+    lines = (line for cell in nb.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    return next((line.removeprefix("# ").strip() for line in lines if line.startswith("# ")), "Notebook")
 
 
 def _prepare(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:

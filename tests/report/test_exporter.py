@@ -197,6 +197,17 @@ def test_a_notebook_that_gives_no_verdict_has_no_banner():
     assert "<title>explore</title>" in html
 
 
+@pytest.mark.parametrize("resources", [None, {}, {"metadata": {}}, {"metadata": {"name": ""}}])
+def test_a_notebook_without_a_name_is_called_by_its_heading(resources):
+    made = notebook(
+        v4.new_markdown_cell("Read first.\n# Explore <a> run\n## Memory"), code_cell(), nsa={"verdict": False}
+    )
+    html, _ = NsaHTMLExporter().from_notebook_node(made, resources)
+    assert "<title>Explore &lt;a&gt; run</title>" in html
+    del made.cells[0]
+    assert "<title>Notebook</title>" in NsaHTMLExporter().from_notebook_node(made, resources)[0]
+
+
 @pytest.mark.parametrize("said", [None, {}, {"verdict": True}, {"verdict": None}, {"verdict": 0}, [], "verdict"])
 def test_any_other_notebook_keeps_its_banner(said):
     html = export(notebook(code_cell(), **({} if said is None else {"nsa": said})))
