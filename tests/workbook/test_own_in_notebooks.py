@@ -105,3 +105,21 @@ def test_what_is_explored_is_named_and_a_case_of_it_runs_again_as_it_is_now(tmp_
     with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: ZeroDivisionError"):
         rerun(run, "training", steps=4)
     assert sorted(tmp_path.glob("runs/*")) == before
+
+
+def test_several_ranks_train_what_a_user_brings_and_are_held_against_one(tmp_path):
+    given = {"steps": 14, "seq_len": 64, "strategies": ["ddp", "fsdp2"], "gpus": 2}
+    run, gates = judged("several_gpus", tmp_path, "attention", "", attention=f"{HERE}/honest.py:Linear", **given)
+    assert set(run.cases["status"]) == {"ok"}
+    for strategy in given["strategies"]:
+        assert gates[f"executed_{strategy}"].measured.startswith("honest.py:Linear, forward ")
+        kinds = ("steps", "executed", "start", "data", "loss", "gradients", "parameters", "parts")
+        assert {gates[f"{kind}_{strategy}"].outcome for kind in kinds} == {"PASS"}
+    for fact in (run.case("ddp")["on_trial"], run.case("ddp")["ranks"][1]["on_trial"]):
+        assert fact["file_sha256"] == run.info["on_trial"]["file_sha256"]
+
+
+def test_a_model_of_a_users_is_refused_by_several_gpus_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="model") as caught:
+        plan("several_gpus", {"In": ["", "# Parameters\nmodel = 'mine.py:Model'"], "out_dir": str(tmp_path)})
+    assert "\n" not in str(caught.value)

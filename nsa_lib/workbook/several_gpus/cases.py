@@ -8,6 +8,7 @@ from dataclasses import replace
 from nsa_lib.contract.case import DDP, FSDP2, JUDGED_STEPS, CaseConfig
 from nsa_lib.contract.collectives import transfers
 from nsa_lib.contract.faults import FAULTS, FAULTS_AT, RANK_FAULTS, RANK_FAULTS_AT
+from nsa_lib.runs.own import PARAMETERS as OWN_PARAMETERS
 from nsa_lib.runs.parameters import SIZES, Parameter, Value
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
@@ -82,6 +83,9 @@ def several_notices(values: Mapping[str, Value]) -> list[str]:
     return said
 
 
+OWN_ATTENTION = {name: OWN_PARAMETERS[name] for name in ("attention", "attention_args")}
+"""No model of a user's: FSDP2 shards TinyLM's blocks, and which parts of hers are blocks nobody tells."""
+
 REQUEST = Request(
     notebook="several_gpus",
     parameters={
@@ -90,6 +94,7 @@ REQUEST = Request(
         "steps": Parameter(int, f"training steps; fewer than {JUDGED_STEPS} cannot be judged", above=0),
         **SIZES,
         **BACKEND,
+        **OWN_ATTENTION,
         **MACHINE,
         "reserved_limit_mib": Parameter(float, "limit of the peak reserved memory of each rank", above=0),
         **NODES,

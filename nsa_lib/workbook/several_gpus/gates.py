@@ -9,7 +9,7 @@ import pandas as pd
 
 from nsa_lib.contract.case import DDP, FSDP2
 from nsa_lib.contract.figures import counted
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, steps_gate, unless_cut_short
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, route_of, steps_gate, unless_cut_short
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.judgement.prediction import prediction_advice
 from nsa_lib.judgement.trend import judge_trend
@@ -79,8 +79,10 @@ def executed_gate(run: Recorded, strategy: str) -> GateResult:
     if not seen or not all(seen):
         return replace(gate, detail="a rank ended before a step of it was seen")
     asked = case["asked"]
-    wanted = (asked["model"]["backend"], 2 if asked["grad_checkpointing"] else 1, asked["dtype"], asked["device"])
-    gate = replace(gate, limit=_words(*wanted))
+    route = route_of(asked["model"]) or "none"
+    wanted = (route, 2 if asked["grad_checkpointing"] else 1, asked["dtype"], asked["device"])
+    limit = _words(run.called(route), *wanted[1:])
+    gate = replace(gate, limit=limit)
     for rank, steps in enumerate(seen):
         for step in steps:
             found = {
@@ -89,11 +91,9 @@ def executed_gate(run: Recorded, strategy: str) -> GateResult:
             dtypes = {dtype for kinds in step["dtypes"].values() for dtype in kinds}
             if found != {wanted[:2]} or dtypes != {wanted[2]} or step["devices"] != [wanted[3]]:
                 backend, passes = max(found - {wanted[:2]} or found)
-                said = _words(backend, passes, ", ".join(sorted(dtypes)), ", ".join(step["devices"]))
+                said = _words(run.called(backend), passes, ", ".join(sorted(dtypes)), ", ".join(step["devices"]))
                 return replace(gate, outcome=FAIL, measured=said, detail=f"rank {rank}, step {step['step']}")
-    return unless_cut_short(
-        replace(gate, outcome=PASS, measured=_words(*wanted), detail=counted(len(seen), "rank")), case
-    )
+    return unless_cut_short(replace(gate, outcome=PASS, measured=limit, detail=counted(len(seen), "rank")), case)
 
 
 def parts_gate(run: Recorded, strategy: str) -> GateResult:
