@@ -5,12 +5,14 @@ That it is a module of ours and not papermill's own is for its life: it ends wit
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from nsa_lib.contract.process import die_with_parent
@@ -20,6 +22,9 @@ POLL_S = 0.1
 
 VERDICT_ERROR = "VerdictError"
 """The error with which a notebook ends whose verdict is not GO (`report.verdict`)."""
+
+KILLED_S = 10.0
+"""How long a killed process may take to be gone."""
 
 
 def command(notebook: Path | str, output: Path | str, *options: str) -> list[str]:
@@ -38,7 +43,12 @@ def parameters(given: Mapping[str, object]) -> list[str]:
 
 
 def supervise(
-    started: list[str], stop: StopButton, *, log=None, tell: Callable[[], None] = lambda: None
+    started: list[str],
+    stop: StopButton,
+    *,
+    log=None,
+    tell: Callable[[], None] = lambda: None,
+    limit_s: float = math.inf,
 ) -> tuple[int, bool]:
     """Run papermill to its end and return its exit status and whether the user stopped it.
 
@@ -49,12 +59,15 @@ def supervise(
         stop: hears the user.
         log: a file for what it prints, or None for this process's own output.
         tell: is called again and again while it runs.
+        limit_s: after which it is killed, and its status is that of SIGKILL.
     """
-    stopped = False
+    stopped, deadline = False, time.monotonic() + limit_s
     process = subprocess.Popen(started, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         tell()
         while process.poll() is None:
+            if time.monotonic() >= deadline:
+                return _killed(process), stopped
             if stop.pressed:
                 stop.pressed, stopped = False, True
                 process.send_signal(signal.SIGINT)
@@ -65,6 +78,15 @@ def supervise(
             process.terminate()
             process.wait()
     return process.returncode, stopped or stop.pressed
+
+
+def _killed(process: subprocess.Popen) -> int:
+    """Kill a process, and do not wait for one that waits for a disk or a driver for ever."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(KILLED_S)
+    process.returncode = -signal.SIGKILL  # also of one that is still there: nobody waits for it any more
+    return process.returncode
 
 
 def main(parent_pid: int, arguments: list[str]) -> None:

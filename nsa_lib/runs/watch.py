@@ -12,6 +12,9 @@ from statistics import median
 
 from nsa_lib.contract.heartbeat import HeartbeatReader
 
+TOOK_ALL = "the run has taken all of its total_timeout_s"
+"""How the reason begins why a case was ended, or not begun, for the user's limit alone."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -61,7 +64,7 @@ class Limits:
         if self.run_s is None:
             return f"still beating after {case_s:.0f} s (limit {self.total_s:.0f} s)" if case_s > self.total_s else ""
         over = self.spent_s + case_s >= self.run_s
-        return f"the run has taken all of its total_timeout_s={self.run_s:g}" if over else ""
+        return f"{TOOK_ALL}={self.run_s:g}" if over else ""
 
 
 ABSENT_S = 2.0

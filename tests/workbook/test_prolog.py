@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from nsa_lib.__main__ import main
+from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.report.verdict import Verdict
+from nsa_lib.runs import papermill
 from nsa_lib.workbook import prolog as module
 from nsa_lib.workbook.keep import keep_run
 from nsa_lib.workbook.prolog import STATUSES, prolog
@@ -57,6 +59,41 @@ def test_a_wrong_bit_is_defective_beside_what_was_kept_of_the_healthy(capsys, tm
     status, told = ran(capsys, {**asked, "fingerprint": str(kept), "fault": "wrong_bit"})
     assert (status, told["status"]) == (3, "defective"), told
     assert "kept_bits" in " ".join([told["headline"], *told["reasons"]])
+
+
+def test_a_run_that_has_no_time_for_its_steps_could_not_run(capsys, tmp_path):
+    status, told = ran(capsys, {**SMALL, "out_dir": str(tmp_path), "steps": 100_000, "total_timeout_s": 20.0})
+    assert (status, told["verdict"]) == (2, "INCOMPLETE"), told
+    assert "its time was too short" in told["headline"]
+    assert any("the run has taken all of its total_timeout_s=20" in reason for reason in told["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("details", "status"),
+    [
+        (["timeout: the run has taken all of its total_timeout_s=120"], 2),
+        (["timeout: the run has taken all of its total_timeout_s=120", "another bit in step 3"], 3),
+        (["timeout: still beating after 86400 s"], 3),
+        ([], 3),
+    ],
+)
+def test_only_what_its_limit_cut_short_is_no_defect(capsys, monkeypatch, tmp_path, details, status):
+    gates = [{"name": "steps", "required": True, "outcome": "FAIL", "detail": detail} for detail in details]
+    gates += [{"name": "fast", "required": False, "outcome": "FAIL", "detail": "of no weight"}]
+    folder = tmp_path / "runs" / "smoke-1"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"schema": SCHEMA, "gates": gates}))
+    monkeypatch.setattr(module, "_run", lambda notebook, given: (Verdict("NO-GO", "made", run_id="smoke-1"), None))
+    assert ran(capsys, {"out_dir": str(tmp_path)})[0] == status
+
+
+def test_a_notebook_that_comes_to_no_end_is_killed_and_could_not_run(capsys, monkeypatch, tmp_path):
+    """What never answers: a kernel's start, a judge, a page on a disk that hangs."""
+    hangs = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"]
+    monkeypatch.setattr(papermill, "command", lambda *_: hangs)
+    monkeypatch.setattr(module, "ENDS_S", 0.5)
+    status, told = ran(capsys, {**SMALL, "out_dir": str(tmp_path), "total_timeout_s": 0.5})
+    assert (status, told["headline"]) == (2, "it came to no end within 1 s and was killed")
 
 
 def from_a_shell(stdout, *given):
