@@ -40,3 +40,11 @@ def _signals_are_heard_as_before():
 @pytest.fixture(autouse=True)
 def _same_numbers_each_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory):
+    """Recorded run folders to copy from; no test may change them."""
+    from tests.made_runs import Templates  # not before TRITON_INTERPRET is set
+
+    return Templates(tmp_path_factory.mktemp("templates"))

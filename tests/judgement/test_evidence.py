@@ -9,12 +9,7 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.origin import MACHINE
 from nsa_lib.workbook.run import judged_run
 from tests.made import sealed
-from tests.made_runs import Templates, day, edit, set_fact, set_parameter
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory):
-    return Templates(tmp_path_factory.mktemp("templates"))
+from tests.made_runs import day, edit, set_fact, set_parameter
 
 
 @pytest.fixture

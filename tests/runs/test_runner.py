@@ -24,6 +24,7 @@ from nsa_lib.runs.runner import Limits, StopButton, execute, run_case, start_wor
 from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.questions import plan
 from nsa_lib.workbook.run import record
+from tests.processes import command_lines
 from tests.runs.test_plan import CPU
 from tests.subject.test_config import CASE
 
@@ -311,15 +312,7 @@ def press_after(monkeypatch, owner, name):
 
 def processes(word):
     """Return the processes that have a word on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
-        if word in words:
-            found.append(int(path.parent.name))
-    return found
+    return [pid for pid, words in command_lines().items() if word in words]
 
 
 def test_the_next_worker_is_started_ahead_and_begins_when_its_turn_comes(tmp_path, monkeypatch, smoke):

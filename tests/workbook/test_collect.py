@@ -17,14 +17,9 @@ from nsa_lib.workbook.launch import launch
 from nsa_lib.workbook.run import Run
 from nsa_lib.workbook.since import since_last
 from tests.made import sealed, with_schema
-from tests.made_runs import Templates, day, edit, untaught_smoke
+from tests.made_runs import day, edit, untaught_smoke
 
 FLEET = "october"
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory):
-    return Templates(tmp_path_factory.mktemp("templates"))
 
 
 @pytest.fixture

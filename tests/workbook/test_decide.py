@@ -27,7 +27,6 @@ from nsa_lib.workbook.readiness.gates import (
 from nsa_lib.workbook.run import judged_run, open_run
 from tests.made_runs import (
     MACHINE,
-    Templates,
     checklist_smoke,
     cut_smoke,
     day,
@@ -44,17 +43,6 @@ QUICK = ("preflight", "backward_scaling", "smoke")
 """The contrast takes longest to judge; most tests do without."""
 
 PARAMETERS = [name for name in QUESTIONS["smoke"].request.parameters if name not in MAY_DIFFER]
-
-
-@pytest.fixture(scope="session")
-def templates(tmp_path_factory):
-    return Templates(tmp_path_factory.mktemp("templates"))
-
-
-@pytest.fixture
-def put(templates, tmp_path):
-    """Leave a made-up run in the folder of the test."""
-    return lambda notebook, name=None, **changes: templates.put(tmp_path, notebook, name, **changes)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,20 +15,9 @@ from nsa_lib.contract.lines import folded
 from nsa_lib.workbook.decide import decide
 from nsa_lib.workbook.history import append, history_line, index_page, publish, read_history, write_index
 from nsa_lib.workbook.run import open_run
-from tests.made_runs import Templates, day, edit, untaught_smoke
+from tests.made_runs import day, edit, untaught_smoke
 
 HOSTILE = "'\"></script><script>alert(1)</script><img src=http://example.invalid/x onerror=alert(2)>"
-
-
-@pytest.fixture(scope="session")
-def templates(tmp_path_factory):
-    return Templates(tmp_path_factory.mktemp("templates"))
-
-
-@pytest.fixture
-def put(templates, tmp_path):
-    """Leave a made-up run in the folder of the test."""
-    return lambda notebook="smoke", name=None, **changes: templates.put(tmp_path, notebook, name, **changes)
 
 
 @pytest.fixture

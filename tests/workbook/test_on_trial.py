@@ -18,18 +18,13 @@ from nsa_lib.workbook.preflight.cases import preflight_cases
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import compare, judged_run
 from tests.made import resolved
-from tests.made_runs import MACHINE, Templates, edit, set_parameter
+from tests.made_runs import MACHINE, edit, set_parameter
 
 ON_TRIAL = {
     "role": "attention", "spec": "/home/me/mine.py:Mine", "label": "mine.py:Mine", "path": "/home/me/mine.py",
     "files": 2, "sha256": "1" * 64, "file_sha256": "2" * 64, "version": None, "has": [],
     "judged": "judged without a reference",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory):
-    return Templates(tmp_path_factory.mktemp("templates"))
 
 
 @pytest.fixture

@@ -8,12 +8,7 @@ from nsa_lib.workbook.decide import decide
 from nsa_lib.workbook.questions import counted
 from nsa_lib.workbook.run import open_run
 from nsa_lib.workbook.since import since_last
-from tests.made_runs import Templates, day, edit, set_fact, set_parameter, untaught_smoke
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory):
-    return Templates(tmp_path_factory.mktemp("templates"))
+from tests.made_runs import day, edit, set_fact, set_parameter, untaught_smoke
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -22,6 +21,7 @@ from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.collect import collect, members_in
 from nsa_lib.workbook.fleet.gates import quarantine, ruled
 from nsa_lib.workbook.launch import launch
+from tests.processes import command_lines
 
 PATIENCE_S = 300
 """How long to wait for what happens within seconds on an idle machine."""
@@ -94,12 +94,8 @@ def test_a_member_that_hangs_is_named_with_its_last_heartbeat_and_ends_at_the_se
 
 def processes_in(folder):
     """Return the processes that are told a path in a folder: members, their kernels, the workers."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it ended meanwhile
-            if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
-                found.append(int(path.parent.name))
-    return found
+    told = {pid: any(str(folder) in word for word in words) for pid, words in command_lines().items()}
+    return [pid for pid, is_told in told.items() if is_told and pid != os.getpid()]
 
 
 def wait_for(condition):
