@@ -13,6 +13,8 @@ from nsa_lib.report.table import Table
 from nsa_lib.report.tables import gates_table
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import BACKEND_NAMES, OWN
+from nsa_lib.workbook.preflight.cases import FULL
+from nsa_lib.workbook.preflight.gates import SUFFIX
 
 MACHINE = "machine"
 """The part of a preflight that asks for prerequisites."""
@@ -48,7 +50,7 @@ def branch_mass(run: Recorded) -> Chart:
 
 
 def checks_table(gates: Iterable[Mapping], group: str) -> Table:
-    """Tabulate one part of a preflight: `machine`, or a group of `check_names`.
+    """Tabulate one part of a preflight: `machine`, a group of `check_names`, or `full`.
 
     What passed is folded: it stands among the gates too.
     """
@@ -57,5 +59,9 @@ def checks_table(gates: Iterable[Mapping], group: str) -> Table:
     # Some names are in both; which group they are of depends on what was on trial.
     known = (ours, owed) if any(gate["name"] == "self_error" for gate in gates) else (owed, ours)
     groups = {name: of for names_by_case in known for of, names in names_by_case.items() for name in names}
-    own = [gate for gate in gates if groups.get(gate["name"], MACHINE) == group]
+    own = [gate for gate in gates if group == _group(gate["name"], groups)]
     return gates_table(own, caption=f"Checks: {group}", kind="check", folds_passed=True)
+
+
+def _group(name: str, groups: Mapping[str, str]) -> str:
+    return FULL if name.endswith(SUFFIX) else groups.get(name, MACHINE)

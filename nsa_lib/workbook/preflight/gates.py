@@ -9,9 +9,11 @@ from dataclasses import replace
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.contract.allocator import options_of
 from nsa_lib.contract.figures import counted
+from nsa_lib.judgement.attestation import AREAS, attested_gate, replay_gate
 from nsa_lib.judgement.checks import check_gate
-from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult
+from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, route_gate, steps_gate
 from nsa_lib.runs.recorded import Recorded
+from nsa_lib.workbook.preflight.cases import FULL
 from nsa_lib.workbook.profiles import CHECKLIST_ALLOC_CONF
 
 OLDEST_TORCH = "2.5"
@@ -28,11 +30,26 @@ OUTCOMES = {MET: PASS, DIFFERS: WARN, MISSING: FAIL}
 """How a prerequisite is judged: one that differs is a person's to decide."""
 
 
+SUFFIX = f"_{FULL}"
+"""Of the names of gates over the steps at the run's own size."""
+
+
 def preflight_gates(run: Recorded) -> list[GateResult]:
-    """Return the gates of a preflight: prerequisites first, then every check that belongs to it."""
+    """Return the gates of a preflight: prerequisites, every check that belongs to it, steps at the run's own size."""
     return [
         *prerequisite_gates(run),
         *(check_gate(run, group, name) for group, names in names_of(run).items() for name in names),
+        *full_gates(run),
+    ]
+
+
+def full_gates(run: Recorded) -> list[GateResult]:
+    """Judge the few train steps at the run's own length, batch and layers as the other notebooks judge theirs."""
+    return [
+        steps_gate(run, FULL, f"steps{SUFFIX}"),
+        route_gate(run, [FULL], f"route{SUFFIX}"),
+        *(attested_gate(run, FULL, area, SUFFIX) for area in AREAS),
+        replay_gate(run, FULL, SUFFIX),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.subject.config import OWN, PLAIN_BACKENDS
+from nsa_lib.workbook.preflight.cases import FULL, FULL_STEPS
 from nsa_lib.workbook.preflight.gates import preflight_gates
 from tests.made import made, resolved
 
@@ -46,9 +47,11 @@ def preflight(
         }
         for group, names in check_names(backends, brings=brings).items()
     ]  # fmt: skip
+    cases.append({"case_id": FULL, "status": "ok", "reason": "", "steps_done": FULL_STEPS})
+    steps = [{"case_id": FULL, "step": step, "phase": "step"} for step in range(1, FULL_STEPS + 1)]
     info = {"notebook": "preflight", "profile": profile, "environment": {**FACTS, **dict(facts)}}
     info |= {"on_trial": {"role": brings, "label": "mine.py:Mine"}} if brings else {}
-    return made(info, cases, [], values, backends=backends)
+    return made(info, cases, steps, values, backends=backends)
 
 
 def gate(run, name):

@@ -7,6 +7,7 @@ import pytest
 from nsa_lib.contract.agenda import check_names
 from nsa_lib.judgement.gate import PASS, GateResult
 from nsa_lib.subject.config import BACKEND_NAMES
+from nsa_lib.workbook.preflight.cases import FULL
 from nsa_lib.workbook.preflight.figures import checks_table, preflight_figures
 from nsa_lib.workbook.preflight.gates import preflight_gates
 from tests.made import add_backend
@@ -16,7 +17,7 @@ from tests.workbook.preflight.made import WITH_FUSED, preflight
 @pytest.mark.parametrize("facts", [{}, WITH_FUSED])
 def test_every_gate_is_in_one_table(facts):
     gates = [vars(gate) for gate in preflight_gates(preflight(facts=facts))]
-    tables = [checks_table(gates, part) for part in ("machine", *check_names())]
+    tables = [checks_table(gates, part) for part in ("machine", *check_names(), FULL)]
     named = [row[1].text for table in tables for row in (*table.rows, *table.folded)]
     assert sorted(named) == sorted(gate["name"] for gate in gates)
 

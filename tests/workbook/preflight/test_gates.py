@@ -5,11 +5,13 @@ from dataclasses import asdict, replace
 import pytest
 
 from nsa_lib.contract.agenda import check_names
+from nsa_lib.judgement.attestation import GATES
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, verdict
 from nsa_lib.subject.config import BACKEND_NAMES, OWN, PLAIN_BACKENDS
+from nsa_lib.workbook.preflight.cases import FULL
 from nsa_lib.workbook.preflight.figures import checks_table
 from nsa_lib.workbook.preflight.gates import preflight_advice, preflight_gates, preflight_headline
-from tests.made import with_case
+from tests.made import routed, with_case
 from tests.workbook.preflight.made import WITH_FUSED, gate, preflight
 
 
@@ -189,3 +191,30 @@ def test_the_traceback_of_a_users_code_stands_below_the_check_that_it_failed():
     html = checks_table([asdict(judged)], "own")._repr_html_()
     assert "<summary>traceback</summary>" in html
     assert "KeyError: 7" in html
+
+
+# Steps at the run's own size
+
+FULL_NAMES = [f"{name}_full" for name in ("steps", "route", *GATES.values(), "unrecorded")]
+
+
+def test_a_row_that_is_wrong_at_the_runs_own_length_alone_fails():
+    run = preflight()
+    first, *others = run.case(FULL)["attestation"]
+    wrong = {**first, "wrong": {**first["wrong"], "attention": {"layer 1 win": "relative error 1.3"}}}
+    spoilt = with_case(run, FULL, attestation=[wrong, *others])
+    assert (gate(spoilt, "attention_full").outcome, verdict(preflight_gates(spoilt))[0]) == (FAIL, "NO-GO")
+    assert {gate(run, name).outcome for name in FULL_NAMES} == {PASS}
+
+
+def test_another_backend_at_the_runs_own_length_fails():
+    assert gate(routed(preflight(), FULL, "gather"), "route_full").outcome == FAIL
+
+
+def test_a_full_step_that_crashes_fails_and_one_that_was_not_taken_is_incomplete():
+    crashed = with_case(preflight(), FULL, status="crashed", reason="SIGSEGV", attestation=None, replay=None)
+    assert (gate(crashed, "steps_full").outcome, verdict(preflight_gates(crashed))[0]) == (FAIL, "NO-GO")
+    run = preflight()
+    without = replace(run, cases=run.cases[run.cases["case_id"] != FULL], steps=run.steps[:0])
+    assert {gate(without, name).outcome for name in FULL_NAMES} == {NOT_RUN}
+    assert verdict(preflight_gates(without))[0] == "INCOMPLETE"
