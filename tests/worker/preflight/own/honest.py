@@ -58,6 +58,22 @@ class Linear(Softmax):
         return weights @ v / weights.sum(-1, keepdim=True)
 
 
+class Sigmoid(Softmax):
+    """Scores through a sigmoid, over the length: no weight is more than one of all."""
+
+    def mixed(self, q, k, v):
+        return self.scores(q, k).sigmoid().masked_fill(~self.sees(q.shape[-2], q.device), 0) @ v / q.shape[-2]
+
+
+class BiasedSigmoid(Softmax):
+    """Scores less the logarithm of the tokens that a row sees, through a sigmoid."""
+
+    def mixed(self, q, k, v):
+        sees = self.sees(q.shape[-2], q.device)
+        weights = (self.scores(q, k) - sees.sum(-1, keepdim=True).to(q.dtype).log()).sigmoid()
+        return weights.masked_fill(~sees, 0) @ v
+
+
 class Latent(nn.Module):
     """Keys and values from a narrow latent, as in MLA; a head of rotated positions is left out."""
 

@@ -1,5 +1,6 @@
 """What others wrote, honest and with one mistake each, before the checks of what anybody's attention owes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def look(name, case):
 HONEST = [
     *(("attention", name) for name in (
         "Softmax", "Sliding", "Linear", "Latent", "Tuple", "Float32Only", "NoDropout", "Hybrid", "Recurrent", "Grouped",
+        "BiasedSigmoid",
     )),
     ("backend", "kernel"),
     ("model", "Model"),
@@ -46,6 +48,14 @@ HONEST = [
 def test_what_is_right_passes_every_check_that_is_required(role, name, check):
     found = look(check, case_of("honest", name, role=role))
     assert found.holds or not found.required, found
+
+
+def test_a_sigmoid_over_the_length_learns_to_copy_among_few_tokens(monkeypatch):
+    monkeypatch.setattr(copying, "ATTEMPTS", 1)
+    for seed in range(2):
+        found = look("copy_near", replace(case_of("honest", "Sigmoid"), seed=seed))
+        assert found.holds, found
+        assert "a few tokens away among 8" in found.detail
 
 
 def planted():
