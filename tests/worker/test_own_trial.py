@@ -209,3 +209,24 @@ def test_a_training_is_recorded_judged_and_taken_again_with_or_without_a_head(tm
     assert facts["replay"]["wrong"] == {}
     assert all(not any(step["wrong"].values()) for step in facts["attestation"])
     assert facts["fresh_tokens"]["changes"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "source", "name"),
+    [
+        ("my code", "class Mine(Good): pass", "Mine"),
+        ("C:", "class Mine(Good): pass", "Mine"),  # a colon in the path: the last one stands before the name
+        ("nested", "class Outer:\n  class Inner(Good): pass", "Outer.Inner"),
+        ("partial", "import functools\nMine = functools.partial(Good, dim=16)", "Mine"),
+        ("rest", "class Mine(Good):\n  def __init__(self, *args): super().__init__(*(args or (40, 16)))", "Mine"),
+        ("ours", "import nsa_lib\nfrom nsa_lib.subject.config import NSAConfig\nMine = Good", "Mine"),
+    ],
+)
+def test_what_is_named_or_made_in_an_unusual_way_is_loaded(tmp_path, folder, source, name):
+    (tmp_path / folder).mkdir()
+    assert tried(case_of(tmp_path / folder, "model", f"{MODEL}\n{source}\n", name))["label"] == f"bad.py:{name}"
+
+
+def test_an_object_that_cannot_be_called_is_refused(tmp_path):
+    said, _ = refused(case_of(tmp_path, "model", f"{MODEL}\nclass Kind: pass\nBad = Kind()\n"))
+    assert said.endswith("it is Kind; accepts a class or a function")

@@ -137,3 +137,19 @@ def test_a_path_is_relative_to_the_first_folder_that_has_it(tmp_path):
     (tmp_path / "notebook" / "mine.py").write_text("")
     assert resolved("model", "mine.py:build", places) == f"{tmp_path}/notebook/mine.py:build"
     assert resolved("model", "../working/mine.py:build", places) == f"{tmp_path}/working/mine.py:build"
+
+
+@pytest.mark.parametrize("folder", ["my code", "C:", "a:b"])
+def test_a_path_may_hold_spaces_and_colons(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mine.py").write_text("")
+    assert resolved("attention", f"{folder}/mine.py:Mine", (tmp_path,)) == f"{tmp_path}/{folder}/mine.py:Mine"
+
+
+@pytest.mark.parametrize("spec", ["C:\\code\\mine.py:Mine", "my pkg.mod:Mine", " mine.py:Mine "])
+def test_a_path_of_windows_and_stray_spaces_are_refused_in_one_line(tmp_path, spec):
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        resolved("attention", spec, (tmp_path,))
+    assert repr(spec) in str(caught.value)
+    assert "\n" not in str(caught.value)
