@@ -97,7 +97,8 @@ def replay_gate(run: Recorded, case_id: str, suffix: str = "") -> GateResult:
         same = "losses and gradient norms agree within what sums of another order may change"
         if found["same_bits"]:
             same = "losses, gradient norms, parameters and optimizer state have the same bits"
-        detail = f"steps {steps[0]} to {steps[-1]} taken again: {same}; step {judged['step']} judged"
+        span = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
+        detail = f"{span} taken again: {same}; step {judged['step']} judged"
     return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), case)
 
 

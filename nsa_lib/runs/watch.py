@@ -5,8 +5,9 @@ Slow is not hung: a step may take any time that is in proportion to the steps be
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -71,6 +72,15 @@ ABSENT_S = 2.0
 """A gap between two looks from which on the watcher itself was absent: its container was paused, its machine slept."""
 
 
+def _step_s(beat: Mapping, before_ts: float | None) -> float:
+    """Return how long a step took; where its heartbeat tells no finite time, the time since the one before.
+
+    The judge finds that. Here a limit made of NaN would never end a hang.
+    """
+    told_s = beat["step_ms"] / 1000
+    return told_s if math.isfinite(told_s) else max(0.0, beat["ts"] - (before_ts or beat["ts"]))
+
+
 @dataclass
 class Watch:
     """What has been seen of a running case."""
@@ -98,9 +108,10 @@ class Watch:
             self.beat_at, self.began = self.beat_at + absent_s, self.began + absent_s
         self.looked_at = now
         for beat in self.reader.read():
+            before_ts = self.beat_ts
             self.phase, self.beat_at, self.beat_ts = beat["phase"], now, beat["ts"]
             if beat["step"] is not None:
-                self.steps_s.append(beat["step_ms"] / 1000)
+                self.steps_s.append(_step_s(beat, before_ts))
                 if "peak_alloc_mib" in beat:  # a timing measures no memory
                     self.memory_mib.append(beat["peak_alloc_mib"])
                 if beat.get("peak_reserved_mib") is not None:

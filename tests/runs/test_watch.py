@@ -21,7 +21,7 @@ class Clock:
         return read
 
     def beat(self, step, step_s):
-        self.beats.append({"phase": "step", "ts": 0.0, "step": step, "step_ms": 1000 * step_s})
+        self.beats.append({"phase": "step", "ts": self.now, "step": step, "step_ms": 1000 * step_s})
 
 
 @pytest.fixture
@@ -52,6 +52,16 @@ def test_a_pause_of_everything_is_no_stall_and_a_silence_that_was_watched_is(clo
     pass_by(clock, seen, 29)
     assert seen.overdue(Limits()) is None
     pass_by(clock, seen, 2)
+    assert seen.overdue(Limits())[0] == "stalled"
+
+
+def test_a_step_that_tells_no_time_took_as_long_as_lies_between_two_beats(clock):
+    seen = watching(clock, ["train"] * 100)
+    for step in range(1, 11):
+        clock.beat(step, float("nan"))
+        pass_by(clock, seen, 0.5)
+    assert seen.steps_s == pytest.approx([0.0] + 9 * [0.5])
+    pass_by(clock, seen, 31)
     assert seen.overdue(Limits())[0] == "stalled"
 
 
