@@ -272,7 +272,7 @@ OF_THE_EVIDENCE = (
     Mutant("the second sequence is the first", f"{WORKER}/data.py", "_repeated", "yield tokens", "yield tokens[:1].expand_as(tokens).contiguous()", ("train_step",), BATCH_OF_TWO),
     Mutant("anomaly detection lets NaN pass", f"{WORKER}/loop.py", "*", "set_detect_anomaly(case.detect_anomaly)", "set_detect_anomaly(case.detect_anomaly, check_nan=False)", ("anomaly",), {"anomaly": True}),
     training("anomaly detection ends with forward", "backward_step", 'mark("forward")', 'mark("forward")\n    torch.autograd.set_detect_anomaly(False)', "anomaly", anomaly=True),
-    Mutant("a preflight of a window a quarter as wide beyond 400 tokens", f"{ATTENTION}/sliding.py", "sliding_attention", "if length <= w:",
+    Mutant("a preflight of a quarter of the window beyond 400 tokens", f"{ATTENTION}/sliding.py", "sliding_attention", "if length <= w:",
            "w = w // 4 if length > 400 else w\n    if length <= w:", ("attention_full",), {}, "preflight"),
     Mutant("a preflight of keys whose gradient is doubled beyond 400 tokens", f"{ATTENTION}/sliding.py", "sliding_attention", "if length <= w:",
            "k = 2 * k - k.detach() if length > 400 else k\n    if length <= w:", ("gradients_full",), {}, "preflight"),
