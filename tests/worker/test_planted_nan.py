@@ -23,8 +23,9 @@ def said(within=training.train_step, **detection):
     return found
 
 
-def test_detection_that_is_in_force_says_what_returned_nan():
+def test_detection_that_is_in_force_says_what_returned_nan(recwarn):
     assert said(mode=True).endswith("returned nan values in its 0th output.")
+    assert not [warning for warning in recwarn if "Error detected" in str(warning.message)]
 
 
 def in_forward_alone(model, *rest):
