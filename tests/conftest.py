@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from nsa_lib.runs.stop_button import SIGNALS
 from nsa_lib.subject.config import OWN
 from tests.stand_in import plain_fused  # noqa: F401
 
@@ -31,9 +32,9 @@ def _no_backend_but_ours_is_left():
 @pytest.fixture(autouse=True)
 def _signals_are_heard_as_before():
     # Who does not give them back makes a later test, of another file, hear a signal that was sent long before it.
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1, "an event loop still takes the signals"
 
 

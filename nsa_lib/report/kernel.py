@@ -11,8 +11,7 @@ from pathlib import Path
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and the polite end that batch systems send."""
+from nsa_lib.runs.stop_button import SIGNALS
 
 QUIET = "--IPKernelApp.log_level=40"
 """Errors of the kernel, without its warning that it talks in plain text: it does so on the loopback alone."""

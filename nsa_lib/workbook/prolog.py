@@ -85,14 +85,13 @@ def _run(notebook: str, given: Mapping[str, object]) -> tuple[Verdict, Path]:
     options, limit_s = papermill.parameters(given), _time_s(notebook, given) + ENDS_S
     began = time.monotonic()
     exit_status, output, is_written = run_notebook(notebook, reports, options, quiet=True, limit_s=limit_s)
+    log = output.with_suffix(".log")
     if time.monotonic() - began >= limit_s and exit_status == -signal.SIGKILL:
-        return Verdict("INCOMPLETE", f"it came to no end within {limit_s:g} s and was killed"), output.with_suffix(
-            ".log"
-        )
+        return Verdict("INCOMPLETE", f"it came to no end within {limit_s:g} s and was killed"), log
     if not is_written:
-        said = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+        said = log.read_text(errors="replace").strip().splitlines()
         why = said[-1] if said else f"exit status {exit_status}"
-        return Verdict("INCOMPLETE", f"papermill left no notebook: {why}"), output.with_suffix(".log")
+        return Verdict("INCOMPLETE", f"papermill left no notebook: {why}"), log
     return read_verdict(nbformat.read(output, as_version=4)), output.with_suffix(".html")
 
 

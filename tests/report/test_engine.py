@@ -17,8 +17,8 @@ from papermill.engines import NBClientEngine
 
 from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.engine import write_report
-from nsa_lib.report.kernel import SIGNALS
 from nsa_lib.report.verdict import FINISHED, MIME, OUTCOME_KEY, read_verdict
+from nsa_lib.runs.stop_button import SIGNALS
 from tests.samples import (
     notebook,
     sample_run,
@@ -171,7 +171,7 @@ def test_nbconvert_judges_what_it_executed_itself(tmp_path, options):
     assert headline(tmp_path)[0] == word
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_ctrl_c_is_the_stop_button_of_the_kernel(tmp_path, number):
     waits = "import time\ntry:\n    print('waits', flush=True)\n    time.sleep(60)\n"
     waits += "except KeyboardInterrupt:\n    print('stopped')"
