@@ -30,7 +30,11 @@ class Arithmetic:
 
     def keep(self, x: Tensor) -> Tensor:
         """Round x to what is stored, and its gradient too."""
-        return x if self.kept == self.wide else _Kept.apply(x, self.kept)
+        if self.kept == self.wide:
+            return x
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return x.to(self.kept).to(x.dtype)
+        return _Kept.apply(x, self.kept)
 
 
 EXACT = Arithmetic(torch.float64, torch.float64)

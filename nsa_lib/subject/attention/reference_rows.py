@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,6 +57,23 @@ class Layer:
         """Return the layer with everything in the arithmetic's wide dtype, on `device` or where x is."""
         to = {"device": x.device if device is None else device, "dtype": arithmetic.wide}
         return cls(x.detach().to(**to), {n: p.detach().to(**to) for n, p in parameters.items()}, config, arithmetic)
+
+    @cached_property
+    def turns(self) -> tuple[Tensor, Tensor]:
+        """The cosines and sines of position / base^(2i/D), [T, d_k / 2] each.
+
+        A power f = base^-y may be off by a unit in its last place, which is two roundings, and by that of its exponent
+        times y ln(base); f = 1 is exact. The angle rounds once more, each by itself. In the arithmetic of a run all are
+        off by as much, the frequencies up and down in turn, the angles as a fixed draw has it.
+        """
+        a, base, width, device = self.arithmetic, self.config.rope_base, self.config.d_k, self.x.device
+        y = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
+        off = a.angle_error * (3 + y * math.log(base)) * (y > 0)
+        off[1::2] *= -1
+        positions = torch.arange(self.x.shape[1], device=device)[:, None]
+        up = ((positions * DRAW >> 16) >> torch.arange(width // 2, device=device) % 16) % 2
+        angles = positions * base**-y * (1 + off) * (1 + a.angle_error * (2 * up - 1))
+        return angles.cos().to(a.wide), angles.sin().to(a.wide)
 
 
 @dataclass
@@ -172,21 +190,10 @@ def _compressed(layer: Layer, phi: str, x: Tensor) -> Tensor:
 
 
 def _rotated(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
-    """Rotate the halves of x [..., T, D] by position / base^(2i/D).
-
-    A power f = base^-y may be off by a unit in its last place, which is two roundings, and by that of its exponent
-    times y ln(base); f = 1 is exact. The angle rounds once more, each by itself. In the arithmetic of a run all are off
-    by as much, the frequencies up and down in turn, the angles as a fixed draw has it.
-    """
-    a, width = layer.arithmetic, x.shape[-1]
-    y = torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width
-    off = a.angle_error * (3 + y * math.log(layer.config.rope_base)) * (y > 0)
-    off[1::2] *= -1
-    up = ((positions * DRAW >> 16)[:, None] >> torch.arange(width // 2, device=x.device) % 16) % 2
-    angles = positions[:, None] * layer.config.rope_base**-y * (1 + off) * (1 + a.angle_error * (2 * up - 1))
-    cos, sin = angles.cos().to(a.wide), angles.sin().to(a.wide)
-    first, second = x[..., : width // 2], x[..., width // 2 :]
-    return a.keep(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
+    """Rotate the halves of x [..., R, d_k], whose rows stand at these positions."""
+    cos, sin = (turn[positions] for turn in layer.turns)
+    first, second = x.chunk(2, dim=-1)
+    return layer.arithmetic.keep(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
 
 
 def parts_of(layer: Layer, group: Group, branch: str, g: int, blocks: Tensor | None) -> Iterator[Part]:

@@ -107,6 +107,7 @@ def judge_layer(
     blocks, ran = None, "slc" in record.config.branches
     if ran and (blocks := unpacked(record.shown, record.config)) is None:
         return not_judged(index, "the blocks that it selected were not shown", passes=record.passes)
+    blocks = None if blocks is None else blocks.to(device)
     exact, modelled = (
         Layer.of(record.x, record.parameters, record.config, arithmetic=arithmetic, device=device)
         for arithmetic in (EXACT, Arithmetic.of_run(record.x.dtype))
@@ -152,7 +153,7 @@ def _judge_rows(found: LayerFound, trial: _Trial) -> None:
     if chosen is not None:
         found.choice = judge_choice(chosen, right.scores, rounded.scores, sample.positions, c, record.backend)
         found.health = selection_health(
-            trial.blocks.to(right.scores.device), l_sel=c.l_sel, w=c.w, gates=record.shown.get("branch_gates"),
+            trial.blocks, l_sel=c.l_sel, w=c.w, gates=record.shown.get("branch_gates"),
             gate_names=c.branches, ties=near_ties(right.scores, positions, c), by_union=record.shown.get(BY_UNION),
         )  # fmt: skip
 

@@ -23,6 +23,17 @@ def test_each_branch_alone_learns_to_copy(task, monkeypatch):
     assert learned(task).holds
 
 
+@pytest.mark.parametrize(
+    ("answers", "holds", "said"), [((51.0, 96.1), True, "start 2"), ((13.0, 51.2, 49.0), False, "start 2")]
+)
+def test_a_start_that_is_stuck_is_followed_by_others(monkeypatch, answers, holds, said):
+    starts, left = [], iter(answers)
+    monkeypatch.setattr(copying, "_right_percent", lambda case, branch, seed, alive: starts.append(seed) or next(left))
+    found = learned("copy_win", seed=7)
+    assert (found.holds, found.measured, starts) == (holds, max(answers), [7 + i for i in range(len(answers))])
+    assert said in found.detail
+
+
 def first_block(p_cmp, v_cmp):
     return p_cmp.sum(-1, keepdim=True) * v_cmp[:, :, :1]
 
