@@ -125,11 +125,13 @@ class CaseConfig:
     """The case whose first steps a `repeat` takes again."""
     strategy: str = ALONE
     """How the ranks share the training, one of STRATEGIES."""
+    micro_batches: int = 1
+    """Parts of a batch that one process takes one after another, adding up their gradients."""
 
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
         object.__setattr__(self, "backends", tuple(self.backends))
-        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib", "ranks", "nodes"):
+        for name in ("seq_len", "batch", "steps", "loss_chunk", "device_budget_gib", "ranks", "nodes", "micro_batches"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: accepts a size above 0")
         require_choice("work", self.work, WORKS)
@@ -173,6 +175,12 @@ class CaseConfig:
             raise ConfigError(f"ranks={self.ranks}, strategy={self.strategy}: accepts {DDP} or {FSDP2}")
         if self.batch % self.ranks:
             raise ConfigError(f"batch={self.batch}, ranks={self.ranks}: batch must be a multiple of ranks")
+        if self.batch % self.micro_batches:
+            raise ConfigError(f"batch={self.batch}, micro_batches={self.micro_batches}: batch must be a multiple of it")
+        if self.micro_batches > 1 and (self.work != "train" or self.is_launched or self.is_graph):
+            raise ConfigError(
+                f"micro_batches={self.micro_batches}: accepts 1 but where one process trains step by step"
+            )
         if self.ranks % self.nodes:
             raise ConfigError(f"ranks={self.ranks}, nodes={self.nodes}: ranks must be a multiple of nodes")
         if self.fault in {**RANK_FAULTS, **RANK_FAULTS_AT} and self.ranks == 1:

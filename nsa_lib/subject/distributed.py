@@ -87,6 +87,42 @@ def train_step(
     return training.StepResult(loss.detach(), norm)
 
 
+def accumulated_step(
+    model: TinyLM,
+    optimizer: torch.optim.Optimizer,
+    tokens: torch.Tensor,
+    *,
+    micro_batches: int,
+    loss_chunk: int = LOSS_CHUNK,
+    mark: Callable[[str], None] = lambda phase: None,
+) -> training.StepResult:
+    """Take one step on a batch as its ranks would, by one process: their shares in turn, their gradients added up.
+
+    Arguments and result as in `training.train_step`. Forward ends with that of the first share, backward with the last.
+
+    Args:
+        model: the model in training.
+        optimizer: over the model's parameters.
+        tokens: [B, T + 1] int64, B a multiple of `micro_batches`.
+        micro_batches: shares of the batch.
+        loss_chunk: tokens whose logits exist at a time.
+        mark: called with "forward", "backward", "optimizer" as each phase ends.
+    """
+    model.zero_grad(set_to_none=True)
+    losses = []
+    for share in tokens.chunk(micro_batches):
+        loss = training.next_token_loss(model, share, loss_chunk) / micro_batches
+        if not losses:
+            mark("forward")
+        loss.backward()
+        losses.append(loss.detach())
+    mark("backward")
+    norm = training.grad_norm(model)
+    optimizer.step()
+    mark("optimizer")
+    return training.StepResult(torch.stack(losses).sum(), norm)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor with the parts of all ranks. All ranks must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

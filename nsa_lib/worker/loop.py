@@ -114,6 +114,8 @@ def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     if case.digest_parts:
         yield {"start": digest.parameters_digest(model.parameters(), case.digest_parts)}
     step = partial(training.train_step, loss_chunk=case.loss_chunk)
+    if case.micro_batches > 1:
+        step = partial(distributed.accumulated_step, micro_batches=case.micro_batches, loss_chunk=case.loss_chunk)
     if case.is_launched:
         step = partial(distributed.train_step, distributed.STRATEGIES[case.strategy](model, case.loss_chunk))
     optimizer = training.make_optimizer(model, case.lr)

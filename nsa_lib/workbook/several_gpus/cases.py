@@ -14,7 +14,9 @@ from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
 from nsa_lib.workbook.profiles import BACKEND, FAULT, MACHINE, PROFILE, RUN, profiles
 
-ONE, COLLECTIVES = "one", "collectives"
+ONE, IN_TURN, COLLECTIVES = "one", "one_in_turn", "collectives"
+"""One GPU with the whole batch; with the ranks' shares of it one after another, which shows what the order of sums does
+to a training; what ranks send each other."""
 
 OTHER_STEPS = 5
 """Steps of a case that only shows its memory: from the second on each repeats it."""
@@ -38,7 +40,8 @@ NODES = {
 
 
 def several_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tuple[CaseConfig, ...]:
-    """Return one GPU with the whole batch, each strategy with its ranks, both with the other checkpointing, the link.
+    """Return one GPU with the whole batch, then with the ranks' shares of it in turn, each strategy with its ranks, all
+    but the second with the other checkpointing, and the link.
 
     A seeded fault is planted in the cases of several ranks: the one GPU is what they are compared with.
     """
@@ -50,7 +53,12 @@ def several_cases(values: Mapping[str, Value], backends: tuple[str, ...]) -> tup
     on_gpu = training.device == "cuda"
     one = replace(training, case_id=ONE)
     shared = [replace(training, case_id=name, strategy=name, **spread) for name in strategies]
-    cases = [one, *(replace(case, fault=fault, profile_operators=not on_gpu) for case in shared)]
+    in_turn = replace(one, case_id=IN_TURN, micro_batches=gpus, fingerprint=False)
+    cases = [
+        one,
+        *([in_turn] if gpus > 1 else []),
+        *(replace(case, fault=fault, profile_operators=not on_gpu) for case in shared),
+    ]
     for case in shared if on_gpu else ():
         cases.append(
             replace(case, case_id=profiled(case.case_id), steps=PROFILER_STEPS, profile_operators=True, **UNRECORDED)

@@ -11,7 +11,7 @@ from nsa_lib.report.charts.chart import GREEN, GREY, LINE_COLOURS, Chart, empty_
 from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.tables import beside_cell, format_mib, frame_table
 from nsa_lib.runs.recorded import Recorded
-from nsa_lib.workbook.several_gpus.cases import ONE
+from nsa_lib.workbook.several_gpus.cases import IN_TURN, ONE
 from nsa_lib.workbook.several_gpus.measures import by_step, link_rows, memory_rows, ranks_of, stragglers
 
 PARTS = {"state_mib": "state", "between_mib": "buckets and tables", "within_mib": "within a step"}
@@ -30,7 +30,7 @@ def several_figures(run: Recorded) -> dict[str, Chart]:
 
 def loss_lines(run: Recorded) -> Chart:
     """Draw the loss of one GPU, and the mean over the ranks of each strategy, which must lie on it."""
-    lines = {ONE: run.of(ONE).set_index("step")["loss"].astype(float)}
+    lines = {name: run.of(name).set_index("step")["loss"].astype(float) for name in (ONE, IN_TURN)}
     for strategy in run.parameter("strategies"):
         ranks = by_step(run, strategy, "loss")
         if ranks is not None:

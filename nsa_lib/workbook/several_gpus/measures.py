@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from nsa_lib.contract.case import FSDP2, WARMUP_STEPS
 from nsa_lib.runs.recorded import Recorded, measured_once
-from nsa_lib.workbook.several_gpus.cases import COLLECTIVES, ONE, other_checkpointing
+from nsa_lib.workbook.several_gpus.cases import COLLECTIVES, IN_TURN, ONE, other_checkpointing
 
 
 def ranks_of(run: Recorded, case_id: str) -> range:
@@ -69,12 +70,45 @@ def _factor(norm: float, expected: float) -> float:
     return max(norm / expected, expected / norm)
 
 
+def furthest_distances(run: Recorded, taken: Sequence[Mapping]) -> dict[int, tuple[float, int]]:
+    """Return by step how far digests lie from one GPU's parameters, over their norm, and in which part furthest."""
+    expected = {found["step"]: found for found in run.fact(ONE, "digests") or ()}
+    found = {own["step"]: distances(own, expected[own["step"]]) for own in taken if own["step"] in expected}
+    return {step: max((apart, part) for part, apart in enumerate(parts)) for step, parts in found.items()}
+
+
+@dataclass(frozen=True)
+class Parting:
+    """By how much one GPU's training parts from itself with its sums in another order: the largest up to each step."""
+
+    loss: pd.Series
+    """Over its first loss."""
+    norm: pd.Series
+    """Factor of a gradient's norm, above 1."""
+    parameters: pd.Series
+    """Distance over their norm."""
+
+
+@measured_once
+def parting(run: Recorded) -> Parting:
+    """Return what the case IN_TURN shows; empty where it recorded nothing, as with one rank alone."""
+    loss, norm = loss_differences(run, IN_TURN), norm_ratios(run, IN_TURN)
+    apart = {s: apart for s, (apart, _) in furthest_distances(run, run.fact(IN_TURN, "digests") or ()).items()}
+    empty = pd.Series(dtype=float)
+    return Parting(
+        loss=empty if loss is None else loss.abs().cummax(),
+        norm=empty if norm is None else (norm.max(axis=1) - 1).cummax(),
+        parameters=pd.Series(apart, dtype=float).cummax(),
+    )
+
+
 def distances(found: Mapping, expected: Mapping) -> list[float]:
     """Return how far the parameters of two digests lie apart, over their norm, for each part."""
     apart = []
     for own, other in zip(found["parts"], expected["parts"], strict=True):
         squares = np.square(np.subtract(own["projections"], other["projections"]))
-        apart.append(float(np.sqrt(squares.mean()) / other["norm"]) if other["norm"] else math.inf)
+        distance = float(np.sqrt(squares.mean()) / other["norm"]) if other["norm"] else math.inf
+        apart.append(distance if math.isfinite(distance) else math.inf)
     return apart
 
 

@@ -124,6 +124,8 @@ def _steps_of(case: CaseConfig, model: TinyLM, share: Callable[[TinyLM], nn.Modu
         )
     if share is not None:
         return partial(distributed.train_step, share(model))
+    if case.micro_batches > 1:
+        return partial(distributed.accumulated_step, micro_batches=case.micro_batches, loss_chunk=case.loss_chunk)
     return partial(training.train_step, loss_chunk=case.loss_chunk)
 
 

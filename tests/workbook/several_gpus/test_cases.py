@@ -25,7 +25,8 @@ def test_a_laptop_has_two_ranks_of_each_strategy_beside_one_process(planned):
     found = planned()
     cases = {case.case_id: (case.ranks, case.strategy, case.grad_checkpointing) for case in found.cases}
     assert cases == {
-        "one": (1, "none", True), "ddp": (2, "ddp", True), "fsdp2": (2, "fsdp2", True),
+        "one": (1, "none", True), "one_in_turn": (1, "none", True),
+        "ddp": (2, "ddp", True), "fsdp2": (2, "fsdp2", True),
         "one_other": (1, "none", False), "ddp_other": (2, "ddp", False), "fsdp2_other": (2, "fsdp2", False),
         "collectives": (2, "none", True),
     }  # fmt: skip
@@ -37,6 +38,7 @@ def test_a_fault_is_planted_where_ranks_train_and_not_in_what_they_are_compared_
     faults = {case.case_id: case.fault for case in planned(fault="flipped_bit", strategies="ddp").cases}
     assert faults == {
         "one": "none",
+        "one_in_turn": "none",
         "ddp": "flipped_bit",
         "one_other": "none",
         "ddp_other": "none",
@@ -80,7 +82,7 @@ def test_a_run_takes_all_gpus_that_are_visible_and_no_more(monkeypatch, tmp_path
 def test_the_tables_show_every_rank_every_kind_of_memory_and_every_size():
     run = healthy()
     ranks, memory, link = rank_rows(run), memory_rows(run), link_rows(run)
-    assert len(ranks) == 1 + 2 + 2 + 1 + 2 + 2
+    assert len(ranks) == 2 + 2 + 2 + 1 + 2 + 2
     assert list(memory["headroom_mib"].round(1)) == [0.0, 0.0, 0.9, 0.9, 3.2, 3.2]
     parts = memory[["state_mib", "between_mib", "within_mib"]].sum(axis=1)
     assert list(parts) == pytest.approx(list(memory["peak_alloc_mib"]))

@@ -265,3 +265,61 @@ def test_a_float16_run_is_judged_by_its_own_budget():
 def test_parameters_that_are_still_those_of_before_fail(step, before):
     gate = judged(with_digest(healthy(), "fsdp2", 1, step, hash=digest(before, 2)["hash"]), "parameters_fsdp2")
     assert (gate.outcome, gate.detail) == (FAIL, f"rank 1: after step {step} its parameters are still those of before")
+
+
+def parted(run, case_id, rank, first, *, loss=0.0, norm=1.0):
+    """Return a run in which a training leaves the others' path from a step on: in its loss, and its norms."""
+    return with_steps(
+        run, case_id, rank,
+        loss=lambda step, value: value + (loss if step >= first else 0.0),
+        part_norms=lambda step, norms: [own * (norm if step >= first else 1.0) for own in norms],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "loss", "norm", "outcome"),
+    [
+        (30, 0.003, 1.45, PASS),  # within three times what one GPU does to itself
+        (30, 0.007, 1.8, FAIL),
+        (20, 0.003, 1.45, FAIL),  # before it does
+    ],
+)
+def test_ranks_may_part_from_one_gpu_as_it_parts_from_itself_in_another_order(first, loss, norm, outcome):
+    run = parted(healthy(), "one_in_turn", 0, 30, loss=0.0015, norm=1.2)
+    run = parted(parted(run, "ddp", 0, first, loss=loss, norm=norm), "ddp", 1, first, loss=loss, norm=norm)
+    assert judged(run, "loss_ddp").outcome == judged(run, "gradients_ddp").outcome == outcome
+    assert judged(healthy(), "loss_ddp").limit == 0.02
+
+
+def test_a_training_that_parts_from_itself_beyond_measure_allows_ranks_five_times_the_budget_alone():
+    run = parted(healthy(), "one_in_turn", 0, 1, loss=3.0, norm=50.0)
+    assert judged(run, "loss_ddp").limit == pytest.approx(0.1)
+    assert judged(parted(run, "ddp", 1, 40, loss=0.1), "loss_ddp").outcome == FAIL
+    assert judged(parted(run, "ddp", 1, 5, norm=1.2), "gradients_ddp").outcome == FAIL
+
+
+def elsewhere(moved):
+    return {"hash": "elsewhere", "parts": [{"norm": 20.0, "projections": [1.0 + moved, 2.0, 3.0, 4.0]}] * 2}
+
+
+@pytest.mark.parametrize(("moved", "outcome"), [(0.019, PASS), (0.03, FAIL)])
+def test_parameters_of_ranks_are_held_to_the_dtype_where_one_gpu_stays_with_itself(moved, outcome):
+    assert judged(moved_by(healthy(), moved), "parameters_ddp").outcome == outcome
+
+
+@pytest.mark.parametrize(("moved", "outcome"), [(0.045, PASS), (0.075, FAIL)])
+def test_parameters_of_ranks_may_part_as_those_of_one_gpu_do(moved, outcome):
+    digests = [{**own, **elsewhere(0.016 * (own["step"] >= 40))} for own in healthy().fact("one", "digests")]
+    run = with_case(healthy(), "one_in_turn", digests=digests)
+    assert judged(moved_by(run, moved), "parameters_ddp").outcome == outcome
+    assert judged(moved_by(run, moved, step=30), "parameters_ddp").outcome == FAIL
+
+
+def moved_by(run, moved, step=50):
+    for rank in (0, 1):
+        run = with_digest(run, "ddp", rank, step, **elsewhere(moved))
+    return run
+
+
+def test_parameters_that_are_no_numbers_are_no_ones():
+    assert judged(moved_by(healthy(), float("nan")), "parameters_ddp").outcome == FAIL

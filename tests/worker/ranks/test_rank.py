@@ -143,6 +143,8 @@ def test_torchrun_and_its_ranks_die_with_the_process_that_started_them(tmp_path)
     ("changes", "line"),
     [
         ({"strategy": "none"}, "ranks=2, strategy=none: accepts ddp or fsdp2"),
+        ({"micro_batches": 2}, "micro_batches=2: accepts 1 but where one process trains step by step"),
+        ({"micro_batches": 3}, "micro_batches=3: batch must be a multiple of it"),
         ({"strategy": "zero"}, "strategy='zero': accepts none, ddp, fsdp2"),
         ({"batch": 3}, "batch=3, ranks=2: batch must be a multiple of ranks"),
         ({"ranks": 0}, "ranks=0: accepts a size above 0"),
