@@ -1,4 +1,4 @@
-"""All gradients of a layer, from all its rows, by the equations: a group and a chunk of rows at a time.
+"""All gradients of a layer, from all its rows, by the equations: some groups and a chunk of rows at a time.
 
 Attention is differentiated by hand, for memory; projections, compression and rotation by autograd. Letters as in
 `reference_rows`.
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from nsa_lib.subject.attention.arithmetic import Arithmetic
+from nsa_lib.subject.attention.reference_heads import folded, joined, split_heads, unfolded
 from nsa_lib.subject.attention.reference_rows import (
     Group,
     Layer,
     attend,
     group_of,
-    joined,
+    groups_of,
     out_weight,
     parts_of,
-    split_heads,
     tensors_of,
     times,
 )
@@ -44,12 +44,12 @@ def gradients(
     leaves = {name: p.clone().requires_grad_() for name, p in layer.parameters.items()}
     tracked = Layer(x, leaves, c, layer.arithmetic)
     positions = torch.arange(x.shape[1], device=x.device)
-    for g in range(c.groups):
-        group = group_of(tracked, g, positions)
-        weight = out_weight(layer, g)
-        d_mixed = split_heads(keep(d_output @ weight), c.d_v)
-        mixed, found = _backward(layer, group, g, blocks, d_mixed, alive)
-        out_weight(tracked, g).backward(d_output.flatten(0, 1).T @ joined(mixed).flatten(0, 1))
+    for some in groups_of(layer, len(positions)):
+        group = group_of(tracked, some, positions)
+        d_mixed = folded(split_heads(keep(d_output @ out_weight(layer, some)), c.d_v), len(some))
+        mixed, found = _backward(layer, group, blocks, d_mixed, alive)
+        mixed = joined(unfolded(mixed, len(some)))
+        out_weight(tracked, some).backward(d_output.flatten(0, 1).T @ mixed.flatten(0, 1))
         sources = [(t, d) for t, d in found if t.requires_grad]
         torch.autograd.backward([t for t, _ in sources], [keep(d) for _, d in sources])
     made = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
@@ -58,9 +58,9 @@ def gradients(
 
 @torch.no_grad()
 def _backward(
-    layer: Layer, group: Group, g: int, blocks: Tensor | None, d_mixed: Tensor, alive: Callable[[], None]
+    layer: Layer, group: Group, blocks: Tensor | None, d_mixed: Tensor, alive: Callable[[], None]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Return a group's gated sum [B, h, R, d_v], and each of its tensors with its gradient."""
+    """Return the gated sum of some groups [Bn, h, R, d_v], and each of their tensors with its gradient."""
     a, keep = layer.arithmetic, layer.arithmetic.keep
     d_q, d_gates = torch.zeros_like(group.q), torch.zeros_like(group.gates)
     found = [(group.q, d_q), (group.gates, d_gates)]
@@ -68,7 +68,7 @@ def _backward(
     for index, branch in enumerate(layer.config.branches):
         alive()
         d_k, d_v = torch.zeros_like(group.keys[branch]), torch.zeros_like(group.values[branch])
-        for part in parts_of(layer, group, branch, g, blocks):
+        for part in parts_of(layer, group, branch, blocks):
             tensors, rows = tensors_of(group, branch, part), part.rows
             gate, d_gated = group.gates[:, :, rows, index, None].detach(), d_mixed[:, :, rows]
             out, p = attend(a, *tensors, part.seen)

@@ -82,15 +82,28 @@ def test_gradients_are_those_of_autograd_through_the_loops(case):
         assert_same(found[name], torch.zeros_like(p) if p.grad is None else p.grad)
 
 
-def test_chunks_change_nothing(monkeypatch):
-    config, parameters, x, cotangent, blocks = case_of(150, **SIZES)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("elements", "windows"), [(600, 1), (20_000, 4), (150_000, 2)])
+def test_chunks_change_nothing(monkeypatch, groups, elements, windows):
+    config, parameters, x, cotangent, blocks = case_of(150, **SIZES | dict(groups=groups))
     layer, positions = Layer.of(x, parameters, config), torch.tensor([0, 1, 5, 77, 78, 120, 149])
     whole = rows(layer, positions, at(blocks, positions)), gradients(layer, blocks, cotangent)
-    monkeypatch.setitem(reference_rows.CHUNK_ELEMENTS, "cpu", 600)
+    monkeypatch.setitem(reference_rows.CHUNK_ELEMENTS, "cpu", elements)
+    monkeypatch.setitem(reference_rows.WINDOWS, "cpu", windows)
     cut = rows(layer, positions, at(blocks, positions)), gradients(layer, blocks, cotangent)
     assert_same(cut[0].output, whole[0].output)
     assert_same(cut[0].scores, whole[0].scores)
     assert_same(cut[1], whole[1])
+
+
+@pytest.mark.parametrize(("groups_that_fit", "expected"), [(0.5, [1] * 4), (3.1, [3, 1]), (9, [4])])
+def test_as_many_groups_are_taken_together_as_a_chunk_holds(monkeypatch, groups_that_fit, expected):
+    config, parameters, x, _, _ = case_of(30, **SIZES | dict(groups=4))
+    layer = Layer.of(x, parameters, config)
+    monkeypatch.setitem(reference_rows.CHUNK_ELEMENTS, "cpu", int(groups_that_fit * 2 * 11 * 30))
+    some = list(reference_rows.groups_of(layer, 11))
+    assert [len(groups) for groups in some] == expected
+    assert [g for groups in some for g in groups] == list(range(4))
 
 
 def test_logits_never_exceed_the_chunk(monkeypatch):
