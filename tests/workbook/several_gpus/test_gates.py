@@ -182,7 +182,7 @@ def test_parameters_that_all_ranks_share_but_one_gpu_does_not_have_fail():
         run = with_digest(run, "fsdp2", rank, 30, parts=far)
     gate = judged(run, "parameters_fsdp2")
     assert gate.outcome == FAIL
-    assert gate.detail.endswith("after step 30, in the rows of rank 1")
+    assert "after step 30, in the rows of rank 1" in gate.detail
 
 
 @pytest.mark.parametrize(("slower", "outcome"), [(1.04, PASS), (1.5, WARN)])
@@ -323,3 +323,11 @@ def moved_by(run, moved, step=50):
 
 def test_parameters_that_are_no_numbers_are_no_ones():
     assert judged(moved_by(healthy(), float("nan")), "parameters_ddp").outcome == FAIL
+
+
+def test_it_is_said_how_often_ranks_had_the_bits_of_one_gpu_with_their_shares_in_turn():
+    run = healthy()
+    assert judged(run, "parameters_ddp").detail.endswith("; 6 times the bits of one GPU with the shares in turn")
+    other = [{**own, "hash": "other"} if own["step"] > 20 else own for own in run.fact("one_in_turn", "digests")]
+    assert "; 2 times the bits" in judged(with_case(run, "one_in_turn", digests=other), "parameters_ddp").detail
+    assert "in turn" not in judged(healthy(gpus=1), "parameters_ddp").detail
