@@ -34,20 +34,20 @@ def by_step(run: Recorded, case_id: str, column: str) -> pd.DataFrame | None:
     return pd.DataFrame(columns).dropna()
 
 
-def loss_differences(run: Recorded, case_id: str) -> pd.Series | None:
-    """Return for each step by how much the ranks' mean loss differs from one GPU's, over the first loss of that."""
-    ranks, one = by_step(run, case_id, "loss"), run.of(ONE).set_index("step")["loss"]
+def loss_differences(run: Recorded, case_id: str, of: str = ONE) -> pd.Series | None:
+    """Return for each step by how much the ranks' mean loss differs from that of a case of one GPU, over its first."""
+    ranks, one = by_step(run, case_id, "loss"), run.of(of).set_index("step")["loss"]
     if ranks is None or one.empty:
         return None
-    return ((ranks.mean(axis=1) - one) / one.iloc[0]).dropna()
+    return ((ranks.mean(axis=1) - one) / one.iloc[0]).dropna().abs()
 
 
-def norm_ratios(run: Recorded, case_id: str) -> pd.DataFrame | None:
+def norm_ratios(run: Recorded, case_id: str, of: str = ONE) -> pd.DataFrame | None:
     """Return for each step and rank the factor by which the norm of its gradients is off from one GPU's, 1 for none.
 
     Of a rank that holds a part of every gradient, that part's norm; else the one that is furthest off.
     """
-    ranks, one = by_step(run, case_id, "part_norms"), run.of(ONE).set_index("step")["part_norms"]
+    ranks, one = by_step(run, case_id, "part_norms"), run.of(of).set_index("step")["part_norms"]
     if ranks is None or one.empty or one.isna().any():
         return None
     sharded = run.case(case_id)["asked"]["strategy"] == FSDP2
@@ -70,16 +70,16 @@ def _factor(norm: float, expected: float) -> float:
     return max(norm / expected, expected / norm)
 
 
-def furthest_distances(run: Recorded, taken: Sequence[Mapping]) -> dict[int, tuple[float, int]]:
-    """Return by step how far digests lie from one GPU's parameters, over their norm, and in which part furthest."""
-    expected = {found["step"]: found for found in run.fact(ONE, "digests") or ()}
+def parameter_distances(run: Recorded, taken: Sequence[Mapping], of: str = ONE) -> pd.DataFrame:
+    """Return how far digests lie from the parameters of one GPU, over their norm: a row a step, a column a part."""
+    expected = {found["step"]: found for found in run.fact(of, "digests") or ()}
     found = {own["step"]: distances(own, expected[own["step"]]) for own in taken if own["step"] in expected}
-    return {step: max((apart, part) for part, apart in enumerate(parts)) for step, parts in found.items()}
+    return pd.DataFrame.from_dict(found, orient="index")
 
 
 @dataclass(frozen=True)
 class Parting:
-    """By how much one GPU's training parts from itself with its sums in another order: the largest up to each step."""
+    """By how much one GPU's training parts from itself with its sums in another order, step by step."""
 
     loss: pd.Series
     """Over its first loss."""
@@ -90,16 +90,13 @@ class Parting:
 
 
 @measured_once
-def parting(run: Recorded) -> Parting:
-    """Return what the case IN_TURN shows; empty where it recorded nothing, as with one rank alone."""
+def parting(run: Recorded) -> Parting | None:
+    """Return what the case IN_TURN shows; None where it or ONE recorded no step; one rank alone has none."""
     loss, norm = loss_differences(run, IN_TURN), norm_ratios(run, IN_TURN)
-    apart = {s: apart for s, (apart, _) in furthest_distances(run, run.fact(IN_TURN, "digests") or ()).items()}
-    empty = pd.Series(dtype=float)
-    return Parting(
-        loss=empty if loss is None else loss.abs().cummax(),
-        norm=empty if norm is None else (norm.max(axis=1) - 1).cummax(),
-        parameters=pd.Series(apart, dtype=float).cummax(),
-    )
+    if loss is None or norm is None or loss.empty or norm.empty:
+        return None
+    apart = parameter_distances(run, run.fact(IN_TURN, "digests") or ())
+    return Parting(loss, norm.max(axis=1) - 1, apart.max(axis=1).astype(float))
 
 
 def distances(found: Mapping, expected: Mapping) -> list[float]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
 from nsa_lib.contract.case import DDP
@@ -13,13 +18,14 @@ from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_s
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.workbook.several_gpus.cases import IN_TURN, ONE
 from nsa_lib.workbook.several_gpus.measures import (
+    Parting,
     by_step,
     distances,
     fact_of_ranks,
-    furthest_distances,
     loss_differences,
     norm_ratios,
     odd_ones,
+    parameter_distances,
     parting,
 )
 
@@ -41,18 +47,51 @@ DISTANCE_BUDGET_PERCENT = {"float64": 1e-6, "float32": 0.05, "bfloat16": 5.0, "f
 """How far apart the parameters of ranks and of one GPU may lie, over their norm."""
 
 
+Frame = TypeVar("Frame", pd.Series, pd.DataFrame)
+
+FIRST_STEP = 0.1
+"""Share of the budgets that holds in the first step: the weights are the same there, and nothing has grown."""
+
 TIMES = 3.0
 """How many times as far as one GPU's training parts from itself, with its sums in another order, ranks may part from
 it: small differences grow, in 16 bits a hundredfold within 30 steps, by a factor that is the run's own."""
 
-AT_MOST = 5.0
-"""How many times the budget of the dtype that may come to."""
+AT_MOST, NORM_AT_MOST = 5.0, 20.0
+"""How many times the budget of the dtype that may come to. A norm leaps where a loss does not: a leap that comes a step
+later was seen to be a factor of 4 in bfloat16."""
 
 
-def budgets(floor: pd.Series | float, parted: pd.Series, steps: pd.Index) -> pd.Series:
-    """Return the budget of each step: that of the dtype, or more where one GPU's own training parts from itself."""
+def budgets(floor: pd.Series | float, parted: pd.Series | None, steps: pd.Index, most: float = AT_MOST) -> pd.Series:
+    """Return the budget of each step: that of the dtype, or more where one GPU's own training parted from itself."""
     least = pd.Series(floor, index=steps)
-    return (TIMES * parted.reindex(steps).ffill().fillna(0)).clip(lower=least, upper=AT_MOST * least)
+    grown = 0.0 * least if parted is None else TIMES * parted.cummax().reindex(steps).ffill().fillna(0)
+    return grown.clip(lower=least, upper=most * least).where(steps != 1, FIRST_STEP * least)
+
+
+def in_turn(run: Recorded) -> Parting | None:
+    """Return how one GPU with the ranks' shares in turn parts from one with the whole batch; None if it tells nothing.
+
+    It tells nothing where they differ in the first step already: that is no rounding which grew.
+    """
+    found, dtype = parting(run), str(run.parameter("dtype"))
+    if found is None:
+        return None
+    firsts = 100 * found.loss.get(1, math.inf), found.norm.get(1, math.inf)
+    allowed = FIRST_STEP * LOSS_BUDGET_PERCENT[dtype], FIRST_STEP * (NORM_BUDGET[dtype] - 1)
+    return found if all(first <= most for first, most in zip(firsts, allowed, strict=True)) else None
+
+
+def nearer(run: Recorded, deviation: Callable[[str], Frame | None]) -> Frame | None:
+    """Return by step how far ranks are from one GPU with the whole batch or, if that is less, with the shares in turn.
+
+    In the first step they are held to the whole batch.
+    """
+    found = deviation(ONE)
+    if found is None or found.empty or in_turn(run) is None:
+        return found
+    nearest = np.fmin(found, deviation(IN_TURN).reindex(found.index))
+    nearest.loc[nearest.index == 1] = found.loc[found.index == 1]
+    return nearest
 
 
 def named(ranks: Sequence[int]) -> str:
@@ -99,12 +138,13 @@ def loss_gate(run: Recorded, strategy: str) -> GateResult:
     """Judge that the mean loss of the ranks is one GPU's in every step, within what its dtype rounds."""
     floor = LOSS_BUDGET_PERCENT[str(run.parameter("dtype"))]
     gate = GateResult(f"loss_{strategy}", True, NOT_RUN, limit=floor, unit="%")
-    found = loss_differences(run, strategy)
+    found = nearer(run, partial(loss_differences, run, strategy))
     if found is None or found.empty:
         return replace(gate, detail="a rank, or one GPU, recorded no step")
-    allowed = budgets(floor, 100 * parting(run).loss, found.index)
-    worst = (found.abs() / allowed).idxmax()
-    measured, budget = 100 * abs(float(found[worst])), float(f"{allowed[worst]:.3g}")
+    turned = in_turn(run)
+    allowed = budgets(floor, None if turned is None else 100 * turned.loss, found.index)
+    worst = (found / allowed).idxmax()
+    measured, budget = 100 * float(found[worst]), float(f"{allowed[worst]:.3g}")
     gate = replace(gate, limit=budget, measured=float(f"{measured:.3g}"), margin=budget - measured)
     gate = replace(
         gate, detail=f"nearest to its limit in step {worst}; {counted(len(found), 'step')}, over one GPU's first loss"
@@ -116,11 +156,14 @@ def gradients_gate(run: Recorded, strategy: str) -> GateResult:
     """Judge that every rank has one GPU's gradients, by their norm, and with DDP all ranks the same to the bit."""
     dtype = str(run.parameter("dtype"))
     gate = GateResult(f"gradients_{strategy}", True, NOT_RUN, limit=NORM_BUDGET[dtype], unit="x")
-    ratios, norms = norm_ratios(run, strategy), by_step(run, strategy, "part_norms")
+    ratios, norms = nearer(run, partial(norm_ratios, run, strategy)), by_step(run, strategy, "part_norms")
     if ratios is None or ratios.empty:
         return replace(gate, detail="a rank, or one GPU, recorded no step")
     floors = [(NORM_BUDGET if step <= EARLY_STEPS else LATE_NORM_BUDGET)[dtype] - 1 for step in ratios.index]
-    allowed = 1 + budgets(pd.Series(floors, index=ratios.index), parting(run).norm, ratios.index)
+    turned = in_turn(run)
+    allowed = 1 + budgets(
+        pd.Series(floors, index=ratios.index), None if turned is None else turned.norm, ratios.index, NORM_AT_MOST
+    )
     step = ((ratios.max(axis=1) - 1) / (allowed - 1)).idxmax()
     rank, budget = int(ratios.loc[step].idxmax()), float(f"{allowed[step]:.4g}")
     measured = float(ratios.loc[step, rank])
@@ -156,28 +199,41 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
             wrong = _furthest(taken, expected.get(step))
             said = f"{named(wrong)}: not the parameters of the other ranks after step {step}"
             return replace(gate, outcome=FAIL, detail=said)
-    apart = furthest_distances(run, ranks[0])
-    if not apart:
+    if said := _left_the_bits(run, ranks[0]):
+        return replace(gate, outcome=FAIL, detail=said)
+    apart = nearer(run, partial(parameter_distances, run, ranks[0]))
+    if apart.empty:
         return replace(gate, detail="ranks and one GPU were not seen after the same step")
-    allowed = budgets(floor, 100 * parting(run).parameters, pd.Index(apart))
-    step = max(apart, key=lambda step: apart[step][0] / allowed[step])
-    measured, budget, part = 100 * apart[step][0], float(f"{allowed[step]:.3g}"), apart[step][1]
+    turned = in_turn(run)
+    allowed = budgets(floor, None if turned is None else 100 * turned.parameters, apart.index)
+    step = (apart.max(axis=1) / allowed).idxmax()
+    measured, budget, part = 100 * apart.loc[step].max(), float(f"{allowed[step]:.3g}"), apart.loc[step].idxmax()
     gate = replace(gate, limit=budget, measured=float(f"{measured:.3g}"), margin=budget - measured)
     compared = len(min(ranks, key=len))
     times = f"{counted(len(ranks), 'rank')}, compared {counted(compared, 'time')}"
     detail = f"the same bits on {times}; nearest to its limit after step {step}, in the rows of rank {part}"
-    gate = replace(gate, outcome=PASS if measured <= budget else FAIL, detail=detail + _as_in_turn(run, ranks[0]))
+    if same := _as_in_turn(run, ranks[0]):
+        detail += f"; {sum(same.values())} times the bits of one GPU with the shares in turn"
+    gate = replace(gate, outcome=PASS if measured <= budget else FAIL, detail=detail)
     return unless_cut_short(gate, run.case(strategy))
 
 
-def _as_in_turn(run: Recorded, taken: Sequence[Mapping]) -> str:
-    """Return how often ranks had the bits of one GPU with their shares in turn; or "".
+def _as_in_turn(run: Recorded, taken: Sequence[Mapping]) -> dict[int, bool]:
+    """Return by step whether ranks had the bits of one GPU with their shares in turn.
 
     Two ranks always did, with DDP and FSDP2, on a CPU and on two H200. Of more the sums have another order.
     """
     one = {found["step"]: found["hash"] for found in run.fact(IN_TURN, "digests") or ()}
-    same = sum(found["hash"] == one.get(found["step"]) for found in taken)
-    return f"; {same} times the bits of one GPU with the shares in turn" if one else ""
+    return {found["step"]: found["hash"] == one[found["step"]] for found in taken if found["step"] in one}
+
+
+def _left_the_bits(run: Recorded, taken: Sequence[Mapping]) -> str:
+    """Return where ranks left the bits that they had, or "": the same sums give the same bits in every step."""
+    same = _as_in_turn(run, taken)
+    for step, later in pairwise(same):
+        if same[step] and not same[later]:
+            return f"after step {step} the bits of one GPU with the shares in turn, after step {later} others"
+    return ""
 
 
 def _unchanged(starts: Sequence[Mapping | None], ranks: Sequence[Sequence[Mapping]]) -> str:
