@@ -34,7 +34,12 @@ TOLERANCE = {"bfloat16": 0.02, "float16": 0.005, "float32": 0.001, "float64": 1e
 five steps on: 2.5e-4 of the loss, and 2e-3 of the norm."""
 
 NORM_TOLERANCE = 5.0
-"""The same of a gradient norm, times that of the loss."""
+"""The same of a gradient norm, times that of the loss, in the first STEADY_STEPS; once more for each step after them.
+
+A norm leaps: with sums in another order, an honest training on an H200 in bfloat16 had other norms by 3 % in its fifth
+step, by 18 % in its tenth."""
+
+STEADY_STEPS = 5
 
 
 def span_of(steps: int, seed: int) -> range:
@@ -109,8 +114,9 @@ class Span:
         """Return the steps whose loss or gradient norm is further from what it was than it may be."""
         wrong = {}
         for step, (loss, norm), (loss_now, norm_now) in zip(self.steps, self.results, now, strict=True):
+            norm_tolerance = NORM_TOLERANCE * tolerance * max(1, step - self.steps.start + 2 - STEADY_STEPS)
             within = abs(loss_now - loss) <= tolerance * abs(loss)
-            if not (within and abs(norm_now - norm) <= NORM_TOLERANCE * tolerance * abs(norm)):
+            if not (within and abs(norm_now - norm) <= norm_tolerance * abs(norm)):
                 said = f"loss {loss:.9g} and gradient norm {norm:.9g}, recorded {loss_now:.9g} and {norm_now:.9g}"
                 wrong[f"step {step}"] = said
         return wrong

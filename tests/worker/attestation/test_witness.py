@@ -142,3 +142,13 @@ def test_code_that_counts_steps_and_knows_the_first_and_the_last_is_found():
 def test_a_step_taken_again_must_agree_to_the_bit_or_within_what_is_said(now, tolerance, wrong):
     span = Span(range(2, 3), results=[(3.0, 1.0)])
     assert bool(span._differences([now], tolerance)) == wrong
+
+
+@pytest.mark.parametrize(
+    ("place", "norm", "wrong"), [(4, 1.11, True), (4, 1.09, False), (9, 1.55, False), (9, 1.65, True)]
+)
+def test_norms_of_steps_taken_again_may_leap_late_in_a_span(place, norm, wrong):
+    steps = [(3.0, 1.0)] * 10
+    span = Span(range(20, 30), results=steps)
+    assert bool(span._differences([*steps[:place], (3.0, norm), *steps[place + 1 :]], 0.02)) == wrong
+    assert not span._differences(steps, 0.0)
