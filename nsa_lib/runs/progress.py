@@ -95,7 +95,9 @@ class Progress:
         words = f"{case_id}: {phase}" if step == 0 else f"{case_id}: step {step} of {total}"
         if len(self._case_steps) > 1:
             words = f"case {list(self._case_steps).index(case_id) + 1} of {len(self._case_steps)}, {words}"
-        if step_s is not None:
+        if phase == "judge":
+            words += ", now judged"
+        elif step_s is not None:
             words += f", {1000 * step_s:.0f} ms a step, {duration((total - step) * step_s)} to go"
         return words
 

@@ -96,6 +96,11 @@ def test_it_tells_the_step_the_pace_what_is_left_and_the_memory(screen):
     assert bundle["text/html"].count("<svg") == 1
 
 
+def test_what_has_taken_its_steps_has_none_to_go_while_they_are_judged(screen):
+    Progress({"training": 60}).show("training", 60, 0.18, [], phase="judge", loss=0.08)
+    assert screen.displays[0]["text/plain"] == "training: step 60 of 60, now judged, loss 0.080"
+
+
 def test_before_the_first_step_it_tells_the_phase(screen):
     Progress({"training": 100}).show("training", 0, None, [], phase="build")
     assert screen.displays[0]["text/plain"] == "training: build"
