@@ -14,6 +14,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels then run on the CPU
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts a suite in the background has it ignored, and its children too: no stop button would be heard.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     # The tensors of the tests are tiny: on a busy machine, threads that wait for each other take ten times as long.
