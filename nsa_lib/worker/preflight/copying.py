@@ -61,8 +61,8 @@ def copying_checks(case: CaseConfig, alive: Callable[[], None]) -> Mapping[str, 
 def learns_to_copy(case: CaseConfig, branch: str, alive: Callable[[], None]) -> Finding:
     """Train a small model with one branch on its copy task, from a few starts until one has learned it.
 
-    A start may be stuck: one of twenty has not learned the window's task after STEPS. What reads elsewhere learns it
-    from none.
+    A start may be stuck: three of 44 had not learned the window's task after STEPS. What reads elsewhere learns it from
+    none.
     """
     best, its_start = 0.0, 1
     for start in range(1, ATTEMPTS + 1):
