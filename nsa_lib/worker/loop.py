@@ -25,7 +25,7 @@ from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.own.attention import install
 from nsa_lib.worker import accuracy, attention_map, attestation, data, digest, faults, preflight, profiling, timing
-from nsa_lib.worker.building import built
+from nsa_lib.worker.building import built, step_of
 from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fingerprint import FingerprintRecorder, write_fingerprint
 from nsa_lib.worker.fresh_tokens import fresh_tokens
@@ -113,9 +113,7 @@ def train(case: CaseConfig, heartbeat: Heartbeat) -> Iterator[Facts]:
     model = built(case)
     if case.digest_parts:
         yield {"start": digest.parameters_digest(model.parameters(), case.digest_parts)}
-    step = partial(training.train_step, loss_chunk=case.loss_chunk)
-    if case.micro_batches > 1:
-        step = partial(distributed.accumulated_step, micro_batches=case.micro_batches, loss_chunk=case.loss_chunk)
+    step = step_of(case)
     if case.is_launched:
         step = partial(distributed.train_step, distributed.STRATEGIES[case.strategy](model, case.loss_chunk))
     optimizer = training.make_optimizer(model, case.lr)

@@ -89,12 +89,15 @@ class Parting:
     """Distance over their norm."""
 
 
+NOTHING = Parting(*(pd.Series(dtype=float) for _ in range(3)))
+
+
 @measured_once
-def parting(run: Recorded) -> Parting | None:
-    """Return what the case IN_TURN shows; None where it or ONE recorded no step; one rank alone has none."""
+def parting(run: Recorded) -> Parting:
+    """Return what the case IN_TURN shows; NOTHING where it or ONE recorded no step; one rank alone has none."""
     loss, norm = loss_differences(run, IN_TURN), norm_ratios(run, IN_TURN)
     if loss is None or norm is None or loss.empty or norm.empty:
-        return None
+        return NOTHING
     apart = parameter_distances(run, run.fact(IN_TURN, "digests") or ())
     return Parting(loss, norm.max(axis=1) - 1, apart.max(axis=1).astype(float))
 

@@ -19,6 +19,7 @@ from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import FUSED
 from nsa_lib.workbook.several_gpus.cases import IN_TURN, ONE
 from nsa_lib.workbook.several_gpus.measures import (
+    NOTHING,
     Parting,
     by_step,
     distances,
@@ -62,24 +63,22 @@ AT_MOST, NORM_AT_MOST = 5.0, 20.0
 later was seen to be a factor of 4 in bfloat16."""
 
 
-def budgets(floor: pd.Series | float, parted: pd.Series | None, steps: pd.Index, most: float = AT_MOST) -> pd.Series:
+def budgets(floor: pd.Series | float, parted: pd.Series, steps: pd.Index, most: float = AT_MOST) -> pd.Series:
     """Return the budget of each step: that of the dtype, or more where one GPU's own training parted from itself."""
     least = pd.Series(floor, index=steps)
-    grown = 0.0 * least if parted is None else TIMES * parted.cummax().reindex(steps).ffill().fillna(0)
+    grown = TIMES * parted.cummax().reindex(steps).ffill().fillna(0)
     return grown.clip(lower=least, upper=most * least).where(steps != 1, FIRST_STEP * least)
 
 
-def in_turn(run: Recorded) -> Parting | None:
-    """Return how one GPU with the ranks' shares in turn parts from one with the whole batch; None if it tells nothing.
+def in_turn(run: Recorded) -> Parting:
+    """Return how one GPU with the ranks' shares in turn parts from one with the whole batch.
 
-    It tells nothing where they differ in the first step already: that is no rounding which grew.
+    NOTHING where they differ in the first step already: that is no rounding which grew.
     """
     found, dtype = parting(run), str(run.parameter("dtype"))
-    if found is None:
-        return None
     firsts = 100 * found.loss.get(1, math.inf), found.norm.get(1, math.inf)
     allowed = FIRST_STEP * LOSS_BUDGET_PERCENT[dtype], FIRST_STEP * (NORM_BUDGET[dtype] - 1)
-    return found if all(first <= most for first, most in zip(firsts, allowed, strict=True)) else None
+    return found if all(first <= most for first, most in zip(firsts, allowed, strict=True)) else NOTHING
 
 
 def nearer(run: Recorded, deviation: Callable[[str], Frame | None]) -> Frame | None:
@@ -88,7 +87,7 @@ def nearer(run: Recorded, deviation: Callable[[str], Frame | None]) -> Frame | N
     In the first step they are held to the whole batch.
     """
     found = deviation(ONE)
-    if found is None or found.empty or in_turn(run) is None:
+    if found is None or found.empty or in_turn(run) is NOTHING:
         return found
     nearest = np.fmin(found, deviation(IN_TURN).reindex(found.index))
     nearest.loc[nearest.index == 1] = found.loc[found.index == 1]
@@ -142,8 +141,7 @@ def loss_gate(run: Recorded, strategy: str) -> GateResult:
     found = nearer(run, partial(loss_differences, run, strategy))
     if found is None or found.empty:
         return replace(gate, detail="a rank, or one GPU, recorded no step")
-    turned = in_turn(run)
-    allowed = budgets(floor, None if turned is None else 100 * turned.loss, found.index)
+    allowed = budgets(floor, 100 * in_turn(run).loss, found.index)
     worst = (found / allowed).idxmax()
     measured, budget = 100 * float(found[worst]), float(f"{allowed[worst]:.3g}")
     gate = replace(gate, limit=budget, measured=float(f"{measured:.3g}"), margin=budget - measured)
@@ -161,10 +159,7 @@ def gradients_gate(run: Recorded, strategy: str) -> GateResult:
     if ratios is None or ratios.empty:
         return replace(gate, detail="a rank, or one GPU, recorded no step")
     floors = [(NORM_BUDGET if step <= EARLY_STEPS else LATE_NORM_BUDGET)[dtype] - 1 for step in ratios.index]
-    turned = in_turn(run)
-    allowed = 1 + budgets(
-        pd.Series(floors, index=ratios.index), None if turned is None else turned.norm, ratios.index, NORM_AT_MOST
-    )
+    allowed = 1 + budgets(pd.Series(floors, index=ratios.index), in_turn(run).norm, ratios.index, NORM_AT_MOST)
     step = ((ratios.max(axis=1) - 1) / (allowed - 1)).idxmax()
     rank, budget = int(ratios.loc[step].idxmax()), float(f"{allowed[step]:.4g}")
     measured = float(ratios.loc[step, rank])
@@ -205,8 +200,7 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
     apart = nearer(run, partial(parameter_distances, run, ranks[0]))
     if apart.empty:
         return replace(gate, detail="ranks and one GPU were not seen after the same step")
-    turned = in_turn(run)
-    allowed = budgets(floor, None if turned is None else 100 * turned.parameters, apart.index)
+    allowed = budgets(floor, 100 * in_turn(run).parameters, apart.index)
     step = (apart.max(axis=1) / allowed).idxmax()
     measured, budget, part = 100 * apart.loc[step].max(), float(f"{allowed[step]:.3g}"), apart.loc[step].idxmax()
     gate = replace(gate, limit=budget, measured=float(f"{measured:.3g}"), margin=budget - measured)

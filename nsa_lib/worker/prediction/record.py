@@ -31,6 +31,7 @@ from nsa_lib.subject.attention.tables import own_tables
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import install
 from nsa_lib.worker.allocator import ROUNDING
+from nsa_lib.worker.building import step_of
 from nsa_lib.worker.prediction.before import before_training
 from nsa_lib.worker.prediction.fused_attention import FusedAttentionMode
 from nsa_lib.worker.prediction.sharing import rank_of_nobody
@@ -124,9 +125,7 @@ def _steps_of(case: CaseConfig, model: TinyLM, share: Callable[[TinyLM], nn.Modu
         )
     if share is not None:
         return partial(distributed.train_step, share(model))
-    if case.micro_batches > 1:
-        return partial(distributed.accumulated_step, micro_batches=case.micro_batches, loss_chunk=case.loss_chunk)
-    return partial(training.train_step, loss_chunk=case.loss_chunk)
+    return step_of(case)
 
 
 def _step(
