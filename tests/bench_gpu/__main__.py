@@ -176,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--limit-s", type=float, default=300.0, help="what has not begun by then is skipped, and says so"
     )
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens, in place of those of the plan")
+    parser.add_argument("--layouts", nargs="+", choices=[*LAYOUTS], help="of heads, in place of all")
     parser.add_argument(
         "--fused-only", action="store_true", help="dense attention and fused, no other backend, no model"
     )
@@ -186,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, "bench-gpu: torch finds no CUDA device; --dry tries the benchmark itself on a CPU\n")
     clock = WallClock() if given.dry else CudaClock()
     asked = plan(quick=given.quick, dry=given.dry)
-    asked = replace(asked, lengths=given.lengths or asked.lengths)
+    layouts = {name: LAYOUTS[name] for name in given.layouts} if given.layouts else asked.layouts
+    asked = replace(asked, lengths=given.lengths or asked.lengths, layouts=layouts)
     asked = replace(asked, others=False, case=None) if given.fused_only else asked
     run = Run(asked, clock, limit_s=given.limit_s, out=given.out)
     run.attention()

@@ -9,6 +9,7 @@ from nsa_lib.runs.provenance import source_sha256
 from nsa_lib.workbook.questions import QUESTIONS
 from tests.bench_gpu import measure
 from tests.bench_gpu.__main__ import main, plan
+from tests.bench_gpu.problem import LAYOUTS
 
 
 @pytest.fixture
@@ -51,11 +52,13 @@ def test_without_triton_the_run_goes_on(no_triton, quick_facts, tmp_path, capsys
     assert not [row for row in rows if row["part"] == "model"]
 
 
-def test_lengths_and_contestants_can_be_asked_for(plain_fused, quick_facts, tmp_path, capsys):
+def test_layouts_lengths_and_contestants_can_be_asked_for(plain_fused, quick_facts, tmp_path, monkeypatch):
+    tiny = next(iter(plan(quick=True, dry=True).layouts.values()))
+    monkeypatch.setitem(LAYOUTS, "tiny", tiny)
     out = tmp_path / "bench_gpu.json"
-    main(["--dry", "--lengths", "128", "--fused-only", "--out", str(out)])
+    main(["--dry", "--layouts", "tiny", "--lengths", "128", "--fused-only", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
-    assert {row["seq_len"] for row in rows} == {128}
+    assert {(row["layout"], row["seq_len"]) for row in rows} == {("tiny", 128)}
     assert {row["contestant"].split(",")[0] for row in rows} == {"math", "fused"}
     assert not [row for row in rows if row["part"] == "model"]
 
