@@ -28,6 +28,9 @@ HEIGHT_SHARE = 0.8
 LEGEND_PX, LEGEND_MARK_PX, LETTER_PX = 780, 64, 7
 """Width of a legend, of an entry's line with the space around it, and of a letter of its name."""
 
+TITLE_PX, LINE_PX = 13, 15
+"""Of the letters of title and facts, and of a line of them."""
+
 PX_PER_INCH = 72
 """matplotlib's SVG has a unit of a 72nd of an inch."""
 
@@ -80,13 +83,16 @@ def static_twin(chart: go.Figure) -> str:
     from matplotlib.figure import Figure
 
     layout = chart.layout
+    title = _title(layout)
     height = HEIGHT_SHARE * (layout.height or layout.template.layout.height or 400)
+    height = max(height, LINE_PX * (title.count("\n") + 2))
     numbers = sorted(name.removeprefix("xaxis") for name in layout if re.fullmatch(r"xaxis\d*", name)) or [""]
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH_PX / PX_PER_INCH, height / PX_PER_INCH), layout="constrained")
-        panels = figure.subplots(1, len(numbers), squeeze=False, sharey=_share_y(layout, numbers))[0]
-        for panel, number in zip(panels, numbers, strict=True):
-            _draw_panel(panel, chart, number)
+        if chart.data:
+            panels = figure.subplots(1, len(numbers), squeeze=False, sharey=_share_y(layout, numbers))[0]
+            for panel, number in zip(panels, numbers, strict=True):
+                _draw_panel(panel, chart, number)
         if layout.coloraxis.colorscale:
             label = _plain(layout.coloraxis.colorbar.title.text)
             bar = figure.colorbar(panels[0].images[0], ax=list(panels), label=label)
@@ -94,7 +100,7 @@ def static_twin(chart: go.Figure) -> str:
             if (ticks := layout.coloraxis.colorbar.tickvals) is not None:
                 texts = layout.coloraxis.colorbar.ticktext
                 bar.set_ticks(list(ticks), labels=None if texts is None else list(texts))
-        _write_title(figure, layout)
+        figure.suptitle(title, x=0.012, ha="left", fontsize=TITLE_PX)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _slim(file.getvalue())
@@ -105,10 +111,9 @@ def _share_y(layout: go.Layout, numbers: list[str]) -> bool:
     return any(layout[f"yaxis{number}"].matches for number in numbers[1:])
 
 
-def _write_title(figure, layout: go.Layout) -> None:
-    """Write title and facts as one text, whose second part is smaller: two texts could lie over each other."""
-    facts = fill(_plain(layout.title.subtitle.text), 120)
-    figure.suptitle(f"{_plain(layout.title.text)}\n{facts}", x=0.012, ha="left", fontsize=13)
+def _title(layout: go.Layout) -> str:
+    """Return title and facts as one text: two texts could lie over each other."""
+    return f"{_plain(layout.title.text)}\n{fill(_plain(layout.title.subtitle.text), 120)}"
 
 
 def _draw_panel(panel, chart: go.Figure, number: str) -> None:

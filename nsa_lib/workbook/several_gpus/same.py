@@ -95,6 +95,12 @@ def nearer(run: Recorded, deviation: Callable[[str], Frame | None]) -> Frame | N
     return nearest
 
 
+def held_to(gate: GateResult, measured: float, budget: float, digits: int = 3) -> GateResult:
+    """Return a gate that passes within its budget; what it shows of both is rounded, the budget itself is not."""
+    shown = {"measured": float(f"{measured:.{digits}g}"), "limit": float(f"{budget:.{digits}g}")}
+    return replace(gate, outcome=PASS if measured <= budget else FAIL, margin=budget - measured, **shown)
+
+
 def named(ranks: Sequence[int]) -> str:
     """Return ranks in words."""
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
@@ -144,12 +150,9 @@ def loss_gate(run: Recorded, strategy: str) -> GateResult:
         return replace(gate, detail="a rank, or one GPU, recorded no step")
     allowed = budgets(floor, 100 * in_turn(run).loss, found.index)
     worst = (found / allowed).idxmax()
-    measured, budget = 100 * float(found[worst]), float(f"{allowed[worst]:.3g}")
-    gate = replace(gate, limit=budget, measured=float(f"{measured:.3g}"), margin=budget - measured)
-    gate = replace(
-        gate, detail=f"nearest to its limit in step {worst}; {counted(len(found), 'step')}, over one GPU's first loss"
-    )
-    return unless_cut_short(replace(gate, outcome=PASS if measured <= budget else FAIL), run.case(strategy))
+    detail = f"nearest to its limit in step {worst}; {counted(len(found), 'step')}, over one GPU's first loss"
+    gate = replace(held_to(gate, 100 * float(found[worst]), float(allowed[worst])), detail=detail)
+    return unless_cut_short(gate, run.case(strategy))
 
 
 def gradients_gate(run: Recorded, strategy: str) -> GateResult:
@@ -162,14 +165,13 @@ def gradients_gate(run: Recorded, strategy: str) -> GateResult:
     floors = [(NORM_BUDGET if step <= EARLY_STEPS else LATE_NORM_BUDGET)[dtype] - 1 for step in ratios.index]
     allowed = 1 + budgets(pd.Series(floors, index=ratios.index), in_turn(run).norm, ratios.index, NORM_AT_MOST)
     step = ((ratios.max(axis=1) - 1) / (allowed - 1)).idxmax()
-    rank, budget = int(ratios.loc[step].idxmax()), float(f"{allowed[step]:.4g}")
-    measured = float(ratios.loc[step, rank])
-    gate = replace(gate, limit=budget, measured=float(f"{measured:.4g}"), margin=budget - measured)
-    if not measured <= budget:
+    rank = int(ratios.loc[step].idxmax())
+    gate = held_to(gate, float(ratios.loc[step, rank]), float(allowed[step]), digits=4)
+    if gate.outcome == FAIL:
         first = ratios.index[ratios.gt(allowed, axis=0).any(axis=1)][0]
         far = [int(rank) for rank in ratios if ratios.loc[first, rank] > allowed[first]]
         said = f"{named(far)}: the norm of its gradients is another than one GPU's from step {first} on"
-        return replace(gate, outcome=FAIL, detail=said)
+        return replace(gate, detail=said)
     differ = [step for step in norms.index if strategy == DDP and len({str(own) for own in norms.loc[step]}) > 1]
     if differ:
         wrong = odd_ones([str(own) for own in norms.loc[differ[0]]])
@@ -177,7 +179,7 @@ def gradients_gate(run: Recorded, strategy: str) -> GateResult:
         return replace(gate, outcome=FAIL, detail=said)
     same = ", the same bits on all ranks" if strategy == DDP else ", of each rank's part"
     detail = f"norms{same}; furthest from one GPU's on rank {rank} in step {step}"
-    return unless_cut_short(replace(gate, outcome=PASS, detail=detail), run.case(strategy))
+    return unless_cut_short(replace(gate, detail=detail), run.case(strategy))
 
 
 def parameters_gate(run: Recorded, strategy: str) -> GateResult:
@@ -203,8 +205,7 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
         return replace(gate, detail="ranks and one GPU were not seen after the same step")
     allowed = budgets(floor, 100 * in_turn(run).parameters, apart.index)
     step = (apart.max(axis=1) / allowed).idxmax()
-    measured, budget, part = 100 * apart.loc[step].max(), float(f"{allowed[step]:.3g}"), apart.loc[step].idxmax()
-    gate = replace(gate, limit=budget, measured=float(f"{measured:.3g}"), margin=budget - measured)
+    gate, part = held_to(gate, 100 * apart.loc[step].max(), float(allowed[step])), apart.loc[step].idxmax()
     compared = len(min(ranks, key=len))
     times = f"{counted(len(ranks), 'rank')}, compared {counted(compared, 'time')}"
     detail = f"the same bits on {times}; nearest to its limit after step {step}, in the rows of rank {part}"
@@ -212,8 +213,8 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
     if same:
         detail += f"; {sum(same.values())} times the bits of one GPU with the shares in turn"
     missed = len(ranks) == 2 and same and not any(same.values()) and _has_bits(run)
-    outcome = (WARN if missed else PASS) if measured <= budget else FAIL
-    return unless_cut_short(replace(gate, outcome=outcome, detail=detail), run.case(strategy))
+    gate = replace(gate, outcome=WARN if missed and gate.outcome == PASS else gate.outcome, detail=detail)
+    return unless_cut_short(gate, run.case(strategy))
 
 
 def _as_in_turn(run: Recorded, taken: Sequence[Mapping]) -> dict[int, bool]:

@@ -89,13 +89,17 @@ def _why_not(error: Exception, *, is_users: bool) -> str:
 
 def _does_not_run(error: BaseException) -> str:
     """Return in one line why a user's code runs on no shapes alone, the place, and what would make it known."""
-    where = FRAME.findall(users_traceback(error))
+    frames = FRAME.findall(users_traceback(error))
+    where = [frame for frame in frames if not TOOLS.search(frame[0])] or frames
     place = f" in {where[-1][2]}, {where[-1][0]}:{where[-1][1]}" if where else ""
     said = (str(error).strip().splitlines() or [""])[0]
     return f"it does not run on tensors without data: {type(error).__name__}: {said}{place}; {TAUGHT}"
 
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+TOOLS = re.compile(r"/(torch|triton)/")
+"""Files that a user's code calls, in which nothing is hers to mend."""
 
 TAUGHT = "as a torch.library.custom_op with register_fake it would"
 """What makes a kernel known to fake tensors that is launched from Python."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 
-from nsa_lib.report.charts.chart import Chart, empty_chart
+from nsa_lib.report.charts.chart import Chart, empty_chart, nothing
 from nsa_lib.report.charts.overlay import over_runs
 from nsa_lib.report.charts.static import static_twin
 from nsa_lib.report.charts.steps import grad_norm, loss, memory_trend, phase_peaks, step_time
@@ -95,6 +95,15 @@ def test_a_chart_carries_its_twin_wherever_it_is_shown():
     assert isinstance(figure, Chart)
     run = replace(smoke(), steps=smoke().steps.iloc[:0])
     assert "no steps recorded" in " ".join(texts(static_twin(run.figures["memory"])))
+
+
+def test_a_chart_of_nothing_has_room_for_all_that_it_says():
+    """matplotlib warns of what does not fit, and a warning is an error here."""
+    svg = static_twin(nothing("Predicted memory", "MiB", "no prediction: " + "it says at length why not; " * 20))
+    height = float(re.search(r'viewBox="0 0 \d+ (\d+)', svg)[1])
+    lines = [float(y) for y in re.findall(r'translate\(\S+ (\S+)\)">', svg)]
+    assert len(lines) > 4
+    assert max(lines) < height
 
 
 def test_panels_of_two_units_have_each_a_scale_of_their_own_and_those_of_one_share_it():

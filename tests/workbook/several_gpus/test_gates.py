@@ -325,6 +325,14 @@ def test_a_training_that_parts_from_itself_beyond_measure_allows_ranks_some_time
     assert (leapt.outcome, leapt.limit) == (FAIL, pytest.approx(1.4))
 
 
+def test_a_norm_between_its_budget_and_the_rounded_one_that_is_shown_passes():
+    run = parted(healthy(), "one_in_turn", 0, 30, norm=1.0740612)
+    for rank in (0, 1):
+        run = parted(run, "ddp", rank, 30, norm=1 / 1.2221)
+    gate = judged(run, "gradients_ddp")
+    assert (gate.limit, gate.measured, gate.outcome) == (1.222, 1.222, PASS)
+
+
 def elsewhere(moved):
     return {"hash": "elsewhere", "parts": [{"norm": 20.0, "projections": [1.0 + moved, 2.0, 3.0, 4.0]}] * 2}
 

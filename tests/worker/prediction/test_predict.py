@@ -338,3 +338,15 @@ def test_a_kernel_that_finds_no_gpu_says_where_and_what_would_make_it_known(tmp_
         "it does not run on tensors without data: RuntimeError: 0 active drivers in launch, "
         f"{tmp_path}/mine.py:2; as a torch.library.custom_op with register_fake it would"
     )
+
+
+def test_what_a_kernel_calls_in_triton_is_not_where_a_user_looks(tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "launching.py").write_text("def launch(q):\n    raise RuntimeError('0 active drivers')\n")
+    (tmp_path / "mine.py").write_text(
+        f"import sys\nsys.path.insert(0, '{tmp_path}/triton')\nimport launching\n\n"
+        "def kernel(q, k, v, block_indices, *, l_sel, scale):\n    return launching.launch(q)\n"
+    )
+    own = Own(role="backend", spec=f"{tmp_path}/mine.py:kernel")
+    reason = told(replace(SMALL, model=replace(SMALL.model, backend=OWN, own=own), backends=(OWN,)), tmp_path)["reason"]
+    assert f" in kernel, {tmp_path}/mine.py:6;" in reason
