@@ -11,7 +11,8 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     del sys.path[0]  # `python -m` puts the working folder there: a random.py of the user's must not be ours
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +25,7 @@ from nsa_lib.report import NsaHTMLExporter
 from nsa_lib.report.tables import parameters_table
 from nsa_lib.report.verdict import read_verdict, wants_verdict
 from nsa_lib.runs import papermill
-from nsa_lib.runs.environment import out_dir_of, reports_folder
+from nsa_lib.runs.environment import out_dir_of, reports_folder, reports_of
 from nsa_lib.runs.found import find
 from nsa_lib.runs.parameters import read_value, refuse_unknown, unknown
 from nsa_lib.runs.report_file import report_beside
@@ -72,9 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("compare", help="print what changed from one run to another")
     command.add_argument("run_a", help=NAMES_OF_A_RUN)
     command.add_argument("run_b", help="the same")
+    command.add_argument("-o", "--folder", type=Path, help="where its page is written; the reports folder of RUN_B")
     command = commands.add_parser("keep", help="keep what a run computed, bit by bit, for fingerprint= of later runs")
     command.add_argument("run", help=NAMES_OF_A_RUN)
-    command.add_argument("-o", "--folder", type=Path, help=f"where; {FOLDER}/ in the reports folder")
+    command.add_argument("-o", "--folder", type=Path, help=f"where; {FOLDER}/ in the reports folder of RUN")
     commands.add_parser("selftest", help="run every seeded fault through the notebook that must catch it")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -188,16 +190,30 @@ def _report(asked: argparse.Namespace) -> int:
 def _compare(asked: argparse.Namespace) -> int:
     run_a, run_b = judged_run(asked.run_a), judged_run(asked.run_b)
     print(differences_table(compare(run_a, run_b)), figures_table(run_a, run_b), sep="\n\n")
-    path = reports_folder() / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, comparison_page(run_a, run_b))
+    folder = asked.folder or reports_of(run_b.folder)
+    path = folder / f"compare-{run_a.folder.resolve().name}-{run_b.folder.resolve().name}.html"
+    html = comparison_page(run_a, run_b)
+    with _elsewhere():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, html)
     say("", f"report: {path}")
     return 0
 
 
 def _keep(asked: argparse.Namespace) -> int:
-    print(*keep_run(judged_run(asked.run), asked.folder or reports_folder() / FOLDER), sep="\n")
+    run = judged_run(asked.run)
+    with _elsewhere():
+        print(*keep_run(run, asked.folder or reports_of(run.folder) / FOLDER), sep="\n")
     return 0
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Say how to name another folder where one cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{_said(error)}; -o FOLDER writes elsewhere") from None
 
 
 def _selftest(asked: argparse.Namespace) -> int:

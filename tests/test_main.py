@@ -296,13 +296,37 @@ def test_a_page_that_cannot_be_written_is_named_in_a_line_after_what_was_found(a
     nbformat.write(sample_notebook("GO"), tmp_path / "out.ipynb")
     for page in ("out.html", "reports/compare-a-a.html"):
         (tmp_path / page).mkdir(parents=True)
-    for command, found, page in (
-        (("compare", tmp_path / "a", tmp_path / "a"), "Nothing differs", "reports/compare-a-a.html"),
-        (("report", tmp_path / "out.ipynb"), "", "out.html"),
+    elsewhere = "; -o FOLDER writes elsewhere"
+    for command, found, page, hint in (
+        (("compare", tmp_path / "a", tmp_path / "a"), "Nothing differs", "reports/compare-a-a.html", elsewhere),
+        (("report", tmp_path / "out.ipynb"), "", "out.html", ""),
     ):
         status, out, err = ask(*command)
-        assert (status, err) == (2, f"{tmp_path / page}: Is a directory\n")
+        assert (status, err) == (2, f"{tmp_path / page}: Is a directory{hint}\n")
         assert out.startswith(found)
+
+
+def test_a_comparison_is_written_where_the_second_run_lies_or_where_it_is_asked_for(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "PROJECT", tmp_path / "project")
+    for name in ("a", "b"):
+        save(healthy("laptop"), tmp_path / "out_dir" / "runs" / name)
+    runs = [tmp_path / "out_dir" / "runs" / name for name in ("a", "b")]
+    page = "compare-a-b.html"
+    for options, where in (((), tmp_path / "out_dir"), (("-o", tmp_path / "x y"), tmp_path / "x y")):
+        status, out, _ = ask("compare", *runs, *options)
+        assert (status, out.splitlines()[-1]) == (0, f"report: {where / page}")
+        assert (where / page).is_file()
+    assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize(("options", "where"), [((), "out_dir/fingerprints"), (("-o", "mine"), "mine")])
+def test_bits_are_kept_where_the_run_lies_or_where_it_is_asked_for(ask, tmp_path, monkeypatch, options, where):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(worker_main, "keep_run", lambda run, folder: asked.append(folder) or [folder / "bits.json"])
+    save(healthy("laptop"), tmp_path / "out_dir" / "runs" / "a")
+    assert ask("keep", tmp_path / "out_dir" / "runs" / "a", *options)[0] == 0
+    assert [folder.resolve() for folder in asked] == [tmp_path / where]
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,12 @@ def reports_folder() -> Path:
     return (Path.cwd() if is_installed() else PROJECT) / "reports"
 
 
+def reports_of(folder: Path) -> Path:
+    """Return the folder that holds the runs/ in which a run lies; of one that was copied alone reports/."""
+    runs = folder.resolve().parent
+    return runs.parent if runs.name == "runs" else reports_folder()
+
+
 def notebook_path(name: str) -> Path:
     """Return a notebook of the workbook: the checkout's, or the copy that an installed library carries."""
     return (PACKAGE if is_installed() else PROJECT) / "notebooks" / f"{name}.ipynb"
