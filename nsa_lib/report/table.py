@@ -98,11 +98,14 @@ LEAST_WIDTHS = (20, 12, 1)
 """Widths to which the columns of a table are narrowed, one after the other until all fit; up to that no word is broken.
 Longer ones are settings and paths."""
 
+SHORT = 12
+"""Letters up to which a text counts as one word: "▲ differs" in two lines would make two of every row."""
+
 
 def _fitted(columns: Sequence[Sequence[str]]) -> list[int]:
     """Return the widths of columns, the widest made narrower until all fit a terminal, two spaces between them."""
     fitted = [max(map(len, column)) for column in columns]
-    words = [max((len(word) for text in column for word in text.split()), default=1) for column in columns]
+    words = [max((len(word) for text in column for word in _words(text)), default=1) for column in columns]
     for least in LEAST_WIDTHS:
         while sum(fitted) + 2 * (len(fitted) - 1) > WIDTH:
             wide = [place for place, width in enumerate(fitted) if width > min(words[place], least)]
@@ -110,6 +113,10 @@ def _fitted(columns: Sequence[Sequence[str]]) -> list[int]:
                 break
             fitted[max(wide, key=fitted.__getitem__)] -= 1
     return fitted
+
+
+def _words(text: str) -> list[str]:
+    return [text] if len(text) <= SHORT else text.split()
 
 
 def _wrapped(texts: Sequence[str], widths: Sequence[int]) -> Iterator[str]:

@@ -85,6 +85,14 @@ def test_a_table_as_text_fits_80_columns_and_loses_no_word():
     assert "words " * 3 in repr(advice_table(["words " * 40])).replace("\n", " ")
 
 
+def test_a_short_text_stays_on_its_line_where_a_long_setting_makes_the_table_narrow():
+    setting = "expandable_segments:True,max_split_size_mb:256"
+    rows = [{**PARAMETERS[0], "name": "reserved_limit_mib", "value": setting, "checklist": setting, "differs": True}]
+    lines = repr(parameters_table(rows)).splitlines()
+    assert sum("▲ differs" in line for line in lines) == 1
+    assert max(map(len, lines)) <= 80
+
+
 def test_rows_can_be_led_to():
     assert '<tr id="gate-loss falls" tabindex="-1">' in gates_table(GATES)._repr_html_()
     assert "id=" not in cases_table(CASES)._repr_html_()
