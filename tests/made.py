@@ -88,7 +88,7 @@ def seen(asked):
     if asked["attest"]:
         wrong = {area: {} for area in AREAS}
         facts["attestation"] = [
-            {"step": step, "compared": "layers all", "wrong": wrong, "coverage": covered(layers)}
+            {"step": step, "compared": "all layers", "wrong": wrong, "coverage": covered(layers)}
             for step in steps
         ]  # fmt: skip
         inner = list(range(2, min(12, asked["steps"])))

@@ -8,6 +8,8 @@ from html import unescape
 
 import pytest
 
+from nsa_lib.report.page import Section, page
+from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.tables import gate_row, ranked
 from tests.samples import GATES, code_cell, concluded, export, notebook, sample_notebook, shown
 
@@ -64,12 +66,18 @@ addEventListener("load", () => setTimeout(() => {
 </script>"""
 
 
-def open_report(page, folder, *flags):
+def in_chromium(html, script, folder, *flags):
+    """Open a page in Chromium with a script of ours before all others; its output, the page's DOM among it."""
+    nonce = re.search(r"'nonce-(\w+)'", html)[1]
+    path = folder / "page.html"
+    path.write_text(html.replace("<title>", script.replace("NONCE", nonce) + "<title>", 1))
+    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def open_report(html, folder, *flags):
     """Open a report in Chromium; return what the probe saw in it, the console's lines among it."""
-    nonce = re.search(r"'nonce-(\w+)'", page)[1]
-    (folder / "report.html").write_text(page.replace("<title>", PROBE.replace("NONCE", nonce) + "<title>", 1))
-    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
-    browser = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    browser = in_chromium(html, PROBE, folder, *flags)
     dom = re.search(r'data-seen="([^"]*)"', browser.stdout)
     assert dom, browser.stderr[-3000:]
     console = [line for line in browser.stderr.splitlines() if ":CONSOLE" in line]
@@ -119,11 +127,8 @@ def test_the_key_c_copies_as_text_the_gate_that_n_went_to(tmp_path):
       document.documentElement.dataset.copied = JSON.stringify(copied);
     }, 3000));</script>"""
     gates = [GATES[0], *({**gate, "outcome": "FAIL"} for gate in GATES[1:3]), *GATES[3:]]
-    page = export(sample_notebook("NO-GO", gates=gates))
-    nonce = re.search(r"'nonce-(\w+)'", page)[1]
-    (tmp_path / "copy.html").write_text(page.replace("<title>", press.replace("NONCE", nonce) + "<title>", 1))
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "copy.html").as_uri()]
-    browser = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    html = export(sample_notebook("NO-GO", gates=gates))
+    browser = in_chromium(html, press, tmp_path)
     ((dispatched, text),) = json.loads(unescape(re.search(r'data-copied="([^"]*)"', browser.stdout)[1]))
     assert not dispatched, "the page puts its own text there, instead of the selection"
     second = [gate["name"] for gate in ranked(gates) if gate["outcome"] == "FAIL" and gate["required"]][1]
@@ -135,6 +140,34 @@ def gates_by_name(gates):
     return {gate["name"]: gate for gate in gates}
 
 
+def test_a_table_is_sorted_by_dates_numbers_and_words_and_a_figure_keeps_its_heading_on_a_narrow_screen(tmp_path):
+    sort = """<script nonce="NONCE">addEventListener("load", () => setTimeout(() => {
+      const table = document.querySelector(".nsa-sorts");
+      const heading = (column) => table.tHead.rows[0].cells[column];
+      const sorted = [0, 1, 2].map((column) => {
+        heading(column).firstChild.click();
+        return [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
+      });
+      const labels = [...table.tBodies[0].rows[0].cells].map((cell) => cell.dataset.label ?? "");
+      document.documentElement.dataset.sorted = JSON.stringify([...sorted, labels]);
+    }, 3000));</script>"""
+    columns = {
+        "made": ["2026-11-29 17:17", "2025-01-02 10:00", "2026-03-01 09:00"],
+        "size": ["1,200 MiB", "9.5 MiB", "–"],
+        "word": ["b", "c", "a"],
+    }
+    rows = [
+        (Cell(day), Cell(size, numeric=True), Cell(word)) for day, size, word in zip(*columns.values(), strict=True)
+    ]
+    html = page("All", [Section("All", tables=[Table("All", tuple(columns), rows, sorts=True)])])
+    browser = in_chromium(html, sort, tmp_path)
+    dates, sizes, words, labels = json.loads(unescape(re.search(r'data-sorted="([^"]*)"', browser.stdout)[1]))
+    assert dates == sorted(columns["made"])
+    assert sizes == ["9.5 MiB", "1,200 MiB", "–"]
+    assert words == ["a", "b", "c"]
+    assert labels == ["", "size", "word"]
+
+
 def test_zooming_one_chart_of_steps_zooms_the_others(tmp_path):
     zoom = """<script nonce="NONCE">addEventListener("load", () => setTimeout(async () => {
       const ends = (chart) => chart.layout.xaxis.range;
@@ -144,11 +177,8 @@ def test_zooming_one_chart_of_steps_zooms_the_others(tmp_path):
       await new Promise((done) => setTimeout(done, 1000));
       document.title = JSON.stringify([ends(loss), before === ends(phases).join()]);
     }, 5000));</script>"""
-    page = export(sample_notebook())
-    nonce = re.search(r"'nonce-(\w+)'", page)[1]
-    (tmp_path / "zoom.html").write_text(page.replace("<title>", zoom.replace("NONCE", nonce) + "<title>", 1))
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "zoom.html").as_uri()]
-    browser = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    html = export(sample_notebook())
+    browser = in_chromium(html, zoom, tmp_path)
     assert re.search(r"<title>\[\[20,40\],true\]</title>", browser.stdout)
 
 
@@ -160,17 +190,17 @@ def test_on_a_narrow_screen_nothing_leaves_the_page_and_captions_stand_above_the
 
 
 def test_charts_are_repainted_for_a_dark_screen(tmp_path):
-    page = export(sample_notebook())
-    (light,) = set(open_report(page, tmp_path, "--blink-settings=preferredColorScheme=1")["ink"])
-    (dark,) = set(open_report(page, tmp_path, "--blink-settings=preferredColorScheme=0")["ink"])
+    html = export(sample_notebook())
+    (light,) = set(open_report(html, tmp_path, "--blink-settings=preferredColorScheme=1")["ink"])
+    (dark,) = set(open_report(html, tmp_path, "--blink-settings=preferredColorScheme=0")["ink"])
     assert light == "rgb(31, 35, 40)"
     assert dark == "rgb(209, 215, 224)"
 
 
 def test_what_a_notebook_brings_along_neither_runs_nor_loads(tmp_path):
     hostile = '<script>throw "ran"</script><img src="https://example.invalid/x.png" onerror="throw 1" alt="">'
-    page = export(notebook(code_cell(outputs=[shown(text_html=hostile)]), code_cell(count=2, outputs=concluded())))
-    seen = open_report(page, tmp_path)
+    html = export(notebook(code_cell(outputs=[shown(text_html=hostile)]), code_cell(count=2, outputs=concluded())))
+    seen = open_report(html, tmp_path)
     assert "https://example.invalid/x.png" in seen["blocked"]
     assert "inline" in seen["blocked"]
     assert seen["console"]

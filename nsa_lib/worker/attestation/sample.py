@@ -42,11 +42,11 @@ class Sample:
         """What was compared, in one line."""
         if not self.layers:
             return f"the train step alone, {self.batch * self.length:,} rows, length {self.length:,}"
-        which = ", ".join(str(i + 1) for i in self.layers)
-        layers = "all" if len(self.layers) == self.asked.layers else which
+        which, every = ", ".join(str(i + 1) for i in self.layers), self.asked.layers
+        layers = f"all {every} layers" if len(self.layers) == every else f"layers {which} of {every}"
         rows = len(self.positions) * self.batch
         of = f"{rows:,} of {self.batch * self.length:,} rows"
-        said = f"layers {layers} of {self.asked.layers}, {of}, length {self.length:,}"
+        said = f"{layers}, {of}, length {self.length:,}"
         if self.gradient_layers == self.layers:
             return said
         return f"{said}; gradients of layers {', '.join(str(i + 1) for i in self.gradient_layers)}"

@@ -60,7 +60,7 @@ def test_a_sample_says_what_was_compared_in_a_line():
     long = sample(config(layers=12, **CHECKLIST), batch=2, length=65_536, seed=0)
     assert long.said.startswith("layers 1, ")
     assert "length 65,536; gradients of layers" in long.said
-    assert sample(config(), batch=1, length=64, seed=0).said == "layers all of 2, 64 of 64 rows, length 64"
+    assert sample(config(), batch=1, length=64, seed=0).said == "all 2 layers, 64 of 64 rows, length 64"
 
 
 def step_bits(recorded):

@@ -11,12 +11,14 @@ document.getElementById("nsa-code")?.addEventListener("click", (event) => {
 
 // Tables: sorting, names of the columns for narrow screens
 
+// A number, and perhaps its unit: a date, 2026-11-29, is none.
+const NUMBER = /^[+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?(?=\s|$)/i;
+
 function sortBy(table, column, heading) {
   const down = heading.getAttribute("aria-sort") === "ascending";
   const order = (row) => {
     const text = row.cells[column].textContent.trim();
-    const number = parseFloat(text.replaceAll(",", ""));
-    return Number.isNaN(number) ? text : number;
+    return NUMBER.test(text) ? parseFloat(text.replaceAll(",", "")) : text;
   };
   const compare = (a, b) => (typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1);
   const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? -1 : 1) * compare(order(a), order(b)));
@@ -25,10 +27,13 @@ function sortBy(table, column, heading) {
   heading.setAttribute("aria-sort", down ? "descending" : "ascending");
 }
 
+// What a row is of stands in its first cells; a figure always needs its heading.
+const isLabelled = (headings, i) => headings[i].textContent && (i > 1 || (i && headings[i].style.textAlign === "right"));
+
 for (const table of document.querySelectorAll(".nsa-table")) {
   const headings = [...table.tHead.rows[0].cells];
   for (const row of table.tBodies[0].rows)
-    [...row.cells].forEach((cell, i) => i > 1 && headings[i].textContent && (cell.dataset.label = headings[i].textContent));
+    [...row.cells].forEach((cell, i) => isLabelled(headings, i) && (cell.dataset.label = headings[i].textContent));
   if (!table.classList.contains("nsa-sorts")) continue;
   headings.forEach((heading, column) => {
     const button = document.createElement("button");
