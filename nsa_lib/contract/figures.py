@@ -56,6 +56,11 @@ def short(figure: float, digits: int) -> str:
     return f"{figure:,.0f}" if abs(figure) >= 10 ** (digits - 1) else f"{figure:.{digits}g}"
 
 
+def step_time(seconds: float) -> str:
+    """Return the time of a step for reading, with three significant digits: `0.52 ms`, `383 ms`, `11.4 s`."""
+    return f"{short(seconds, 3)} s" if seconds >= 10 else f"{short(1000 * seconds, 3)} ms"
+
+
 def duration(seconds: float) -> str:
     """Return a time for reading, with its two largest units: `12 s`, `3 min 20 s`, `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)

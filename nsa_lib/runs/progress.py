@@ -15,7 +15,7 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from nsa_lib.contract.figures import duration
+from nsa_lib.contract.figures import duration, step_time
 from nsa_lib.contract.lines import folded
 from nsa_lib.contract.thinning import thinned
 from nsa_lib.runs.environment import in_jupyter
@@ -98,7 +98,7 @@ class Progress:
         if phase == "judge":
             words += ", now judged"
         elif step_s is not None:
-            words += f", {1000 * step_s:.0f} ms a step, {duration((total - step) * step_s)} to go"
+            words += f", {step_time(step_s)} a step, {duration((total - step) * step_s)} to go"
         return words
 
     def _figures(self, loss: float | None, memory_mib: Sequence[float], reserved_mib: float | None) -> str:

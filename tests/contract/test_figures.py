@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from nsa_lib.contract.figures import COUNTED, counted, largest, name_of_largest, short, with_unit
+from nsa_lib.contract.figures import COUNTED, counted, largest, name_of_largest, short, step_time, with_unit
 
 
 def test_the_largest_is_found_wherever_it_stands():
@@ -60,3 +60,7 @@ def test_one_is_not_many():
 )
 def test_a_short_figure_has_no_exponent_where_it_has_digits_before_its_point(figure, digits, said):
     assert short(figure, digits) == said
+
+
+def test_a_step_time_is_said_in_milliseconds_until_it_takes_ten_seconds():
+    assert [step_time(s) for s in (0.00052, 0.3834, 1.5, 11.383)] == ["0.52 ms", "383 ms", "1,500 ms", "11.4 s"]

@@ -90,7 +90,7 @@ def test_in_jupyter_the_panel_stands_in_the_corner_and_in_the_run_folder_until_t
 def test_it_tells_the_step_the_pace_what_is_left_and_the_memory(screen):
     Progress({"training": 100}).show("training", 40, 1.5, [1000.0, 1686.4], phase="step")
     bundle = screen.displays[0]
-    assert bundle["text/plain"] == "training: step 40 of 100, 1500 ms a step, 1 min 30 s to go, peak 1,686.4 MiB"
+    assert bundle["text/plain"] == "training: step 40 of 100, 1,500 ms a step, 1 min 30 s to go, peak 1,686.4 MiB"
     assert bundle["text/plain"] in bundle["text/html"]
     assert '<progress max="100" value="40"' in bundle["text/html"]
     assert bundle["text/html"].count("<svg") == 1

@@ -27,7 +27,7 @@ BRANCH_WORDS = {"cmp": "compressed", "slc": "selected", "win": "sliding"}
 
 
 def selection_map(run: Recorded, layer: int, case_id: str = "training") -> Chart:
-    """Draw which blocks the queries of each block select in a layer, as the share of those queries.
+    """Draw which blocks the queries of each block select in a layer, counted from 1, as the share of those queries.
 
     Raises ConfigError for a layer that the model does not have.
     """
@@ -35,11 +35,11 @@ def selection_map(run: Recorded, layer: int, case_id: str = "training") -> Chart
     if not kept or not kept["selected"]:
         return _no_map("Blocks that queries select", "query block")
     layers, l_sel = len(kept["selected"]), kept["l_sel"]
-    if not 0 <= layer < layers:
-        raise ConfigError(f"layer={layer}: accepts 0 to {layers - 1}")
-    shares = np.array(kept["selected"][layer])
+    if not 1 <= layer <= layers:
+        raise ConfigError(f"layer={layer}: accepts 1 to {layers}")
+    shares = np.array(kept["selected"][layer - 1])
     shares[np.triu_indices_from(shares, k=1)] = np.nan  # the future, which no query may select
-    facts = f"layer {layer} (of 0 to {layers - 1}); block 0, a query's own and the one before it are always read"
+    facts = f"layer {layer} of {layers}; block 0, a query's own and the one before it are always read"
     figure = empty_chart("Blocks that queries select", f"query block ({l_sel} tokens)", facts, legend=False)
     figure.add_trace(
         go.Heatmap(
@@ -68,6 +68,7 @@ def gate_map(run: Recorded, case_id: str = "training") -> Chart:
     text = "%{z:.2f}" if gates.shape[1] <= CELLS_WITH_TEXT else ""
     for column, _ in enumerate(branches, start=1):
         panel = go.Heatmap(
+            y=np.arange(1, len(gates) + 1),
             z=gates[..., column - 1],
             coloraxis="coloraxis",
             texttemplate=text,
@@ -76,7 +77,7 @@ def gate_map(run: Recorded, case_id: str = "training") -> Chart:
         figure.add_trace(panel, row=1, col=column)
     # Panels stand beside each other, also on a narrow page: few heads are named.
     figure.update_xaxes(title_text="head", tickformat="d", dtick=_tick(gates.shape[1], 4), tickangle=0)
-    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=_tick(gates.shape[0], 12))
+    figure.update_yaxes(autorange="reversed", showgrid=False, tick0=1, dtick=_tick(gates.shape[0], 12))
     figure.update_yaxes(title_text="layer", col=1)
     figure.update_layout(margin={"t": 112})  # the panels' titles stand below the facts
     return _with_shares(figure, "mean gate", height=240 + 26 * max(4, gates.shape[0]))

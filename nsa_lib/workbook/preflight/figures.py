@@ -28,7 +28,7 @@ COLOURS = {"cmp": BLUE, "slc": VERMILION, "win": GREEN}
 def preflight_figures(run: Recorded) -> dict[str, Chart]:
     """Return the charts of a preflight: selection, gates, mass."""
     return {
-        "selection": selection_map(run, 0, LOOKED_AT),
+        "selection": selection_map(run, 1, LOOKED_AT),
         "gates": gate_map(run, LOOKED_AT),
         "mass": branch_mass(run),
     }
@@ -43,7 +43,8 @@ def branch_mass(run: Recorded) -> Chart:
     for place, branch in enumerate(kept["branches"]):
         shares = [layer[place] for layer in kept["branch_mass"]]
         hover = f"%{{y:.1%}} {BRANCH_WORDS[branch]}"
-        figure.add_trace(go.Bar(y=shares, name=BRANCH_WORDS[branch], marker_color=COLOURS[branch], hovertemplate=hover))
+        layers, name = list(range(1, len(shares) + 1)), BRANCH_WORDS[branch]
+        figure.add_trace(go.Bar(x=layers, y=shares, name=name, marker_color=COLOURS[branch], hovertemplate=hover))
     figure.update_xaxes(title_text="layer", dtick=1)
     figure.update_yaxes(range=[0, 1], tickformat=".0%")
     return figure.update_layout(barmode="stack", bargap=0.25)

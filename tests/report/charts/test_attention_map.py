@@ -19,8 +19,9 @@ def test_the_selection_map_shows_shares_and_leaves_the_future_empty():
     assert figure.layout.yaxis.title.text == "query block (64 tokens)"
     assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1], "query 0 is on top"
     assert figure.layout.coloraxis.colorbar.title.text == "share of queries"
-    for layer in (-1, 2):
-        with pytest.raises(ConfigError, match=f"layer={layer}: accepts 0 to 1"):
+    assert "layer 1 of 2" in figure.layout.title.subtitle.text
+    for layer in (0, 3):
+        with pytest.raises(ConfigError, match=f"layer={layer}: accepts 1 to 2"):
             selection_map(smoke(), layer=layer)
 
 
@@ -29,6 +30,7 @@ def test_the_gate_map_has_a_panel_for_each_branch():
     assert [np.array(panel.z).tolist() for panel in figure.data] == [
         [[layer[0][branch]] * 4 for layer in MAP["branch_gates"]] for branch in range(3)
     ]
+    assert [list(panel.y) for panel in figure.data] == [[1, 2]] * 3, "layers count from 1, as everywhere"
     assert [title.text for title in figure.layout.annotations] == ["compressed", "selected", "sliding"]
     assert figure.layout.coloraxis.colorbar.title.text == "mean gate"
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
@@ -38,5 +40,5 @@ def test_the_gate_map_has_a_panel_for_each_branch():
 @pytest.mark.parametrize("kept", [None, {**MAP, "selected": []}])
 def test_a_run_that_kept_no_map_says_so(kept):
     evidence = with_case(healthy("laptop"), "training", attention_map=kept)
-    assert NOT_KEPT in selection_map(evidence, layer=0).layout.title.subtitle.text
+    assert NOT_KEPT in selection_map(evidence, layer=1).layout.title.subtitle.text
     assert bool(gate_map(evidence).data) == (kept is not None and kept != "null")

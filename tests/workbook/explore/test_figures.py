@@ -41,7 +41,7 @@ def test_slow_steps_are_marked_where_they_are(run):
 def test_charts_of_a_run_without_a_step_or_a_case_say_so(run):
     empty = replace(run, steps=run.steps.iloc[:0], cases=run.cases.iloc[:0])
     drawn = [peak_by_phase(empty), slow_steps_chart(empty, slow_steps(empty)), gate_map(empty),
-             selection_map(empty, layer=0)]  # fmt: skip
+             selection_map(empty, layer=1)]  # fmt: skip
     for figure in drawn:
         assert not figure.data
         assert figure.layout.meta["description"]

@@ -112,7 +112,7 @@ def test_a_run_that_was_cut_short_is_explored_without_a_traceback(tmp_path):
     assert 0 < len(opened.of("training")) < 100
     assert slow_steps_chart(opened, slow_steps(opened)).data
     assert peak_by_phase(opened).data
-    assert NOT_KEPT in selection_map(opened, layer=0).layout.title.subtitle.text
+    assert NOT_KEPT in selection_map(opened, layer=1).layout.title.subtitle.text
     assert repr(closest_gates_table(closest_gates(opened)))
     assert len(differences_table(differences(opened, opened)).rows) == 0
 
@@ -213,7 +213,7 @@ for table in (facts_table("Run", overview(run)), gates_table(run.summary["gates"
               differences_table(differences(run, other))):
     assert table._repr_html_() and repr(table)
 for chart in (peak_by_phase(run), slow_steps_chart(run, slow_steps(run)),
-              selection_map(run, layer=0), gate_map(run),
+              selection_map(run, layer=1), gate_map(run),
               overlaid(run, other, "peak_alloc_mib", "Peak", "MiB")):
     assert chart.data and chart.bundle()
 print(changed_case(recorded_case(run, "training"), {"steps": 7}).steps)
