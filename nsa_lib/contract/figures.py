@@ -56,9 +56,14 @@ def short(figure: float, digits: int) -> str:
     return f"{figure:,.0f}" if abs(figure) >= 10 ** (digits - 1) else f"{figure:.{digits}g}"
 
 
-def step_time(seconds: float) -> str:
+def signed_percent(percent: float) -> str:
+    """Return a difference for reading, with a decimal: `+1.2 %`; one that rounds to nothing has no minus."""
+    return f"{round(percent, 1) + 0.0:+.1f} %"
+
+
+def step_time(ms: float) -> str:
     """Return the time of a step for reading, with three significant digits: `0.52 ms`, `383 ms`, `11.4 s`."""
-    return f"{short(seconds, 3)} s" if seconds >= 10 else f"{short(1000 * seconds, 3)} ms"
+    return f"{short(ms / 1000, 3)} s" if ms >= 10_000 else f"{short(ms, 3)} ms"
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from nsa_lib.contract.figures import with_unit
+from nsa_lib.contract.figures import signed_percent, with_unit
 from nsa_lib.judgement.false_alarms import counted, gate_kind
 from nsa_lib.judgement.gate import PASS, ended_well
 from nsa_lib.judgement.prediction import DIFFERENCE_PERCENT, PHASES, RESERVED
@@ -160,7 +160,7 @@ def beside_cell(predicted_mib: float, measured_mib: float, difference_percent: f
     if math.isnan(difference_percent):
         return Cell(said, numeric=True)
     colour = "warn" if abs(difference_percent) > DIFFERENCE_PERCENT else ""
-    return Cell(f"{said} ({difference_percent:+.1f} %)", numeric=True, colour=colour)
+    return Cell(f"{said} ({signed_percent(difference_percent)})", numeric=True, colour=colour)
 
 
 def format_mib(mib: float) -> str:

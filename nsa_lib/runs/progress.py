@@ -98,7 +98,7 @@ class Progress:
         if phase == "judge":
             words += ", now judged"
         elif step_s is not None:
-            words += f", {step_time(step_s)} a step, {duration((total - step) * step_s)} to go"
+            words += f", {step_time(1000 * step_s)} a step, {duration((total - step) * step_s)} to go"
         return words
 
     def _figures(self, loss: float | None, memory_mib: Sequence[float], reserved_mib: float | None) -> str:

@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from nsa_lib.contract.figures import counted
+from nsa_lib.contract.figures import counted, signed_percent
 from nsa_lib.report.charts.overlay import overlay
 from nsa_lib.report.page import Section, page
 from nsa_lib.report.table import Cell, Table
@@ -53,7 +53,7 @@ def figures_table(run_a: Run, run_b: Run) -> Table:
 
 
 def _change(before: float | None, after: float | None) -> str:
-    return f"{100 * (after / before - 1):+.1f} %" if before and after is not None else format_value(None)
+    return signed_percent(100 * (after / before - 1)) if before and after is not None else format_value(None)
 
 
 def _runs_table(run_a: Run, run_b: Run) -> Table:

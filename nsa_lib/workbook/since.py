@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nsa_lib.contract.figures import signed_percent
 from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.tables import format_value, verdict_cell
 from nsa_lib.report.verdict import STYLES
@@ -124,7 +125,7 @@ def _figure_rows(last: Last, run: Run) -> list[tuple[Cell, ...]]:
             continue
         percent = 100 * (now[name] / before[name] - 1)
         if abs(percent) >= MOVED_PERCENT:
-            said = f"{format_value(now[name], unit)} ({percent:+.1f} %)"
+            said = f"{format_value(now[name], unit)} ({signed_percent(percent)})"
             rows.append((Cell(what), Cell(format_value(before[name], unit)), Cell(said)))
     return rows
 

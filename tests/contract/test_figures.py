@@ -5,7 +5,16 @@ from itertools import permutations
 
 import pytest
 
-from nsa_lib.contract.figures import COUNTED, counted, largest, name_of_largest, short, step_time, with_unit
+from nsa_lib.contract.figures import (
+    COUNTED,
+    counted,
+    largest,
+    name_of_largest,
+    short,
+    signed_percent,
+    step_time,
+    with_unit,
+)
 
 
 def test_the_largest_is_found_wherever_it_stands():
@@ -63,4 +72,9 @@ def test_a_short_figure_has_no_exponent_where_it_has_digits_before_its_point(fig
 
 
 def test_a_step_time_is_said_in_milliseconds_until_it_takes_ten_seconds():
-    assert [step_time(s) for s in (0.00052, 0.3834, 1.5, 11.383)] == ["0.52 ms", "383 ms", "1,500 ms", "11.4 s"]
+    assert [step_time(ms) for ms in (0.52, 383.4, 1500, 11383)] == ["0.52 ms", "383 ms", "1,500 ms", "11.4 s"]
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    said = [signed_percent(percent) for percent in (-0.04, 0.0, 1.25, -11.38)]
+    assert said == ["+0.0 %", "+0.0 %", "+1.2 %", "-11.4 %"]

@@ -15,6 +15,11 @@ from nsa_lib.workbook.replay import write_report
 from nsa_lib.workbook.run import open_run
 from tests.made_runs import Templates, day, edit, set_parameter
 
+EMPTY_FRAME = "Columns: ["
+
+WITH_STEPS = ("smoke", "backward_scaling")
+"""Of which the made runs have steps with all the figures of a frame that their notebook shows."""
+
 FAILED = ("not shown, and without a say in the verdict", "Traceback", "Error")
 
 
@@ -58,18 +63,19 @@ def test_a_run_of_each_notebook_has_a_report_from_its_folder_alone(runs, noteboo
     assert "python -m nsa_lib report" not in text, "a finished page does not tell how to make it"
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path != page} == before
     assert not (runs / "index.html").exists()
-    wide = [line for line in lines_of(executed[0]) if len(line) > WIDTH]
-    kept_whole = (f"{sys.executable} -m nsa_lib report {folder}", "Columns: [")  # the other is pandas' empty frame
+    lines = shown_by(executed[0]).splitlines()
+    assert len(lines) > 50
+    wide = [line for line in lines if len(line) > WIDTH]
+    kept_whole = (f"{sys.executable} -m nsa_lib report {folder}", EMPTY_FRAME)
     assert [line for line in wide if not line.startswith(kept_whole)] == [], "it fits a terminal"
+    assert any(line.startswith(EMPTY_FRAME) for line in lines) == (notebook not in WITH_STEPS)
 
 
-def lines_of(notebook):
-    """Return the lines that a terminal shows of what a notebook shows."""
+def shown_by(notebook):
+    """Return the text that a terminal shows of what a notebook shows."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
-    lines = "\n".join("".join(text) for text in texts).splitlines()
-    assert len(lines) > 50
-    return lines
+    return "\n".join("".join(text) for text in texts)
 
 
 def test_a_readiness_run_links_to_the_reports_from_where_its_own_lies(runs):

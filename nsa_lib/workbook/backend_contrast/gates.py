@@ -9,7 +9,7 @@ from itertools import combinations
 import pandas as pd
 
 from nsa_lib.contract.agenda import DENSE, RIGHT, WARMUP_ROUNDS, contestants
-from nsa_lib.contract.figures import largest, short
+from nsa_lib.contract.figures import largest, short, step_time
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, brings, replay_gate, why_no_reference
 from nsa_lib.judgement.checks import check_gate
@@ -223,7 +223,7 @@ def _by_name(run: Recorded) -> pd.DataFrame:
 
 def _reason(rows: pd.DataFrame, chosen: str) -> str:
     own = rows.loc[chosen]
-    said = f"Use {chosen}: it is right, and forward and backward of the model take {own['total_ms']:,.1f} ms"
+    said = f"Use {chosen}: it is right, and forward and backward of the model take {step_time(own['total_ms'])}"
     said += _times_beside(rows["total_ms"], chosen)
     return f"{said}; its peak is {own['peak_alloc_mib']:,.1f} MiB allocated{_beside(rows, chosen)}."
 
@@ -255,7 +255,7 @@ def contrast_headline(run: Recorded) -> str:
     if chosen is None:
         return "no backend can be recommended"
     total_ms = contrast_rows(run).set_index("backend")["total_ms"]
-    said = f"{chosen} recommended: {total_ms[chosen]:,.0f} ms forward and backward of the model"
+    said = f"{chosen} recommended: {step_time(total_ms[chosen])} forward and backward of the model"
     said += _times_beside(total_ms[list(run.backends)], chosen)
     peaks = _peaks(run)
     return f"{said}, memory peaks within {_spread_percent(peaks):.1f} % of each other" if len(peaks) > 1 else said
@@ -267,7 +267,7 @@ def _beside_others(run: Recorded) -> str:
     own = rows.loc[label]
     if not (own["total_ms"] > 0 and own["peak_alloc_mib"] > 0):
         return f"{label} was not measured to its end"
-    said = f"{label}: {own['total_ms']:,.1f} ms forward and backward of the model"
+    said = f"{label}: {step_time(own['total_ms'])} forward and backward of the model"
     said += _times_beside(rows["total_ms"], label, lambda name, times: f"{short(1 / times, 2)}x {name}")
     return f"{said}, {own['peak_alloc_mib']:,.1f} MiB peak allocated{_beside(rows, label)}"
 

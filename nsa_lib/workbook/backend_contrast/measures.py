@@ -12,7 +12,7 @@ import pandas as pd
 
 from nsa_lib.contract.agenda import DENSE
 from nsa_lib.contract.case import WINDOW_STEPS
-from nsa_lib.contract.figures import largest
+from nsa_lib.contract.figures import largest, short
 from nsa_lib.runs.recorded import Recorded, measured_once
 from nsa_lib.subject.config import OWN
 
@@ -178,10 +178,7 @@ def _said(run: Recorded, backend: str, by: str) -> pd.Series:
     column, unit = RANKED_BY[by]
     top = top_operators(run, backend, by)
     names = top["operator"].str.removeprefix("aten::")
-    said = [
-        f"{name} {value:,.{0 if value >= 100 else 2}f}\N{NO-BREAK SPACE}{unit}"
-        for name, value in zip(names, top[column], strict=True)
-    ]
+    said = [f"{name} {short(value, 3)}\N{NO-BREAK SPACE}{unit}" for name, value in zip(names, top[column], strict=True)]
     return pd.Series(said, dtype=object)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from nsa_lib.contract.figures import signed_percent
 from nsa_lib.judgement.identity import counterpart
 from nsa_lib.report.charts.chart import (
     BLUE,
@@ -111,7 +112,7 @@ def peak_against_layers(measured: pd.DataFrame, layers: int | None = None, peak_
     predicted = predicted_peak_mib(measured, deepest)
     facts = f"predicted for {deepest} layers: {predicted:,.0f} MiB" if predicted else "one point gives no line"
     if predicted and peak_mib:
-        facts += f"; measured {peak_mib:,.0f} MiB, {100 * (predicted / peak_mib - 1):+.1f} % off"
+        facts += f"; measured {peak_mib:,.0f} MiB, {signed_percent(100 * (predicted / peak_mib - 1))} off"
     figure = empty_chart("Peak against layers", "MiB", facts)
     if predicted:
         reach = list(range(deepest + 1))

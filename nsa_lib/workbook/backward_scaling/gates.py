@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from nsa_lib.contract.figures import counted
+from nsa_lib.contract.figures import counted, step_time
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, replay_gate
 from nsa_lib.judgement.gate import (
@@ -87,7 +87,7 @@ def length_gate(run: Recorded, length: int) -> GateResult:
         return replace(gate, detail="its memory was not recorded")
     iterations = steps[steps["phase"] == "step"]
     each_ms = steps["forward_ms"].median() + steps["backward_ms"].median()
-    times = f"{counted(len(iterations), 'iteration')}, {each_ms:,.1f} ms each"
+    times = f"{counted(len(iterations), 'iteration')}, {step_time(each_ms)} each"
     within = limit is None or peak <= limit
     margin = None if limit is None else round(limit - peak, 1)
     return replace(gate, outcome=PASS if within else FAIL, measured=round(peak, 1), margin=margin, detail=times)

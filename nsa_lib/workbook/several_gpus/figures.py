@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
+from nsa_lib.contract.figures import signed_percent
 from nsa_lib.report.charts.chart import GREEN, GREY, LINE_COLOURS, Chart, empty_chart, looks, nothing, rows_chart
 from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.tables import beside_cell, format_mib, frame_table
@@ -76,7 +77,7 @@ def own_time(run: Recorded) -> Chart:
     if not lines:
         return nothing("Own time of each rank", "ms")
     rows = stragglers(run)
-    facts = "one rank alone" if rows.empty else f"slowest over the others: {100 * rows['slower'].max():+.1f} %"
+    facts = "one rank alone" if rows.empty else f"slowest over the others: {signed_percent(100 * rows['slower'].max())}"
     figure = empty_chart("Time of each rank in its own layers", "ms", facts)
     return _draw(figure, lines).update_yaxes(rangemode="tozero")
 

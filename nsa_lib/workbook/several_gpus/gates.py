@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from nsa_lib.contract.case import DDP, FSDP2
-from nsa_lib.contract.figures import counted
+from nsa_lib.contract.figures import counted, step_time
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, WARN, GateResult, route_of, steps_gate, unless_cut_short
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.judgement.prediction import prediction_advice
@@ -211,7 +211,7 @@ def straggler_gate(run: Recorded, strategy: str) -> GateResult:
         return replace(gate, detail="needs several ranks and steps after the warm-up")
     worst = own.loc[(own["slower"] - own["band"]).idxmax()]
     over = bool(worst["slower"] > worst["band"])
-    said = f"rank {worst['rank']:.0f}: {worst['own_ms']:,.1f} ms a step in its layers"
+    said = f"rank {worst['rank']:.0f}: {step_time(worst['own_ms'])} a step in its layers"
     said += f"; steps vary by {100 * worst['spread']:.1f} %"
     figures = {name: round(100 * float(worst[of]), 1) for name, of in (("measured", "slower"), ("limit", "band"))}
     margin = round(figures["limit"] - figures["measured"], 1)

@@ -332,7 +332,7 @@ def test_dense_is_never_recommended():
 def test_advice_says_which_backend_and_why_and_where_each_passes_dense():
     said = contrast_advice(healthy())
     assert said == [
-        "Use packed: it is right, and forward and backward of the model take 100.0 ms (masked 3x as long, gather 2x as "
+        "Use packed: it is right, and forward and backward of the model take 100 ms (masked 3x as long, gather 2x as "
         "long, dense 0.5x as long); its peak is 1,000.0 MiB allocated (masked 1,040.0, gather 1,020.0, dense 900.0).",
         "A layer is faster than dense attention with masked from S=4,096 on, with gather from S=4,096 on, with packed "
         "from S=2,048 on.",
@@ -364,8 +364,7 @@ def test_one_backend_alone_is_recommended_without_a_comparison():
     run = PARTIAL["one_backend"](healthy())
     assert contrast_headline(run) == "packed recommended: 100 ms forward and backward of the model"
     assert contrast_advice(run) == [
-        "Use packed: it is right, and forward and backward of the model take 100.0 ms; its peak is 1,000.0 MiB "
-        "allocated."
+        "Use packed: it is right, and forward and backward of the model take 100 ms; its peak is 1,000.0 MiB allocated."
     ]
 
 
@@ -402,7 +401,7 @@ def test_hers_is_named_beside_the_others_and_none_of_ours_is_recommended(brings)
     run = healthy(brings=brings)
     said = contrast_headline(run)
     assert said == (
-        "mine.py:Mine: 25.0 ms forward and backward of the model (0.083x masked, 0.12x gather, 0.25x packed, 0.5x "
+        "mine.py:Mine: 25 ms forward and backward of the model (0.083x masked, 0.12x gather, 0.25x packed, 0.5x "
         "dense), 1,500.0 MiB peak allocated (masked 1,040.0, gather 1,020.0, packed 1,000.0, dense 900.0)"
     )
     advice = contrast_advice(run)
@@ -413,10 +412,10 @@ def test_hers_is_named_beside_the_others_and_none_of_ours_is_recommended(brings)
 def test_a_kernel_of_hers_is_told_first_and_is_a_backend_to_choose():
     run = healthy(brings="backend")
     said = contrast_headline(run)
-    assert said.startswith("mine.py:Mine: 25.0 ms forward and backward of the model (0.083x masked, ")
+    assert said.startswith("mine.py:Mine: 25 ms forward and backward of the model (0.083x masked, ")
     assert contrast_advice(run)[:2] == [
         f"{said}.",
-        "Use mine.py:Mine: it is right, and forward and backward of the model take 25.0 ms (masked 12x as long, gather "
+        "Use mine.py:Mine: it is right, and forward and backward of the model take 25 ms (masked 12x as long, gather "
         "8x as long, packed 4x as long, dense 2x as long); its peak is 1,500.0 MiB allocated (masked 1,040.0, gather "
         "1,020.0, packed 1,000.0, dense 900.0).",
     ]
@@ -434,7 +433,7 @@ def test_dense_attention_that_was_asked_for_is_judged_and_told_and_never_replace
     required = {name for name, g in found.items() if g.required and name.endswith("_dense")}
     assert required == {f"{kind}_dense" for kind in kinds}
     said = contrast_headline(run)
-    assert said.startswith("dense: 50.0 ms forward and backward of the model (0.17x masked, 0.25x gather, 0.5x packed)")
+    assert said.startswith("dense: 50 ms forward and backward of the model (0.17x masked, 0.25x gather, 0.5x packed)")
     assert contrast_advice(run)[0] == f"{said}."
     assert not any("recommended" in line or "Use " in line for line in (said, *contrast_advice(run)))
     assert verdict(contrast_gates(ended(run, "model_dense", "oom")))[0] == "NO-GO"
