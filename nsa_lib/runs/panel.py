@@ -18,7 +18,7 @@ PAGE = "progress.html"
 
 REFRESH_S = 2
 
-CORNER_S = 15
+CORNER_S = 5
 """After so long without an update the corner is taken away: its run has ended, or its kernel is dead."""
 
 # JupyterLab shows its own notices at the right of the bottom.

@@ -5,7 +5,7 @@ It trains nothing. What each run says is judged again from its frames: editing a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from nsa_lib.contract.files import write_json, write_text
 from nsa_lib.contract.heartbeat import SCHEMA
 from nsa_lib.judgement.identity import configuration
 from nsa_lib.runs import environment
+from nsa_lib.runs.earlier import forget_earlier
 from nsa_lib.runs.folder import new_run_folder
 from nsa_lib.runs.found import NEWEST, Found, newest_first
 from nsa_lib.runs.parameters import Read
@@ -29,15 +30,16 @@ from nsa_lib.workbook.readiness.parameters import REQUEST
 from nsa_lib.workbook.run import Run, judged_run
 
 
-def decide(namespace: Mapping[str, object]) -> Run:
+def decide(namespace: MutableMapping[str, object]) -> Run:
     """Choose the runs that count, judge them together, and leave a run folder with verdict, JUnit and archive.
 
     Args:
-        namespace: the notebook's globals, parameters and IPython's `In` among them.
+        namespace: the notebook's globals, parameters and IPython's `In` among them. They forget their earlier run.
 
     Raises:
         ConfigError: in one line, for a parameter that is not accepted or a run that is named and does not exist.
     """
+    forget_earlier(namespace)
     environment.refuse_outdated()
     read = REQUEST.read(namespace)
     out_dir = environment.out_dir_of(read["out_dir"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from nsa_lib.runs import environment
+from nsa_lib.runs.earlier import forget_earlier
 from nsa_lib.runs.folder import stamp
 from nsa_lib.runs.launchers import local, slurm
 from nsa_lib.runs.launchers.member import Task
@@ -65,7 +66,7 @@ class Launched:
         return {**total, **given, "fleet": self.fleet, "launcher": NOBODY, "out_dir": str(self.out_dir)}
 
 
-def launch(namespace: Mapping[str, object]) -> Launched:
+def launch(namespace: MutableMapping[str, object]) -> Launched:
     """Start the members, wait for their end, and show meanwhile what they have come to.
 
     A fleet that Slurm was asked for before, by another kernel too, is found again by its name and not submitted twice.
@@ -73,11 +74,12 @@ def launch(namespace: Mapping[str, object]) -> Launched:
     earlier start left under the name does not count.
 
     Args:
-        namespace: the notebook's globals, parameters and IPython's `In` among them.
+        namespace: the notebook's globals, parameters and IPython's `In` among them. They forget their earlier run.
 
     Raises:
         ConfigError: in one line, before any work, for a parameter that is not accepted.
     """
+    forget_earlier(namespace)
     read = REQUEST.read(namespace)
     task = _task(read)
     folder = Path(task.folder)

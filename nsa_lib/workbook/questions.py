@@ -5,7 +5,7 @@ A new notebook is one folder and one row here; no other file knows a notebook by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -14,9 +14,12 @@ from nsa_lib.contract.agenda import DENSE
 from nsa_lib.judgement.gate import GateResult
 from nsa_lib.report.charts.overlay import no_figures
 from nsa_lib.runs import plan as plans
+from nsa_lib.runs.earlier import forget_earlier
+from nsa_lib.runs.parameters import unknown
 from nsa_lib.runs.plan import Plan
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.runs.request import Request
+from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.backend_contrast import cases as contrast
 from nsa_lib.workbook.backend_contrast.figures import contrast_figures
 from nsa_lib.workbook.backend_contrast.gates import contrast_advice, contrast_gates, contrast_headline
@@ -109,6 +112,12 @@ def judged() -> tuple[str, ...]:
     return tuple(name for name, question in QUESTIONS.items() if question.judging)
 
 
-def plan(notebook: str, namespace: Mapping[str, object]) -> Plan:
-    """Return the plan of a run (`runs.plan.plan`) of a notebook, given its globals."""
+def plan(notebook: str, namespace: MutableMapping[str, object]) -> Plan:
+    """Return the plan of a run (`runs.plan.plan`) of a notebook, given its globals, which forget their earlier run.
+
+    Raises ConfigError for a notebook that is none of the workbook's, and for what `runs.plan.plan` refuses.
+    """
+    if notebook not in QUESTIONS:
+        raise ConfigError(unknown(notebook, "notebook", QUESTIONS))
+    forget_earlier(namespace)
     return plans.plan(QUESTIONS[notebook].request, namespace, notebooks=judged())

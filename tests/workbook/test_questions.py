@@ -15,8 +15,9 @@ from nsa_lib.report.verdict import read_verdict
 from nsa_lib.runs.parameters import SIZES, Parameter
 from nsa_lib.runs.request import Request
 from nsa_lib.runs.training_case import training_case
+from nsa_lib.subject.config import ConfigError
 from nsa_lib.workbook.profiles import FAULT, MACHINE, PROFILE, RUN, profiles
-from nsa_lib.workbook.questions import QUESTIONS, Judging, Question, counted
+from nsa_lib.workbook.questions import QUESTIONS, Judging, Question, counted, plan
 from nsa_lib.workbook.run import open_run
 from tests.samples import export, notebook
 
@@ -111,3 +112,8 @@ def test_no_other_file_knows_a_notebook_by_its_name():
         folder = parts[1] if parts[0] == "workbook" and len(parts) > 2 else None
         found = {name for name in named(path) if name != folder and (folder, name) not in MAY_NAME}
         assert not found, f"{path} names {', '.join(found)}"
+
+
+def test_a_notebook_that_is_none_is_refused_in_a_line_that_names_the_one_it_may_be():
+    with pytest.raises(ConfigError, match=r"smoek: no such notebook; did you mean smoke\?"):
+        plan("smoek", {})

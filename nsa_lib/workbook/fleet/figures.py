@@ -40,7 +40,7 @@ def quarantine_table(run: Recorded) -> Table:
         for one in quarantine(ruled(run))
     ]
     header = ("do", "member", "why, the most certain first")
-    return Table("Quarantine", header, rows or [(Cell(""), Cell("nobody"), Cell(""))], sorts=True)
+    return Table("Quarantine" if rows else "Quarantine: nobody", header, rows, sorts=True)
 
 
 def _outcome_cell(outcome: str) -> Cell:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from nsa_lib.contract.figures import signed_percent
+from nsa_lib.contract.figures import short, signed_percent
 from nsa_lib.report.charts.chart import GREEN, GREY, LINE_COLOURS, Chart, empty_chart, looks, nothing, rows_chart
 from nsa_lib.report.table import Cell, Table
 from nsa_lib.report.tables import beside_cell, format_mib, frame_table
@@ -103,7 +103,9 @@ def link_lines(rows: pd.DataFrame, rate_gb_per_s: float | None) -> Chart:
         figure.add_trace(go.Scatter(x=own["size_mib"], y=own["bus_gb_per_s"], name=str(name), line=style))
     if rate_gb_per_s:
         figure.add_hline(rate_gb_per_s, line={"color": GREEN, "dash": "dash"}, annotation_text="NVLink, as nvidia-smi")
-    return figure.update_xaxes(title_text="size, MiB", type="log")
+    sizes = sorted(set(rows["size_mib"]))
+    ticks = {"tickvals": sizes, "ticktext": [short(size, 2) for size in sizes]}
+    return figure.update_xaxes(title_text="size, MiB", type="log", **ticks)
 
 
 def ranks_table(rows: pd.DataFrame) -> Table:

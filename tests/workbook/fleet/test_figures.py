@@ -40,6 +40,11 @@ def test_the_quarantine_lists_the_missing_too(run):
     assert [row[1].text for row in figures.quarantine_table(run).rows][1] == "member 9"
 
 
+def test_a_quarantine_of_nobody_says_so_and_is_no_table(tmp_path):
+    table = figures.quarantine_table(saved(fleet(6), tmp_path))
+    assert (table.caption, list(table.rows)) == ("Quarantine: nobody", [])
+
+
 def test_without_members_there_is_nothing_to_draw(tmp_path):
     run = saved(fleet(0), tmp_path)
     assert "no member" in figures.gate_map(run).layout.title.subtitle.text
