@@ -56,7 +56,7 @@ def test_it_counts_the_seeded_faults():
 
 
 def test_the_examples_are_small_and_their_links_lead_to_files():
-    assert sum(path.stat().st_size for path in EXAMPLES.iterdir()) <= 12e6
+    assert sum(path.stat().st_size for path in EXAMPLES.iterdir()) <= 16e6
     for page in EXAMPLES.glob("*.html"):
         links = set(re.findall(r'<a [^>]*href="([^"#:]+)"', page.read_text()))
         assert [link for link in links if not (EXAMPLES / link).exists()] == [], page.name
