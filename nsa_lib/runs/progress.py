@@ -92,7 +92,7 @@ class Progress:
     def _words(self, case_id: str, step: int, step_s: float | None, phase: str) -> str:
         """Return where a run is and what is left of its case."""
         total = self._case_steps[case_id]
-        words = f"{case_id}: {phase}" if step == 0 else f"{case_id}: step {step} of {total}"
+        words = f"{case_id}: step {step} of {total}" if step or phase == "step" else f"{case_id}: {phase}"
         if len(self._case_steps) > 1:
             words = f"case {list(self._case_steps).index(case_id) + 1} of {len(self._case_steps)}, {words}"
         if phase == "judge":

@@ -101,6 +101,11 @@ def test_what_has_taken_its_steps_has_none_to_go_while_they_are_judged(screen):
     assert screen.displays[0]["text/plain"] == "training: step 60 of 60, now judged, loss 0.080"
 
 
+def test_a_first_check_that_takes_long_says_how_many_there_are(screen):
+    Progress({"own": 11}).show("own", 0, None, [], phase="step")
+    assert screen.displays[0]["text/plain"] == "own: step 0 of 11"
+
+
 def test_before_the_first_step_it_tells_the_phase(screen):
     Progress({"training": 100}).show("training", 0, None, [], phase="build")
     assert screen.displays[0]["text/plain"] == "training: build"
