@@ -10,6 +10,7 @@ import torch
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject import distributed, training
 from nsa_lib.subject.model import TinyLM, make_model
+from nsa_lib.subject.own.casting import in_dtype
 
 
 def built(case: CaseConfig) -> TinyLM:
@@ -17,7 +18,7 @@ def built(case: CaseConfig) -> TinyLM:
     torch.manual_seed(case.seed)
     # Made on the CPU and moved in its final dtype: float32 weights must not raise the peak of a bfloat16 run.
     model = make_model(case.model, grad_checkpointing=case.grad_checkpointing)
-    return model.to(getattr(torch, case.dtype)).to(case.device)
+    return in_dtype(model, getattr(torch, case.dtype)).to(case.device)
 
 
 def step_of(case: CaseConfig) -> Callable[..., training.StepResult]:

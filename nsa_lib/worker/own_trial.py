@@ -18,6 +18,7 @@ from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.files import write_json
 from nsa_lib.subject.attention import NSAttention
 from nsa_lib.subject.own.attention import OwnAttention, install
+from nsa_lib.subject.own.casting import in_dtype
 from nsa_lib.subject.own.loading import OwnError, blamed, provenance
 from nsa_lib.subject.own.model import OwnModel
 
@@ -66,7 +67,18 @@ def tried(case: CaseConfig) -> dict[str, object]:
 
 def _placed(module: nn.Module, case: CaseConfig) -> nn.Module:
     with blamed(case.model.own, f"it cannot be moved to {case.device} in {case.dtype}"):
-        return module.to(getattr(torch, case.dtype)).to(case.device)
+        module = in_dtype(module, getattr(torch, case.dtype)).to(case.device)
+    for name, parameter in module.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise _refused(case, name, "made in its first call; accepts those that are there before")
+        if parameter.is_complex():
+            raise _refused(case, name, "complex; accepts real ones, which torch.view_as_complex shows as complex")
+    return module
+
+
+def _refused(case: CaseConfig, parameter: str, why: str) -> OwnError:
+    own = case.model.own
+    return OwnError(f"{own.role}={own.spec}: its parameter {parameter.removeprefix('inner.')} is {why}")
 
 
 def _length(case: CaseConfig) -> int:
@@ -78,14 +90,13 @@ def _shape(case: CaseConfig) -> str:
     return f"{SEQUENCES} sequences of {_length(case)} {what}"
 
 
-def _run(case: CaseConfig, made: nn.Module | None) -> None:
-    """Run it forward once, on random input of the case's dtype and device."""
+def _run(case: CaseConfig, made: nn.Module | None) -> torch.Tensor:
+    """Return its output, on random input of the case's dtype and device."""
     if case.model.own.role == "model":
-        made.hidden(_tokens(case))
-        return
+        return made.hidden(_tokens(case))
     layer = made or _placed(NSAttention(case.model.nsa, case.model.backend), case)
     x = torch.randn(SEQUENCES, _length(case), case.model.nsa.dim, generator=_generator(case))
-    layer(x.to(getattr(torch, case.dtype)).to(case.device))
+    return layer(x.to(getattr(torch, case.dtype)).to(case.device))
 
 
 def _tokens(case: CaseConfig) -> torch.Tensor:
@@ -100,16 +111,17 @@ def _generator(case: CaseConfig) -> torch.Generator:
 
 @torch.no_grad()
 def _require_no_dropout(case: CaseConfig, made: nn.Module) -> None:
-    """Refuse what draws random numbers in training alone, as dropout does: nothing in it would be the same twice.
+    """Refuse what is random in training alone, as dropout is: nothing in it would be the same twice.
 
-    What draws them always is no dropout that was forgotten to be set: the checks find that.
+    What is random always is no dropout that was forgotten to be set: the checks find that. What draws a number and uses
+    none of it, as a model does that would leave a layer out with a chance of 0, is not random.
     """
     draws, was_training = [], made.training
     for training in (True, False):
         made.train(training)
         before = _drawn(case)
-        _run(case, made)
-        draws.append(not torch.equal(before, _drawn(case)))
+        first, second = (_run(case, made) for _ in range(2))
+        draws.append(not torch.equal(before, _drawn(case)) and not torch.equal(first, second))
     made.train(was_training)
     if was_training and draws == [True, False]:
         own = case.model.own

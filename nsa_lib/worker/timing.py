@@ -22,6 +22,7 @@ from nsa_lib.subject.attention import DenseAttention, NSAttention
 from nsa_lib.subject.config import BRANCHES, OWN
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import OwnAttention
+from nsa_lib.subject.own.casting import in_dtype
 from nsa_lib.subject.own.model import OwnModel
 from nsa_lib.worker import data
 from nsa_lib.worker.devices import DEVICES
@@ -86,7 +87,7 @@ class _Modules:
         if key not in self._built:
             torch.manual_seed(self._case.seed)
             module = _model(self._case, contestant) if contestant.subject == "model" else _layer(self._case, contestant)
-            self._built[key] = module.to(getattr(torch, self._case.dtype)).to(self._case.device)
+            self._built[key] = in_dtype(module, getattr(torch, self._case.dtype)).to(self._case.device)
         return self._built[key]
 
 

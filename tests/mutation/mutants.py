@@ -259,7 +259,7 @@ ATTACKED_AGAIN = (
     Mutant("twice the learning rate of the case", f"{WORKER}/loop.py", "train", "training.make_optimizer(model, case.lr)", "training.make_optimizer(model, 2 * case.lr)", ("train_step",)),
     Mutant("half the sequence is trained on", f"{WORKER}/loop.py", "measured_steps", "own_sequences(next(batches))", "own_sequences(next(batches))[:, : case.seq_len // 2 + 1]", (*ROWS, "train_step", "blocks")),
     Mutant("one sequence of two is trained on", f"{WORKER}/loop.py", "measured_steps", "own_sequences(next(batches))", "own_sequences(next(batches))[:1]", (*ROWS, "train_step", "blocks"), BATCH_OF_TWO),
-    Mutant("the model stays in float32", f"{WORKER}/building.py", "built", "model.to(getattr(torch, case.dtype))", "model", ("executed",), {"dtype": "bfloat16"}),
+    Mutant("the model stays in float32", f"{WORKER}/building.py", "built", "in_dtype(model, getattr(torch, case.dtype))", "model", ("executed",), {"dtype": "bfloat16"}),
     Mutant("results of two cases swapped", "nsa_lib/runs/recorded.py", "_cases", "result = _read_json(path)",
            'other = {"model_masked": "model_gather", "model_gather": "model_masked"}.get(case_id, case_id)\n        result = _read_json(folder / "cases" / other / "result.json")', ("evidence", "route"), notebook="backend_contrast"),
     Mutant("gather is said to take half its time", f"{WORKER}/timing.py", "run_timing", "phases_ms = _measure(module, inputs[contestant.subject], case.device)",

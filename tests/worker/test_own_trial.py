@@ -115,6 +115,57 @@ MODELS = {
                   "AssertionError: one at a time"),
 }  # fmt: skip
 
+ATTENTION = """
+import torch
+from collections import namedtuple
+from dataclasses import dataclass
+from torch import nn
+
+class Good(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.out = nn.Linear(dim, dim)
+    def forward(self, x):
+        return self.out(x.cumsum(1))
+
+class Odd(BaseException): pass
+
+Pair = namedtuple("Pair", "hidden weights")
+"""
+
+ATTENTIONS = {
+    "a generator": ("def Bad(dim): yield Good(dim)", "it gives generator; accepts a torch.nn.Module"),
+    "a function that gives one": ("def Bad(dim): return Good(dim).forward", "it gives method; accepts a torch.nn"),
+    "an instance": ("Bad = Good(16)", "it is a module that is already made; accepts a class or a function"),
+    "an argument without a name": ("class Bad(Good):\n  def __init__(self, width, /): super().__init__(width)",
+                                   "it cannot be called with no arguments: TypeError"),
+    "a mapping": ("class Bad(Good):\n  def forward(self, x): return {'output': x}", "forward gives dict; accepts a"),
+    "no layout of rows": ("class Bad(Good):\n  def forward(self, x): return super().forward(x).to_sparse()",
+                          "forward gives layout torch.sparse_coo; accepts torch.strided"),
+    "an error of no kind": ("class Bad(Good):\n  def forward(self, x): raise Odd('so')", "float32: Odd: so"),
+    "a stop button": ("class Bad(Good):\n  def forward(self, x): raise KeyboardInterrupt", ": KeyboardInterrupt"),
+    "without end": ("class Bad(Good):\n  def forward(self, x): return self.forward(x)", "RecursionError"),
+    "complex": ("class Bad(Good):\n  def __init__(self, dim):\n    super().__init__(dim)\n"
+                "    self.turn = nn.Parameter(torch.ones(dim, dtype=torch.cfloat))",
+                "its parameter turn is complex; accepts real ones"),
+    "lazy": ("class Bad(Good):\n  def __init__(self, dim):\n    super().__init__(dim)\n"
+             "    self.out = nn.LazyLinear(dim)",
+             "its parameter out.weight is made in its first call"),
+    "no room": ("class Bad(Good):\n  def __init__(self, dim): raise MemoryError", "dim=16: MemoryError"),
+}  # fmt: skip
+
+UNUSUAL = {
+    "a lambda": "Mine = lambda dim: Good(dim)",
+    "a named tuple": "class Mine(Good):\n  def forward(self, x): return Pair(super().forward(x), None)",
+    "a list": "class Mine(Good):\n  def forward(self, x): return [super().forward(x)]",
+    "compiled": "def Mine(dim): return torch.compile(Good(dim), backend='eager')",
+    "a dataclass": "@dataclass(eq=False)\nclass Mine(nn.Module):\n  dim: int\n  def __post_init__(self):\n"
+                   "    super().__init__()\n    self.out = nn.Linear(self.dim, self.dim)\n"
+                   "  def forward(self, x): return self.out(x)",
+    "a method of a class": "class Mine:\n  @classmethod\n  def build(cls, dim): return Good(dim)",
+    "sizes by name and more": "class Mine(Good):\n  def __init__(self, *, dim, **more): super().__init__(dim)",
+}  # fmt: skip
+
 KERNELS = {
     "another shape": ("def Bad(q, k, v, b, *, l_sel, scale): return q[..., :3]",
                       "forward gives shape (2, 2, 32, 3); accepts (2, 2, 32, 8)"),
@@ -139,10 +190,16 @@ def refused(case):
 
 
 @pytest.mark.parametrize(
-    ("role", "kind"), [*(("model", kind) for kind in MODELS), *(("backend", kind) for kind in KERNELS)]
-)
-def test_a_model_or_kernel_that_cannot_be_used_is_refused_in_one_line(tmp_path, role, kind):
-    above, kinds = {"model": (MODEL, MODELS), "backend": (KERNEL, KERNELS)}[role]
+    ("role", "kind"),
+    [*(("model", kind) for kind in MODELS), *(("backend", kind) for kind in KERNELS),
+     *(("attention", kind) for kind in ATTENTIONS)],
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, role, kind):
+    above, kinds = {
+        "model": (MODEL, MODELS),
+        "backend": (KERNEL, KERNELS),
+        "attention": (ATTENTION, ATTENTIONS),
+    }[role]
     source, line = kinds[kind]
     said, _ = refused(case_of(tmp_path, role, f"{above}\n{source}\n"))
     assert said.startswith(f"{role}={tmp_path}/bad.py:Bad: ")
@@ -225,6 +282,13 @@ def test_a_training_is_recorded_judged_and_taken_again_with_or_without_a_head(tm
 def test_what_is_named_or_made_in_an_unusual_way_is_loaded(tmp_path, folder, source, name):
     (tmp_path / folder).mkdir()
     assert tried(case_of(tmp_path / folder, "model", f"{MODEL}\n{source}\n", name))["label"] == f"bad.py:{name}"
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_an_attention_that_is_made_in_an_unusual_way_is_taken(tmp_path, kind):
+    name = "Mine.build" if "build" in UNUSUAL[kind] else "Mine"
+    case = case_of(tmp_path, "attention", f"{ATTENTION}\n{UNUSUAL[kind]}\n", name)
+    assert tried(case)["label"] == f"bad.py:{name}"
 
 
 def test_an_object_that_cannot_be_called_is_refused(tmp_path):

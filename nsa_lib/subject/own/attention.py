@@ -100,6 +100,7 @@ def checked(own: Own, found: object, *, like: torch.Tensor, shape: tuple[int, ..
         ("shape", tuple(found.shape), owed),
         ("dtype", found.dtype, like.dtype),
         ("device", found.device, like.device),
+        ("layout", found.layout, torch.strided),
     ):
         if has != wants:
             raise OwnError(f"{own.role}={own.spec}: forward gives {what} {has}; accepts {wants}")

@@ -47,14 +47,18 @@ def blamed(own: Own, doing: str) -> Iterator[None]:
         yield
     except OwnError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a user's code may raise anything, and none of it goes on
+    except BaseException as error:  # noqa: BLE001  a user's code may raise anything, and none of it goes on
         raise OwnError(f"{own.role}={own.spec}: {doing}: {reason(error)}", users_traceback(error)) from None
 
 
 def reason(error: BaseException) -> str:
-    """Return Python's own reason in one line."""
-    said = " ".join(str(error).split())
+    """Return Python's own reason in one line, of a length that can be read."""
+    said = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
+    said = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]} ..."
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+MOST_SAID = 500
 
 
 def users_traceback(error: BaseException) -> str:
@@ -83,15 +87,29 @@ def _loaded(own: Own) -> object:
     module, _, name = own.spec.rpartition(":")
     if not module:
         found = _entry_point(own)
-        with blamed(own, f"entry point {found.value} cannot be loaded"):
+        with blamed(own, f"entry point {found.value} cannot be loaded"), _torch_as_it_was():
             return found.load()
     folders = [str(Path(module).parent)] if is_file(own.spec) else list(own.places)
     # Last, so that a file of the user's called torch.py shadows nothing.
     sys.path.extend(folder for folder in folders if folder not in sys.path)
-    with blamed(own, f"{module} cannot be imported"):
+    with blamed(own, f"{module} cannot be imported"), _torch_as_it_was():
         imported = _file(Path(module)) if is_file(own.spec) else importlib.import_module(module)
     with blamed(own, f"{module} has no {name}"):
         return attrgetter(name)(imported)
+
+
+@contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Put back what a file sets for all of torch while it is imported: dtype and device are those of the run."""
+    dtype, has_gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    has_order = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(has_gradients)
+        torch.use_deterministic_algorithms(has_order)
 
 
 def _entry_point(own: Own) -> EntryPoint:

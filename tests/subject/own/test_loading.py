@@ -7,9 +7,10 @@ import sys
 import zipfile
 
 import pytest
+import torch
 
 from nsa_lib.subject.config import ConfigError, Own
-from nsa_lib.subject.own.loading import HIDDEN, OURS, load, provenance
+from nsa_lib.subject.own.loading import HIDDEN, OURS, load, provenance, reason
 from nsa_lib.subject.own.spec import resolved
 
 ATTENTION = """
@@ -153,3 +154,21 @@ def test_a_path_of_windows_and_stray_spaces_are_refused_in_one_line(tmp_path, sp
         resolved("attention", spec, (tmp_path,))
     assert repr(spec) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_file_sets_for_all_of_torch_is_put_back(tmp_path):
+    (tmp_path / "sets_all.py").write_text(
+        "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_default_device('meta')\n"
+        "torch.set_grad_enabled(False)\ntorch.use_deterministic_algorithms(True)\ndef build(): pass\n"
+    )
+    load(Own(role="model", spec=f"{tmp_path}/sets_all.py:build"))
+    made = torch.ones(1, requires_grad=True) * 2
+    assert (made.dtype, made.device.type, made.requires_grad) == (torch.float32, "cpu", True)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_reason_is_one_line_that_can_be_read():
+    said = reason(ValueError("first\nsecond \x1b[31m red " + "x" * 5000))
+    assert said.startswith("ValueError: first second [31m red xxx")
+    assert len(said) < 600
+    assert said.isprintable()
