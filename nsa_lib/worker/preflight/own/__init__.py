@@ -1,7 +1,8 @@
 """The checks of what a user brings: what any causal attention or model owes, judged without a reference.
 
 `trial` makes it, runs it and edits its input. `reach` asks what a token changes, `numbers` and `derivative` whether
-outputs and gradients are right, `state` what a call leaves behind, `copying` whether it learns.
+outputs and gradients are right, `gradients` whether they reach all, `checkpointing` and `kept` what a call leaves
+behind, `copying` whether it learns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import partial
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.subject.own.loading import reason, users_traceback
 from nsa_lib.worker.preflight.finding import Finding
-from nsa_lib.worker.preflight.own import compiling, copying, derivative, numbers, reach, state
+from nsa_lib.worker.preflight.own import checkpointing, compiling, copying, derivative, gradients, kept, numbers, reach
 from nsa_lib.worker.preflight.own.trial import Trial, trial_of
 
 CHECKS: Mapping[str, Callable[[Trial], Finding]] = {
@@ -21,9 +22,9 @@ CHECKS: Mapping[str, Callable[[Trial], Finding]] = {
     "self_error": numbers.self_error,
     "finite_difference": derivative.finite_difference,
     "same_bits": numbers.same_bits,
-    "checkpointing": state.checkpointing,
-    "gradients": state.gradients,
-    "inputs": state.inputs,
+    "checkpointing": checkpointing.checkpointing,
+    "gradients": gradients.gradients,
+    "inputs": kept.inputs,
     "large": numbers.large,
     "empty": numbers.empty,
     "reference": numbers.reference,
@@ -44,7 +45,9 @@ def found_by(check: Callable[[Trial], Finding], trial: Trial) -> Finding:
     """Return what a check finds; code on trial that raises has failed it."""
     try:
         return check(trial)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a user's code may raise anything; it fails this check
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  a user's code may raise anything; it fails this check
         own = users_traceback(error)
         where = [line.strip() for line in own.splitlines() if line.lstrip().startswith("File ")][-1:]
         return Finding("raises", "returns", "", "; ".join([reason(error), *where]), False, user_traceback=own)

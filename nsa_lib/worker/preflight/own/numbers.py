@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nsa_lib.contract.figures import largest
+from nsa_lib.subject.own.casting import in_dtype
 from nsa_lib.subject.own.loading import OwnError, called
 from nsa_lib.worker.preflight.error_budget import steps, unit
 from nsa_lib.worker.preflight.finding import Finding, at_most, not_judged, within_budget
 from nsa_lib.worker.preflight.own.precision import dtype_name, widest
 from nsa_lib.worker.preflight.own.rounded import Rounded
-from nsa_lib.worker.preflight.own.trial import SHORT, Trial, outcome
+from nsa_lib.worker.preflight.own.trial import LENGTHS, Trial, outcome
 
 LONGEST = 2048
 """The most tokens of which it is computed in a wider dtype."""
@@ -82,7 +83,12 @@ def budgets(
     terms = given.shape[1] + trial.case.model.nsa.dim
     own = steps(narrow, roundings=ROUNDINGS * layers, terms=terms * layers)
     moved = _errors_when_moved(trial, given, module, unit(narrow), exact)
-    allowed = {name: min(MOST_ALLOWED, AMPLIFIED * value + own) for name, value in moved.items()}
+    # A few figures that every weight of a map meets, as those that mix heads, are sums of T * T terms between them.
+    pairs = {f"gradient of {name.removeprefix('inner.')}": p.numel() for name, p in module.named_parameters()}
+    sums = {name: steps(narrow, roundings=0, terms=given.shape[1] ** 2 // max(1, n)) for name, n in pairs.items()}
+    allowed = {
+        name: min(MOST_ALLOWED, AMPLIFIED * value + max(own, sums.get(name, 0.0))) for name, value in moved.items()
+    }
     for name in sizes.keys() & allowed.keys():
         gradient, usual = float(exact[name].double().norm()), float(exact["output"].double().norm()) / sizes[name]
         if 0 < gradient <= NOTHING * usual:
@@ -142,11 +148,14 @@ def large(trial: Trial) -> Finding:
 
 
 def empty(trial: Trial) -> Finding:
-    """Run one token, a few, and lengths that are no multiple of anything: output and gradients must be finite."""
+    """Run one token, a few, and other lengths: output and gradients must be finite.
+
+    So must the output be where a row that enters is zeros, as padding is, and for every token of a vocabulary.
+    """
     longest = trial.case.seq_len
-    lengths = [n for n in (1, 2, 3, 17, SHORT, longest - 1) if 0 < n <= longest]
+    lengths = sorted({n for n in (*LENGTHS, longest - 1) if 0 < n <= longest})
     bad = []
-    for length in sorted(set(lengths)):
+    for length in lengths:
         try:
             found = outcome(trial, trial.fresh(), trial.input(1, length))
         except OwnError as error:
@@ -155,8 +164,29 @@ def empty(trial: Trial) -> Finding:
             error.add_note(f"on a sequence of {length} tokens")
             raise
         bad += [f"{name} at {length}" for name, value in found.items() if not value.isfinite().all()]
+    bad += _not_finite_for(trial)
     detail = f"lengths {', '.join(map(str, lengths))}; not finite: {', '.join(bad) or 'none'}"
     return at_most(len(bad), 0, "tensors", detail)
+
+
+@torch.no_grad()
+def _not_finite_for(trial: Trial) -> list[str]:
+    """Return rows and tokens that make an output that is not finite."""
+    module, length = trial.fresh(), trial.case.seq_len
+
+    def zeros(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, [0, length // 2]] = 0
+        return x
+
+    output, _ = trial.run(module, trial.input(1, length), zeros)
+    bad = [] if output.isfinite().all() else ["output for a row of zeros"]
+    for given in trial.vocabulary():
+        fine = trial.call(module, given).isfinite().flatten(2).all(-1)[0]
+        if not fine.all():
+            return [*bad, f"output for token {int(given[0, int((~fine).nonzero()[0])])}"]
+        trial.alive()
+    return bad
 
 
 def reference(trial: Trial) -> Finding:
@@ -187,7 +217,7 @@ def _reference_of(trial: Trial, module: nn.Module) -> nn.Module | None:
     made = told if isinstance(told, nn.Module) else called(trial.case.model.own, told)
     made.load_state_dict(inner.state_dict())
     judge = trial.fresh(torch.float64)
-    judge.inner = made.to(torch.float64).to(trial.case.device)
+    judge.inner = in_dtype(made, torch.float64).to(trial.case.device)
     return judge
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from nsa_lib.contract.figures import name_of_largest
 from nsa_lib.worker.preflight.finding import Finding
 from nsa_lib.worker.preflight.own.numbers import LONGEST
 from nsa_lib.worker.preflight.own.precision import dtype_name, rounding, widest
-from nsa_lib.worker.preflight.own.trial import SHORT, Trial
+from nsa_lib.worker.preflight.own.trial import LENGTHS, SHORT, Trial
 
 CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64": 1e-9}
 """Change of a row that may not change, over the largest row. Most code keeps its bits; code that places rows by what
@@ -26,19 +27,29 @@ EDIT_ALL = 512
 """The longest sequence of which every token is edited in turn: that a row sees the next token shows in one edit."""
 
 EDITS = 8
-"""Random tokens of a longer one that are edited, beside the edges of likely blocks."""
+"""Random tokens of a longer one that are edited at least, beside the edges of likely blocks."""
+
+EDIT_S = 30.0
+"""Seconds in which as many more of its tokens are edited as there is time for, in a random order.
+
+That one row sees one token shows in no edit but those between the two, and no run tells of more than its own edit.
+"""
 
 COTANGENTS = 12
 """Rows of a sequence whose gradient must not reach a later token."""
 
 PADDING = 31
 
+BATCH = 3
+"""Sequences that are told apart where the run's own batch is one."""
+
 
 def future(trial: Trial) -> Finding:
     """Edit tokens: no row before may change. Send a gradient into a row: it may reach no later token.
 
     In the run's dtype, at two lengths, of two sequences; in the widest one, where less than a rounding shows; and a
-    short look at each layer that is made, for they need not be alike.
+    short look at each layer that is made, for they need not be alike. Beyond EDIT_ALL tokens as many as there is time
+    for are edited, and it is said how many.
     """
     limit, full = CHANGE_LIMIT[trial.case.dtype], trial.case.seq_len
     short = min(SHORT, full)
@@ -50,6 +61,8 @@ def future(trial: Trial) -> Finding:
     for layer in range(1, trial.case.model.layers if trial.case.model.brings != "model" else 1):
         found, _ = _looked_ahead(trial, trial.fresh(), short, [short // 2], cotangents=1)
         used |= {f"{name}, layer {layer}": (value, limit) for name, value in found.items()}
+    more = _more_edits(trial, module, full) if full > EDIT_ALL else {}
+    used |= {name: (value, limit) for name, value in more.items()}
     wide = widest(trial)
     if wide is not None:
         bound = min(CHANGE_LIMIT["float32"], LEAK_ROUNDINGS * rounding(trial, wide))
@@ -58,6 +71,7 @@ def future(trial: Trial) -> Finding:
         used |= {f"{name} in {dtype_name(wide)}": (value, bound) for name, value in found.items()}
     worst = name_of_largest({name: value / most for name, (value, most) in used.items()})
     detail = f"largest change of {worst}, over the largest row; {len(used)} edits and gradients"
+    detail += f"; of {full - 1} edits at the full length {len(more) + len(_edits(full))}" if more else ""
     if not moved:
         detail = "an edited token changed no row at all"
     value, most = used[worst]
@@ -75,22 +89,50 @@ def _looked_ahead(
             if not 0 < start < length:
                 continue
             after, _ = trial.run(module, trial.edited(given, start))
-            found[f"rows before token {start} of {length} when it is edited"] = change(before, after, slice(start))
+            found[_before_edited(start, length)] = change(before, after, slice(start))
             moved &= not torch.equal(before[:, start:], after[:, start:])
             trial.alive()
     found |= _backward(trial, module, given, cotangents)
     return found | _beyond_window(trial, module, given, before), moved
 
 
+def _more_edits(trial: Trial, module: nn.Module, length: int) -> dict[str, float]:
+    """Return what reaches rows of a long sequence that it may not reach, of edits that `_edits` has not.
+
+    Each of two sequences is edited at another token.
+    """
+    began, given, found = time.monotonic(), trial.input(2, length), {}
+    rest = sorted(set(range(1, length)) - set(_edits(length)))
+    random.Random(2).shuffle(rest)
+    with torch.no_grad():
+        before, _ = trial.run(module, given)
+        largest_row = before.double().norm(dim=-1).max()
+        for starts in zip(rest[::2], [*rest[1::2], *rest[:1]], strict=False):
+            if time.monotonic() - began > EDIT_S:
+                break
+            edited = torch.cat([trial.edited(given, start)[one : one + 1] for one, start in enumerate(starts)])
+            after, _ = trial.run(module, edited)
+            for one, start in enumerate(starts):
+                moved = (after[one, :start] - before[one, :start]).double().norm(dim=-1).max()
+                found[_before_edited(start, length)] = float(moved / largest_row)
+            trial.alive()
+    return found
+
+
+def _before_edited(token: int, length: int) -> str:
+    return f"rows before token {token} of {length} when it is edited"
+
+
 def others(trial: Trial) -> Finding:
     """Edit one sequence of a batch: no other one may change, nor one of a later call.
 
-    Pad to another length: rows before keep their values.
+    Cut to other lengths: rows before keep their values.
     """
-    module, limit = trial.fresh(), CHANGE_LIMIT[trial.case.dtype]
+    module, limit, full = trial.fresh(), CHANGE_LIMIT[trial.case.dtype], trial.case.seq_len
+    batch = trial.case.batch if trial.case.batch > 1 else BATCH
     found: dict[str, float] = {}
-    for length in sorted({min(SHORT, trial.case.seq_len), trial.case.seq_len}):
-        given = trial.input(3, length)
+    for length in sorted({min(SHORT, full), full}):
+        given = trial.input(batch, length)
         with torch.no_grad():
             before, _ = trial.run(module, given)
             for one in range(len(given)):
@@ -103,11 +145,16 @@ def others(trial: Trial) -> Finding:
                 )
             alone, _ = trial.run(module, given[1:2].clone())
             found[f"a sequence that stands alone, length {length}"] = _distance(alone, before[1:2])
-            shorter = max(1, length - PADDING)
-            cut, _ = trial.run(module, given[:, :shorter].clone())
-            found[f"rows before {PADDING} tokens of padding, length {length}"] = _distance(cut, before[:, :shorter])
+            for shorter in sorted({max(1, length - PADDING), *(n for n in LENGTHS if n < length)}):
+                cut, _ = trial.run(module, given[:, :shorter].clone())
+                found[f"rows before {length - shorter} tokens of padding, length {length}"] = change(
+                    before[:, :shorter], cut, slice(None)
+                )
             found[f"a call after one of other sequences, length {length}"] = _after_another(trial, given, before)
-        found[f"gradient of other sequences, length {length}"] = _gradient_of_others(trial, module, given)
+        for one in range(len(given)):
+            found[f"gradient of other sequences than {one}, length {length}"] = _gradient_of_others(
+                trial, module, given, one
+            )
         trial.alive()
     worst = name_of_largest(found)
     detail = f"largest change of {worst}; {len(found)} were looked at"
@@ -163,12 +210,13 @@ def _beyond_window(trial: Trial, module: nn.Module, given: Tensor, before: Tenso
     return found
 
 
-def _gradient_of_others(trial: Trial, module: nn.Module, given: Tensor) -> float:
+def _gradient_of_others(trial: Trial, module: nn.Module, given: Tensor, one: int) -> float:
     output, entered = trial.run(module, given)
     if entered is None or not output.requires_grad:
         return 0.0
-    output[0].float().square().sum().backward()
-    return 0.0 if entered.grad is None else _share(entered.grad[1:], entered.grad)
+    output[one].float().square().sum().backward()
+    rest = [other for other in range(len(given)) if other != one]
+    return 0.0 if entered.grad is None else _share(entered.grad[rest], entered.grad)
 
 
 def change(before: Tensor, after: Tensor, rows: slice) -> float:

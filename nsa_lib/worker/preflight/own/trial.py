@@ -21,10 +21,14 @@ from nsa_lib.subject.attention import ATTENTIONS
 from nsa_lib.subject.config import OWN
 from nsa_lib.subject.model import TinyLM, make_model
 from nsa_lib.subject.own.attention import OwnAttention
+from nsa_lib.subject.own.casting import in_dtype
 from nsa_lib.subject.own.model import OwnModel
 
 SHORT = 97
 """A length that is no multiple of anything."""
+
+LENGTHS = (1, 2, 3, 17, 64, 65, SHORT, 128, 129)
+"""Lengths that are tried: blocks of likely sizes that are full, and those that one token is left of."""
 
 Change = Callable[[Tensor], Tensor]
 """What is done to what enters: x, or the embedded tokens."""
@@ -49,6 +53,9 @@ class Trial(Protocol):
     def edited(self, given: Tensor, start: int, stop: int | None = None) -> Tensor:
         """Return an input with other rows from `start` to `stop`, or to the end."""
 
+    def vocabulary(self) -> Iterator[Tensor]:
+        """Yield inputs of one sequence in which every token of the vocabulary stands once; none for an attention."""
+
     def call(self, module: nn.Module, given: Tensor) -> Tensor:
         """Return the output of the very input that is given."""
 
@@ -70,7 +77,7 @@ class AttentionTrial:
         torch.manual_seed(self.case.seed)
         config = self.case.model
         made = OwnAttention(config.own) if config.attention == OWN else ATTENTIONS[config.attention](config)
-        return stirred(with_one_epsilon(made, self.dtype)).to(self.dtype).to(dtype or self.dtype).to(self.case.device)
+        return _placed(made, self, dtype)
 
     def input(self, batch: int, length: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(self.case.seed + seed)
@@ -82,11 +89,14 @@ class AttentionTrial:
         edited[:, start:stop] = EDIT_SIZE * self.input(*given.shape[:2], seed=1).to(given.dtype)[:, start:stop]
         return edited
 
+    def vocabulary(self) -> Iterator[Tensor]:
+        return iter(())
+
     def call(self, module: nn.Module, given: Tensor) -> Tensor:
         return module(given)
 
     def run(self, module: nn.Module, given: Tensor, change: Change = lambda x: x) -> tuple[Tensor, Tensor | None]:
-        x = change(given.to(next(module.parameters(), given).dtype)).detach().requires_grad_()
+        x = change(given.to(module.entered_by)).detach().requires_grad_()
         return module(x.clone()), x  # no leaf: the input of a layer is made by the one before
 
 
@@ -104,7 +114,7 @@ class ModelTrial:
     def fresh(self, dtype: torch.dtype | None = None) -> OwnModel:
         torch.manual_seed(self.case.seed)
         made = OwnModel(self.case.model.own)
-        return stirred(with_one_epsilon(made, self.dtype)).to(self.dtype).to(dtype or self.dtype).to(self.case.device)
+        return _placed(made, self, dtype)
 
     def input(self, batch: int, length: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(self.case.seed + seed)
@@ -114,6 +124,10 @@ class ModelTrial:
         edited = given.clone()
         edited[:, start:stop] = (edited[:, start:stop] + 1) % self.case.model.vocab
         return edited
+
+    def vocabulary(self) -> Iterator[Tensor]:
+        tokens = torch.arange(self.case.model.vocab, device=self.case.device)
+        yield from tokens[None].split(self.case.seq_len, dim=1)
 
     def call(self, module: nn.Module, given: Tensor) -> Tensor:
         return module.hidden(given)
@@ -141,6 +155,12 @@ def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _placed(made: nn.Module, trial: Trial, dtype: torch.dtype | None) -> nn.Module:
+    made = in_dtype(in_dtype(stirred(with_one_epsilon(made, trial.dtype)), trial.dtype), dtype or trial.dtype)
+    made.entered_by = dtype or trial.dtype  # what enters has it, whatever some parameters are kept in
+    return made.to(trial.case.device)
 
 
 def with_one_epsilon(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -181,7 +201,7 @@ def trained_model(case: CaseConfig, *, layers: int, vocab: int) -> TinyLM | OwnM
     torch.manual_seed(case.seed)
     config = case.model if case.model.brings == "model" else replace(case.model, layers=layers, vocab=vocab)
     made = make_model(config, grad_checkpointing=case.grad_checkpointing)
-    return made.to(getattr(torch, case.dtype)).to(case.device)
+    return in_dtype(made, getattr(torch, case.dtype)).to(case.device)
 
 
 def outcome(trial: Trial, module: nn.Module, given: Tensor, change: Change = lambda x: x) -> dict[str, Tensor]:
