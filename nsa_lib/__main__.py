@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import nbformat
+import yaml
 from papermill.iorw import read_yaml_file
 
 from nsa_lib.contract.files import write_text
@@ -141,7 +142,10 @@ def _from_files(paths: list[Path]) -> dict[str, object]:
     """Return the parameters of YAML files, a later one overruling those before it."""
     read = {}
     for path in paths:
-        content = read_yaml_file(str(path))
+        try:
+            content = read_yaml_file(str(path))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
         if content is not None and not isinstance(content, dict):
             raise ConfigError(f"{path}: accepts a flat YAML mapping of parameters")
         read |= content or {}
@@ -228,6 +232,9 @@ COMMANDS = {
 }  # fmt: skip
 
 if __name__ == "__main__":
+    if None in (sys.stdout, sys.stderr):  # nothing that is started would have a place to write to
+        print("python -m nsa_lib: stdout or stderr is closed; it may be /dev/null", file=sys.stderr)
+        sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal may know no sign but ASCII
     sys.exit(main())

@@ -1,6 +1,7 @@
 """The commands of the shell: what they print, their exit status, and refusals in one line."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,21 @@ def test_run_all_hands_over_files_in_their_order_and_values_as_text_and_its_stat
     files = ("-f", tmp_path / "a.yaml", "-f", tmp_path / "b.yaml")
     assert ask("run", "all", *files, "-p", "tag", "007")[0] == 130
     assert asked == [(({"steps": 90, "seed": 3}, {"tag": "007"}), {"reports": tmp_path / "reports"})]
+
+
+@pytest.mark.parametrize("content", [b"steps: [", b"steps: \xff\xfe"])
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(ask, tmp_path, content):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    status, out, err = ask("run", "smoke", "-f", tmp_path / "bad.yaml")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"{tmp_path / 'bad.yaml'}: no YAML: ")
+
+
+def test_a_closed_stdout_is_refused_in_one_line():
+    shell = f"exec >&-; exec {shlex.quote(sys.executable)} -m nsa_lib check smoke"
+    ended = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, check=False)
+    said = "python -m nsa_lib: stdout or stderr is closed; it may be /dev/null\n"
+    assert (ended.returncode, ended.stderr) == (2, said)
 
 
 # report

@@ -1,5 +1,6 @@
 """What every command prints on a terminal of 80 columns fits it; paths and commands alone stay whole."""
 
+import ast
 import subprocess
 import sys
 from contextlib import suppress
@@ -11,11 +12,19 @@ import pytest
 from nsa_lib import __main__ as commands
 from nsa_lib import selftest
 from nsa_lib.contract.lines import WIDTH
+from nsa_lib.report.tables import advice_table, gates_table
 from nsa_lib.runs import environment, papermill
-from nsa_lib.runs.environment import PROJECT
+from nsa_lib.runs.environment import PACKAGE, PROJECT, notebook_path
+from nsa_lib.workbook.capacity.figures import ranges_table
+from nsa_lib.workbook.fleet.figures import members_table, quarantine_table
 from nsa_lib.workbook.questions import QUESTIONS
+from nsa_lib.workbook.several_gpus.figures import link_table, memory_table, ranks_table
+from nsa_lib.workbook.several_gpus.measures import link_rows, memory_rows, rank_rows
 from tests.made_runs import Templates, day, edit, untaught_smoke
 from tests.samples import sample_notebook
+from tests.workbook.capacity.sweeps import made_sweep
+from tests.workbook.fleet.made import fleet, saved
+from tests.workbook.several_gpus.made import healthy as ranks_made
 
 FACTS = {"torch": "2.13.0", "cuda_usable": False, "cuda_problem": "torch 2.13.0 is a build without CUDA"}
 
@@ -123,6 +132,48 @@ def test_selftest(printed, monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "TRIALS", selftest.TRIALS[:2])
     lines = printed("selftest")
     assert [line[0] for line in lines if not line.startswith(" ")][:2] == ["✔", "✘"]
+    assert too_wide(lines) == []
+
+
+PRINTED_WHOLE = ("bring_your_own/story.py", "workbook/prolog.py")
+"""What prints the source of a file, and a line of JSON."""
+
+
+def test_whatever_a_notebook_prints_while_it_runs_is_folded():
+    sources = {str(path): path.read_text() for room in ROOMS_OF_A_KERNEL for path in (PACKAGE / room).rglob("*.py")}
+    for name in QUESTIONS:
+        cells = nbformat.read(notebook_path(name), as_version=4).cells
+        sources[name] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    printed = {(name, call) for name, source in sources.items() for call in prints(source)}
+    assert len(printed) > 5
+    whole = {name for name, call in printed if "folded" not in call}
+    assert all(name.endswith(PRINTED_WHOLE) for name in whole), whole
+
+
+ROOMS_OF_A_KERNEL = ("runs", "report", "workbook")
+
+
+def prints(source):
+    """Return the calls of print in a source."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def test_tables_of_several_gpus_a_fleet_and_a_capacity(tmp_path):
+    several, broken = ranks_made(), saved(fleet(12, m3={"fingerprint": "b" * 64}, m7={"step_ms": 150.0}), tmp_path)
+    sweep = made_sweep("seq_len", (2048, 4096), (20_000.0, 10_000.0), (400.0, 500.0))
+    shown = [
+        ranks_table(rank_rows(several)),
+        memory_table(memory_rows(several)),
+        link_table(link_rows(several)),
+        quarantine_table(broken),
+        members_table(broken),
+        ranges_table(sweep),
+    ]
+    for made in (several, broken):
+        shown += [gates_table(made.summary["gates"]), advice_table(made.summary["advice"])]
+    lines = [line for one in shown for line in repr(one).splitlines()]
+    assert len(lines) > 50
     assert too_wide(lines) == []
 
 

@@ -34,8 +34,8 @@ def written(value: object) -> str:
 
 
 COUNTED = (
-    "calls", "cases", "checks", "contestants", "contradictions", "differences", "findings", "layers", "operators",
-    "pairs", "ranks", "rows", "runs", "stale runs", "steps",
+    "calls", "cases", "checks", "contestants", "contradictions", "differences", "findings", "healthy members", "layers",
+    "members", "operators", "pairs", "parameters", "ranks", "rows", "runs", "stale runs", "steps", "tensors",
 )  # fmt: skip
 """Units that count: of one they are in the singular."""
 

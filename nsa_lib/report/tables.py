@@ -69,12 +69,18 @@ def _figure(value: object, unit: str) -> Cell:
     return Cell(format_value(value, unit), numeric=True, breaks=isinstance(value, str))
 
 
+MOST_PERCENT = 9_999
+"""Margin from which on its digits say nothing: a limit may be a rounding of 1e-11."""
+
+
 def _percentage(margin: object, limit: object) -> str:
     """Return a margin as a signed percentage of its limit, or "–" where there is nothing to divide by."""
     finite = all(isinstance(value, numbers.Real) and math.isfinite(value) for value in (margin, limit))
     if not finite or not limit:
         return "–"
     share = 100 * margin / abs(limit)
+    if abs(share) > MOST_PERCENT:
+        return f"beyond {math.copysign(MOST_PERCENT, share):+,.0f} %"
     return f"{share:+,.{1 if abs(share) < 100 else 0}f} %"
 
 

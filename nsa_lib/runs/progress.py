@@ -50,6 +50,7 @@ class Progress:
         self._shown_at = 0.0
         self._printed_at = time.monotonic()
         self._told = ""
+        self._at, self._since = ("", 0), 0.0
 
     def tell(self, notice: str) -> None:
         """Print what a user should know now, once for as long as it is the same."""
@@ -98,8 +99,16 @@ class Progress:
         if phase == "judge":
             words += ", now judged"
         elif step_s is not None:
-            words += f", {step_time(1000 * step_s)} a step, {duration((total - step) * step_s)} to go"
+            words += f", {step_time(1000 * step_s)} a step, {self._left(case_id, step, (total - step) * step_s)}"
         return words
+
+    def _left(self, case_id: str, step: int, seconds: float) -> str:
+        """Return what is left of a case, or for how long its step has taken if that is more: checks are not alike."""
+        now = time.monotonic()
+        if self._at != (case_id, step):
+            self._at, self._since = (case_id, step), now
+        waited = now - self._since
+        return f"{duration(seconds)} to go" if waited <= seconds else f"the next for {duration(waited)}"
 
     def _figures(self, loss: float | None, memory_mib: Sequence[float], reserved_mib: float | None) -> str:
         words = "" if loss is None else f", loss {loss:.3f}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from nsa_lib.contract.lines import folded
 from nsa_lib.runs import environment
 from nsa_lib.runs.earlier import forget_earlier
 from nsa_lib.runs.folder import stamp
@@ -147,9 +148,10 @@ def _slurm(read: Mapping[str, Read], task: Task) -> int:
         asked = {name: read[name] for name in ("nodes", "gpus_per_node", "partition", "time_min")}
         job = slurm.submit(task, **asked, ask_for_gpus=read["profile"] != "laptop")
         note_start(folder, earlier)
-        print(f"submitted job {job['job_id']} of {job['members']} members", flush=True)
+        print(folded(f"submitted job {job['job_id']} of {job['members']} members"), flush=True)
     else:
-        print(f"job {job['job_id']} of this fleet was found; a new name starts a new one", flush=True)
+        said = f"job {job['job_id']} of this fleet was found; a new name starts a new one"
+        print(folded(said), flush=True)
     state = FleetState(folder, int(job["members"]))
     with StopButton() as stop:
         slurm.wait(job, stop=stop, tell=state.show)

@@ -228,3 +228,14 @@ def test_the_smoke_does_not_say_that_it_gives_no_verdict():
     for path in FOLDER.glob("*.ipynb"):
         said = json.loads(path.read_text())["metadata"].get("nsa")
         assert said == (None if QUESTIONS[path.stem].judging else {"verdict": False})
+
+
+def test_of_many_reasons_a_reader_sees_eight_and_opens_the_others():
+    reasons = [f"gate_{place} did not run: {PAYLOAD}" for place in range(31)]
+    html = export(sample_notebook("INCOMPLETE", reasons=reasons))
+    banner = html[html.index('class="nsa-why"') : html.index("</section>")]
+    shown, folded = banner.split("<details><summary>23 more</summary>")
+    assert (shown.count("<li>"), folded.count("<li>")) == (8, 23)
+    assert "<script" not in banner
+    eight = export(sample_notebook("INCOMPLETE", reasons=reasons[:8]))
+    assert "more</summary>" not in eight[eight.index('class="nsa-why"') : eight.index("</section>")]

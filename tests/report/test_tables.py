@@ -10,6 +10,7 @@ from nsa_lib.report.tables import (
     advice_table,
     cases_table,
     format_value,
+    gate_row,
     gates_table,
     parameters_table,
 )
@@ -105,3 +106,9 @@ def test_the_machine_of_a_run_is_told_with_its_folder_and_the_command_that_repea
     said = machine_table(run)._repr_html_()
     for fact in ("NVIDIA H200", "smoke-1", str(tmp_path), "papermill -p steps 3"):
         assert fact in said
+
+
+def test_a_margin_of_many_times_a_tiny_limit_is_said_without_its_digits():
+    gate = {**GATES[0], "measured": 0.122, "limit": 8.71e-12, "margin": -0.122}
+    assert gate_row(gate)[4].text == "beyond -9,999 %"
+    assert gate_row({**gate, "limit": 1.0})[4].text == "-12.2 %"

@@ -106,6 +106,16 @@ def test_a_first_check_that_takes_long_says_how_many_there_are(screen):
     assert screen.displays[0]["text/plain"] == "own: step 0 of 11"
 
 
+def test_a_step_that_takes_longer_than_all_that_is_left_is_told_by_its_own_time(screen, clock):
+    run = Progress({"own_copying": 2})
+    told = []
+    for _ in range(3):
+        run.show("own_copying", 1, 1.2, [], phase="step")
+        told.append((screen.updates or screen.displays)[-1]["text/plain"].rpartition(", ")[2])
+        clock[0] += 60
+    assert told == ["1 s to go", "the next for 1 min 0 s", "the next for 2 min 0 s"]
+
+
 def test_before_the_first_step_it_tells_the_phase(screen):
     Progress({"training": 100}).show("training", 0, None, [], phase="build")
     assert screen.displays[0]["text/plain"] == "training: build"

@@ -54,7 +54,7 @@ def memory_trend(steps: pd.DataFrame, *, limit_mib: float | None = None, simulat
         figure.add_traces(trace(steps, column, name, colour, "%{y:,.1f} MiB", dash=dash))
     step_axis(figure, steps)
     low, high = memory_range(values, limit_mib)
-    figure.update_yaxes(range=[low, high], title_text="MiB" if low == 0 else f"MiB (axis starts at {low:,.0f})")
+    figure.update_yaxes(range=[low, high], title_text="MiB" if low == 0 else f"MiB (axis starts at {short(low, 2)})")
     if limit_mib is not None and limit_mib <= high:
         mark(figure.add_hline, limit_mib, f"limit {limit_mib:,.0f} MiB", GREY, dash="solid")
     return figure.of_gates("peak_reserved", "memory_order", "trend_peak_alloc", "trend_reserved")

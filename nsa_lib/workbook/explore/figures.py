@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from nsa_lib.contract.figures import written
 from nsa_lib.report.charts.chart import (
     BLUE,
     MOST_POINTS,
@@ -88,7 +89,7 @@ def zoom(run: Recorded, column: str, *, steps: tuple[int, int], case_id: str | N
     if not values.size:
         there = f"the case has {own['step'].min():,} to {own['step'].max():,}" if len(own) else "no steps recorded"
         return nothing(title, column, there)
-    facts = f"case {case_id}, {len(shown):,} of {len(own):,} steps; {values.min():,.6g} to {values.max():,.6g}"
+    facts = f"case {case_id}, {len(shown):,} of {len(own):,} steps; {written(values.min())} to {written(values.max())}"
     figure = empty_chart(title, column, facts, legend=False)
     figure.add_trace(line(shown, column, column, BLUE, "%{y:,.6g}"))
     step_axis(figure, shown)

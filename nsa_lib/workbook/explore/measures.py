@@ -75,7 +75,7 @@ def overview(run: Run) -> dict[str, object]:
         "verdict": run.verdict,
         "headline": run.summary["headline"],
         "reasons": "; ".join(run.summary["reasons"]) or None,
-        "made at (UTC)": run.info["created"],
+        "made at (UTC)": str(run.info["created"])[:19].replace("T", " "),
         "machine": machine_name(run.info),
         "torch": facts.get("torch"),
         "git commit": facts.get("git_commit"),

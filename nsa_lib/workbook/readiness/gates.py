@@ -117,7 +117,10 @@ def _why_missing(run: Recorded, notebook: str) -> str:
     left_out = [one for one in run.info["left_out"] if one["notebook"] == notebook]
     if not left_out:
         return f"no run of {notebook}"
-    return f"no run of {notebook} that counts; " + "; ".join(f"{one['run_id']}: {one['reason']}" for one in left_out)
+    told = [one for one in left_out if one["kind"] != "custom"] or left_out[:1]  # what makes a run custom is long
+    more = len(left_out) - len(told)
+    said = [f"{one['run_id']}: {one['reason']}" for one in told] + [f"{more:,} more custom"] * bool(more)
+    return f"no run of {notebook} that counts; {'; '.join(said)}"
 
 
 def _short(value: object) -> str:

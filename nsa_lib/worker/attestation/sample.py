@@ -43,7 +43,7 @@ class Sample:
         if not self.layers:
             return f"the train step alone, {self.batch * self.length:,} rows, length {self.length:,}"
         which, every = ", ".join(str(i + 1) for i in self.layers), self.asked.layers
-        layers = f"all {every} layers" if len(self.layers) == every else f"layers {which} of {every}"
+        layers = f"all {every} layers" if 1 < len(self.layers) == every else f"layers {which} of {every}"
         rows = len(self.positions) * self.batch
         of = f"{rows:,} of {self.batch * self.length:,} rows"
         said = f"{layers}, {of}, length {self.length:,}"
