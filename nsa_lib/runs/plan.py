@@ -260,7 +260,7 @@ def require_judgeable(cases: Sequence[CaseConfig]) -> None:
 
 
 def _require_data(case: CaseConfig) -> None:
-    """Raise ConfigError if the text file that a case reads is not there or too short."""
+    """Raise ConfigError if the text file that a case reads is not there, too short, or tells nothing."""
     if case.data == "synthetic":
         return
     path = Path(case.data)
@@ -268,6 +268,18 @@ def _require_data(case: CaseConfig) -> None:
         raise ConfigError(f"data={case.data}: no such file; accepts synthetic or the path of a text file")
     if path.stat().st_size <= case.seq_len:
         raise ConfigError(f"data={case.data}: {path.stat().st_size} bytes, a sequence needs {case.seq_len + 1}")
+    if _is_one_byte(path):
+        raise ConfigError(
+            f"data={case.data}: the same byte throughout; whatever attention reads is the same, so that its keys would "
+            "have no gradient; accepts a text of two different bytes or more"
+        )
+
+
+def _is_one_byte(path: Path) -> bool:
+    """Return whether a file, not empty, holds the same byte throughout. It is read up to the first other one."""
+    with path.open("rb") as text:
+        first = text.read(1)
+        return not any(part.strip(first) for part in iter(lambda: text.read(2**20), b""))
 
 
 def _require_choices(case: CaseConfig) -> None:

@@ -174,6 +174,14 @@ def test_a_text_shorter_than_a_sequence_is_refused(ask, tmp_path):
         ask(data=str(tmp_path / "short.txt"))
 
 
+def test_a_text_of_one_byte_is_refused(ask, tmp_path):
+    (tmp_path / "same.txt").write_text("x" * (2**20 + 513))
+    with pytest.raises(ConfigError, match="the same byte throughout"):
+        ask(data=str(tmp_path / "same.txt"), vocab=256)
+    (tmp_path / "two.txt").write_text("x" * 2**20 + "y")
+    assert ask(data=str(tmp_path / "two.txt"), vocab=256)
+
+
 def test_a_full_disk_is_refused(ask, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     with pytest.raises(ConfigError, match="1 MiB free on its disk, a run needs 64"):
