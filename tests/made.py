@@ -94,6 +94,7 @@ def seen(asked):
         inner = list(range(2, min(12, asked["steps"])))
         facts["replay"] = {
             "steps": inner,
+            "followed": asked["steps"] if asked["work"] == "train" else 0,
             "same_bits": True,
             "wrong": {},
             "judged": {"step": 2, "wrong": wrong} if inner else None,
@@ -107,8 +108,8 @@ def seen(asked):
         facts["fresh_tokens"] = {
             "losses": [6.5] * 3,
             "guess": 6.2,
-            "tokens": 512,
-            "changes": {"65": 0.0},
+            "tokens": asked["batch"] * asked["seq_len"],
+            "changes": {"65": 0.0, str(asked["seq_len"] - 1): 0.0},
             "unseen": [],
             "others": 0.0,
         }
@@ -138,7 +139,7 @@ def covered(layers):
     """Return what an honest judge compares of a step: in each layer, and the loss."""
     inside = [(area, part, layer + 1) for area, part in EVERY_LAYER.items() for layer in range(layers)]
     rows = [*inside, ("train_step", "loss", None)]
-    return [{"area": area, "part": part, "layer": layer, "why_not": None} for area, part, layer in rows]
+    return [{"area": area, "part": part, "layer": layer, "why_not": None, "rows": 2**20} for area, part, layer in rows]
 
 
 def routed(run, case_id, *routes):

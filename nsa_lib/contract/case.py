@@ -51,6 +51,12 @@ JUDGED_STEPS = WARMUP_STEPS + TREND_WINDOW
 WINDOW_STEPS = 1
 """Steps in each of the two windows that a case counts; one is enough, since counts repeat exactly."""
 
+REPLAYED_STEPS = 10
+"""Steps of an attested case that are taken again, if it has so many between its first and its last."""
+
+FRESH_STEPS = 3
+"""Steps on fresh tokens that a trained model is shown."""
+
 SNAPSHOT_STEPS = 5
 """Steps of a snapshot: two until steps allocate alike, one that is recorded, two that are traced."""
 

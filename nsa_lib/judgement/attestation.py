@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nsa_lib.contract.case import GRAPH
+from nsa_lib.contract.case import GRAPH, REPLAYED_STEPS
 from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.gate import FAIL, NOT_RUN, PASS, GateResult, unless_cut_short
 from nsa_lib.runs.recorded import Recorded
@@ -30,6 +30,9 @@ OF_EACH_LAYER = {"attention": "output", "choice": "choice", "blocks": "block"}
 """What of an area every layer has: it must have been compared in FEWEST_LAYERS of them, if there are so many."""
 
 FEWEST_LAYERS = 2
+
+FEWEST_ROWS = 128
+"""Rows of each sequence that are compared of it, where it has so many."""
 
 FEWEST_STEPS = 3
 """Steps that are recorded of a case, if it has so many: the first, one on the way, the last."""
@@ -89,9 +92,12 @@ def replay_gate(run: Recorded, case_id: str, suffix: str = "") -> GateResult:
     if wrong:
         more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong[:SHOWN]) + more)
-    steps = found["steps"]
-    if not steps and case["asked"]["steps"] >= FEWEST_STEPS:
-        return replace(gate, detail="no step was taken again")
+    steps, due = found["steps"], max(0, min(REPLAYED_STEPS, case["asked"]["steps"] - 2))
+    if len(steps) < due:
+        return replace(gate, detail=f"{counted(len(steps), 'step')} taken again, {due} are due")
+    updates = case["asked"]["steps"] if case["asked"]["work"] == "train" else 0
+    if found.get("followed", 0) != updates:
+        return replace(gate, detail=f"{counted(found.get('followed', 0), 'update')} followed, {updates:,} are due")
     detail = "every step was recorded"
     if steps:
         same = "losses and gradient norms agree within what sums of another order may change"
@@ -130,9 +136,14 @@ def _too_few(rows: Sequence[Mapping], area: str, asked: Mapping) -> list[str]:
     if area not in OF_EACH_LAYER:
         return [] if compared else ["nothing of it was compared"]
     part, wanted = OF_EACH_LAYER[area], min(FEWEST_LAYERS, asked["model"]["layers"])
-    layers = {row["layer"] for row in compared if row["part"] == part}
-    few = f"{part}: compared in {counted(len(layers), 'layer')}, in {wanted} is asked"
-    return [] if len(layers) >= wanted else [few]
+    compared = [row for row in compared if row["part"] == part]
+    layers = {row["layer"] for row in compared}
+    if len(layers) < wanted:
+        return [f"{part}: compared in {counted(len(layers), 'layer')}, in {wanted} is asked"]
+    if area == "blocks":
+        return []
+    rows, due = min(row.get("rows") or 0 for row in compared), asked["batch"] * min(FEWEST_ROWS, asked["seq_len"])
+    return [] if rows >= due else [f"{part}: compared in {counted(rows, 'row')} of a layer, in {due} is asked"]
 
 
 def _named(row: Mapping) -> str:

@@ -21,6 +21,13 @@ from nsa_lib.runs.request import Request
 from nsa_lib.runs.sums import SUMS
 from nsa_lib.subject.config import ConfigError
 
+AS_ASKED = (
+    "layers", "dim", "heads", "groups", "d_k", "d_v", "l", "d", "l_sel", "n_sel", "w", "phi", "vocab", "seq_len",
+    "batch", "steps", "dtype", "grad_checkpointing", "compile", "lr", "seed", "device", "alloc_conf",
+    "device_budget_gib", "fault",
+)  # fmt: skip
+"""Parameters that cases have under the same names, one of them at least with the same value."""
+
 SHOWN = 3
 """Contradictions that the gate's detail names."""
 
@@ -28,7 +35,7 @@ SHOWN = 3
 def evidence_gate(run: Recorded, request: Request) -> GateResult:
     """Judge that nothing that was recorded contradicts anything else that was."""
     gate = GateResult("evidence", True, NOT_RUN, limit=0, unit="contradictions")
-    found = [*run.changed, *_of_cases(run), *_of_plan(run, request), *_of_time(run)]
+    found = [*run.changed, *_of_cases(run), *_of_plan(run, request), *_of_parameters(run), *_of_time(run)]
     if found:
         more = f"; {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return replace(gate, measured=len(found), detail="; ".join(found[:SHOWN]) + more)
@@ -56,6 +63,22 @@ def _of_cases(run: Recorded) -> Iterator[str]:
             told, here = facts.get(name), origin.get(name)
             if here is not None and told != here:
                 yield f"{case_id}: {name} {here}, in run.json {told}"
+
+
+def _of_parameters(run: Recorded) -> Iterator[str]:
+    """Yield the parameters whose value no case has.
+
+    They are read here by their names: the code that makes cases of them would agree with itself.
+    """
+    asked = [case["asked"] for case in run.each_case() if case["asked"] is not None]
+    cases = [{**(case["model"].get("nsa") or {}), **case["model"], **case} for case in asked]
+    for row in run.info["parameters"]:
+        name, value = row["name"], row["value"]
+        told = [case[name] for case in cases if name in case]
+        # A notebook may take more steps than it counts.
+        is_there = max(told, default=value) >= value if name == "steps" else value in told
+        if name in AS_ASKED and told and not is_there:
+            yield f"{name}={value} is in run.json, no case has it"
 
 
 def _of_plan(run: Recorded, request: Request) -> Iterator[str]:

@@ -80,7 +80,7 @@ def growth_gate(name: str, case: Mapping[str, object] | None, steps: pd.DataFram
     if not windows:
         return replace(gate, detail="no two windows of steps were counted")
     early, late = ({op: row["count"] for op, row in windows[when].items()} for when in ("early", "late"))
-    if why := _contradiction({"early": early, "late": late}, steps):
+    if why := _miscounted(case["meter"]) or _contradiction({"early": early, "late": late}, steps):
         return replace(gate, detail=why)
     growth = operator_growth(early, late, steps=WINDOW_STEPS)
     calls, later = (f"{sum(counts.values()):,}" for counts in (early, late))
@@ -89,6 +89,14 @@ def growth_gate(name: str, case: Mapping[str, object] | None, steps: pd.DataFram
         detail += f"; grew: {', '.join(growth.grown)}"
     outcome = FAIL if growth.has_grown else PASS
     return replace(gate, outcome=outcome, measured=len(growth.grown), detail=detail)
+
+
+def _miscounted(meter: Mapping[str, object] | None) -> str:
+    """Return how many calls whose number was known the meter of a case did not count so, or ""."""
+    calls = (meter or {}).get("calls")  # a profiler counts where no meter does
+    if calls is None or meter["counted"] == calls:
+        return ""
+    return f"of {calls:,} calls whose number was known {meter['counted']:,} were counted"
 
 
 def _contradiction(windows: Mapping[str, Mapping[str, int]], steps: pd.DataFrame) -> str:

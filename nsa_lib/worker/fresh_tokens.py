@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import torch
 
-from nsa_lib.contract.case import CaseConfig
+from nsa_lib.contract.case import FRESH_STEPS, CaseConfig
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
 
-STEPS = 3
 EDITS = 6
 
 
@@ -42,7 +41,7 @@ def fresh_tokens(
     generator = torch.Generator().manual_seed(case.seed + 1)
     shape, vocab = (case.batch, case.seq_len + 1), case.model.vocab
     losses = []
-    for _ in range(STEPS):
+    for _ in range(FRESH_STEPS):
         tokens = torch.randint(vocab, shape, generator=generator).to(case.device)
         losses.append(step(tokens).loss.item())
         alive()
@@ -50,7 +49,7 @@ def fresh_tokens(
     return {
         "losses": losses,
         "guess": math.log(vocab),
-        "tokens": case.batch * case.seq_len,
+        "tokens": tokens[:, :-1].numel(),
         "changes": {str(at): before for at, (before, _) in edits.items()},
         "unseen": [at for at, (_, behind) in edits.items() if behind == 0],
         "others": _change_of_others(model, tokens[:, :-1], case),

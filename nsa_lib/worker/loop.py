@@ -30,8 +30,9 @@ from nsa_lib.worker.devices import DEVICES
 from nsa_lib.worker.fingerprint import FingerprintRecorder, write_fingerprint
 from nsa_lib.worker.fresh_tokens import fresh_tokens
 from nsa_lib.worker.graphed import GraphedStep
-from nsa_lib.worker.memory import CpuMeter, CudaMeter, meter_check
+from nsa_lib.worker.memory import CpuMeter, CudaMeter
 from nsa_lib.worker.memory_snapshot import run_snapshot
+from nsa_lib.worker.meter_check import meter_check
 from nsa_lib.worker.origin import origin
 from nsa_lib.worker.phases import in_order
 from nsa_lib.worker.planted_nan import planted_nan

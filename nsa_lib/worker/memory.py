@@ -11,7 +11,7 @@ code, scratch inside one operator, sparse tensors, and the new size of a storage
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from unittest.mock import patch
@@ -19,16 +19,12 @@ from unittest.mock import patch
 import torch
 
 from nsa_lib.contract.allocator import MIB, UNBOUNDED
-from nsa_lib.subject import training
 from nsa_lib.worker.allocator import AllocatorSimulation, Block
 from nsa_lib.worker.process import started_with
 from nsa_lib.worker.storages import StorageTracker
 
 RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 """What resets the peaks in the end, by whatever function of torch it is asked for. Private, but there is no other."""
-
-METER_CHECK = {0.5: 2**19, 16.0: 2**24}
-"""What is held to check a meter: MiB, and as many bytes in figures, so that no constant of ours is on both sides."""
 
 
 class _StepPeaks:
@@ -229,31 +225,3 @@ def _setting_that_torch_read() -> dict[str, object]:
 
 def _mib(stats: Mapping, counter: str, figure: str) -> float:
     return stats[counter]["all"][figure] / MIB
-
-
-def meter_check(meter: CudaMeter | CpuMeter, device: str, *, is_bounded: bool = False) -> dict[str, float]:
-    """Hold something of a known size for a while in each phase, and return what the meter says of it.
-
-    Where memory `is_bounded`, as on an emulated device, the smallest size alone: a run may have left no room for more.
-
-    Returns:
-        `held_mib`; `read_mib`: what its peaks, of the step and of that phase, rise by. Where they are off the most, of
-        the sizes in METER_CHECK. `reserved_mib`: the peak of what is reserved meanwhile.
-    """
-    sizes = [min(METER_CHECK)] if is_bounded else METER_CHECK
-    found = [(held_mib, read_mib) for held_mib in sizes for read_mib in _rises(meter, device, held_mib)]
-    held_mib, read_mib = max(found, key=lambda pair: abs(pair[1] / pair[0] - 1))
-    return {"held_mib": held_mib, "read_mib": read_mib, "reserved_mib": meter.read()["peak_reserved_mib"]}
-
-
-def _rises(meter: CudaMeter | CpuMeter, device: str, held_mib: float) -> Iterator[float]:
-    for holding in training.PHASES:
-        meter.begin_step()
-        before_mib = meter.read()["peak_alloc_mib"]
-        for phase in training.PHASES:
-            if phase == holding:
-                held = torch.empty(METER_CHECK[held_mib], dtype=torch.uint8, device=device)
-                del held
-            meter.mark(phase)
-        read = meter.read()
-        yield from (read[name] - before_mib for name in ("peak_alloc_mib", f"peak_alloc_{holding}_mib"))

@@ -2,13 +2,17 @@
 
 import json
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
 
 from nsa_lib.contract.case import CaseConfig
 from nsa_lib.contract.origin import MACHINE
+from nsa_lib.judgement.evidence import _of_parameters
+from nsa_lib.subject.config import PLAIN_BACKENDS
+from nsa_lib.workbook.questions import QUESTIONS
 from nsa_lib.workbook.run import judged_run
-from tests.made import sealed
+from tests.made import resolved, sealed
 from tests.made_runs import day, edit, set_fact, set_parameter
 
 
@@ -55,6 +59,33 @@ def test_a_case_that_was_merely_written_anew_is_not_either(smoke):
     path = smoke / "cases" / "training" / "case.json"
     path.write_text(CaseConfig.from_json(path.read_text()).to_json() + "\n")
     assert "training: its case.json is not the one" in said(smoke)
+
+
+def planned(notebook, profile):
+    """What a notebook plans on its defaults, as the gate reads it of a run."""
+    values = resolved(notebook, {}, profile=profile)
+    cases = QUESTIONS[notebook].request.cases(values, PLAIN_BACKENDS)
+    rows = [{"name": name, "value": json.loads(json.dumps(value.value))} for name, value in values.items()]
+    asked = [{"asked": json.loads(case.to_json())} for case in cases]
+    return SimpleNamespace(info={"parameters": rows}, each_case=lambda: iter(asked))
+
+
+NOTEBOOKS = [(name, profile) for name, q in QUESTIONS.items() if q.request.cases for profile in q.request.profiles]
+
+
+@pytest.mark.parametrize(("notebook", "profile"), NOTEBOOKS)
+def test_every_parameter_is_that_of_a_case(notebook, profile):
+    assert list(_of_parameters(planned(notebook, profile))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seq_len", 256), ("lr", 1.0), ("dtype", "float16"), ("steps", 101), ("w", 1)]
+)
+def test_a_parameter_that_no_case_has_is_named(name, value):
+    """So it is if whatever makes cases of parameters halves one, and would again."""
+    run = planned("smoke", "laptop")
+    next(row for row in run.info["parameters"] if row["name"] == name)["value"] = value
+    assert list(_of_parameters(run)) == [f"{name}={value} is in run.json, no case has it"]
 
 
 def test_parameters_that_were_edited_are_not_those_of_the_cases(smoke):

@@ -96,6 +96,20 @@ def test_without_both_fingerprints_nothing_is_judged(case_id):
     assert case_id in gate.detail
 
 
+def test_fewer_steps_than_were_to_be_taken_again_are_not_judged():
+    again = healthy("laptop").case("hot")["fingerprint"]
+    gate = same_bits(with_case(healthy("laptop"), "hot", fingerprint={**again, "losses": again["losses"][:1]}))
+    assert (gate.outcome, gate.detail) == (NOT_RUN, "1 step taken again, 3 are due")
+
+
+def test_hashes_that_are_all_one_say_nothing():
+    found = healthy("laptop").case("training")["fingerprint"]
+    layers = {"0": {"output": "0", "choice": "0", "gradients": "0"}}
+    same = {**found, "steps": {step: {"layers": layers, "parameters": "0"} for step in found["steps"]}}
+    run = with_case(with_case(healthy("laptop"), "training", fingerprint=same), "hot", fingerprint=same)
+    assert same_bits(run).outcome == NOT_RUN
+
+
 @pytest.fixture
 def kept(tmp_path):
     """A healthy smoke's fingerprint, kept."""

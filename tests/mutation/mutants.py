@@ -7,6 +7,7 @@ notebook (`trial`). `make selftest` runs them beside the seeded faults.
 
 from __future__ import annotations
 
+from tests.mutation.blind_spots import BLIND_SPOTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.of_ranks import OF_THE_RANKS
 
@@ -284,5 +285,6 @@ MUTANTS = (
     *OF_THE_ATTENTION, *OF_THE_MODEL, *OF_THE_TRAINING, *OF_THE_INSTRUMENT,
     *ONLY_WHERE_NOBODY_LOOKS, *BETWEEN_THE_LAYERS, *OF_THE_UPDATE, *OF_AN_ATTACK, *ATTACKED_AGAIN,
     *OF_THE_EVIDENCE,
+    *BLIND_SPOTS,
     *OF_THE_RANKS,
 )  # fmt: skip

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-import pandas as pd
-
-from nsa_lib.contract.case import WARMUP_STEPS
+from nsa_lib.contract.case import FRESH_STEPS, WARMUP_STEPS
 from nsa_lib.contract.figures import counted
 from nsa_lib.judgement.allocator import allocator_gate
 from nsa_lib.judgement.attestation import AREAS, attested_gate, executed_gate, recomputation_gate, replay_gate
@@ -28,6 +27,7 @@ from nsa_lib.judgement.gate import (
     steps_gate,
     unless_cut_short,
 )
+from nsa_lib.judgement.memory_order import memory_order_gate
 from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.judgement.prediction import prediction_advice
 from nsa_lib.judgement.selection import selection_advice
@@ -51,12 +51,6 @@ FRESH_NOISE_PERCENT = 3.0
 ROW_CHANGE_LIMIT = {"bfloat16": 0.05, "float16": 0.02, "float32": 1e-4, "float64": 1e-9}
 """Change of a row before an edited token, over the largest row. `packed` and `fused` place queries by what others
 chose, so their sums may be rounded otherwise, and a near tie may choose another block."""
-
-SMALLEST_SEGMENT_MIB = 2
-"""What an allocator reserves is a multiple of it, whatever its setting: a figure that is not was never reserved."""
-
-METER_ERROR = 0.01
-"""By how much a meter may misread what is held: its units are 512 bytes."""
 
 SLACK_PERCENT = 30
 """Allocator slack, (reserved - active) / reserved, from which advice is given."""
@@ -159,13 +153,24 @@ def future_gate(run: Recorded) -> GateResult:
         wrong.append(f"one sequence of the batch changes the others by {found['others']}")
     if wrong:
         return replace(gate, outcome=FAIL, measured=len(wrong), detail="; ".join(wrong))
-    if not found["losses"] or not found["changes"]:
-        return replace(gate, detail="no fresh step was taken, or no token edited")
+    if why := _too_little_shown(found, run.parameter("batch"), run.parameter("seq_len")):
+        return replace(gate, detail=why)
     detail = (
         f"lowest loss of {len(found['losses'])} steps on fresh tokens {lowest:.3f}, a guess is {found['guess']:.3f}; "
         f"edits at {', '.join(found['changes'])} change no row before"
     )
     return unless_cut_short(replace(gate, outcome=PASS, measured=0, detail=detail), run.case("training"))
+
+
+def _too_little_shown(found: Mapping, batch: int, seq_len: int) -> str:
+    """Return what of fresh tokens was not shown that is due, or ""."""
+    if len(found["losses"]) < FRESH_STEPS:
+        return f"{counted(len(found['losses']), 'step')} on fresh tokens, {FRESH_STEPS} are due"
+    if found["tokens"] != batch * seq_len:
+        return f"a step on {found['tokens']:,} fresh tokens, {batch * seq_len:,} are due"
+    if str(seq_len - 1) not in found["changes"]:
+        return "the last token was not edited"
+    return ""
 
 
 def reserved_gates(run: Recorded) -> list[GateResult]:
@@ -195,29 +200,6 @@ def _reserved_gate(run: Recorded, gate: GateResult, fail_mib: float) -> GateResu
     margin = round(gate.limit - peak, 1)
     gate = replace(gate, outcome=outcome, measured=round(peak, 1), margin=margin, detail=detail)
     return unless_cut_short(gate, run.case("training"))
-
-
-def memory_order_gate(run: Recorded) -> GateResult:
-    """Judge that state <= peak allocated <= peak reserved <= device total, and that the meter reads what is held.
-
-    A figure in the wrong unit breaks the one or the other, and what is reserved comes in whole segments.
-    """
-    gate = GateResult("memory_order", True, PASS, limit="holds")
-    training, rows, meter = run.case("training") or {}, run.of("training"), run.fact("training", "meter")
-    order = [training.get("state_mib"), rows["peak_alloc_mib"].max(), rows["peak_reserved_mib"].max()]
-    if run.parameter("device") == "cuda":
-        order.append(training.get("device_total_mib"))
-    if any(pd.isna(mib) for mib in order) or meter is None:
-        return replace(gate, outcome=NOT_RUN, detail="the case ended before its memory was read")
-    reads = abs(meter["read_mib"] / meter["held_mib"] - 1) <= METER_ERROR
-    whole = meter["reserved_mib"] % SMALLEST_SEGMENT_MIB == 0
-    holds = reads and whole and all(low <= high for low, high in pairwise(order))
-    names = ("state", "allocated", "reserved", "device")
-    detail = " <= ".join(f"{name} {mib:,.1f}" for name, mib in zip(names, order, strict=False)) + " MiB"
-    detail += f"; of {meter['held_mib']:g} MiB held at the end the meter reads {meter['read_mib']:g}"
-    detail += "" if whole else f"; {meter['reserved_mib']:,.2f} MiB reserved then are no whole segments"
-    gate = replace(gate, outcome=PASS if holds else FAIL, measured="holds" if holds else "broken", detail=detail)
-    return unless_cut_short(gate, training)
 
 
 def trend_gate(run: Recorded, name: str, column: str, *, floor_mib: float) -> GateResult:

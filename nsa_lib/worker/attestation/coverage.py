@@ -19,3 +19,5 @@ class Part:
     """From 1; None of what belongs to no layer."""
     why_not: str | None = None
     """Why it was not compared; None if it was."""
+    rows: int | None = None
+    """Rows of it that were compared, where only some of the step's are."""

@@ -55,9 +55,9 @@ class LayerFound:
     @property
     def coverage(self) -> list[Part]:
         """What was compared, and what could not be."""
-        found = [Part(ATTENTION, name, self.layer + 1) for name in self.parts]
+        found = [Part(ATTENTION, name, self.layer + 1, rows=part.rows) for name, part in self.parts.items()]
         found += [Part(BACKWARD, name, self.layer + 1) for name in self.gradients]
-        found += [] if self.choice is None else [Part(CHOICE, "choice", self.layer + 1)]
+        found += [] if self.choice is None else [Part(CHOICE, "choice", self.layer + 1, rows=self.choice.rows)]
         return found + self.not_compared
 
     def leave_out(self, why: str, **parts: str) -> None:

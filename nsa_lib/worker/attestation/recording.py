@@ -90,7 +90,7 @@ def recording(
         take()
     with _disable_current_modes():
         for name, parameter in model.named_parameters():
-            record.entries[name].after = _values(parameter, optimizer, record.entries[name].places)
+            record.entries[name].after = values_at(parameter, optimizer, record.entries[name].places)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def _take_gradients(model: TinyLM, record: StepRecord) -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             entries = record.entries[name]
-            entries.gradient = _taken(parameter.grad, entries.places)
+            entries.gradient = runs_of(parameter.grad, entries.places)
             with _disable_current_modes():
                 wide = torch.promote_types(parameter.grad.dtype, torch.float32)
                 entries.gradient_norm = float(torch.linalg.vector_norm(parameter.grad.detach(), dtype=wide))
@@ -231,7 +231,7 @@ def _entries(
         is_whole = parameter.numel() <= left
         left -= parameter.numel() if is_whole else 0
         places = (slice(None),) if is_whole else _runs(parameter, rows, draw)
-        values = _values(parameter, optimizer, places)
+        values = values_at(parameter, optimizer, places)
         found[name] = Entries(places, values, parameter.numel(), trained=parameter.requires_grad)
     return {name: found[name] for name, _ in parameters}
 
@@ -244,16 +244,16 @@ def _runs(parameter: nn.Parameter, rows: list[int], draw: random.Random) -> tupl
     return tuple(slice(start, start + RUN_ENTRIES) for start in sorted(starts))
 
 
-def _values(
+def values_at(
     parameter: nn.Parameter, optimizer: torch.optim.Optimizer | None, places: tuple[slice, ...]
 ) -> dict[str, Tensor]:
     """Return a parameter's entries, and those of its optimizer state where there is one, by name."""
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
     held = {"parameter": parameter, **{name: state[name] for name in STATE if name in state}}
-    return {name: _taken(x, places) if x.numel() == parameter.numel() else copied(x) for name, x in held.items()}
+    return {name: runs_of(x, places) if x.numel() == parameter.numel() else copied(x) for name, x in held.items()}
 
 
-def _taken(x: Tensor, places: tuple[slice, ...]) -> Tensor:
+def runs_of(x: Tensor, places: tuple[slice, ...]) -> Tensor:
     """Copy some runs of entries, one after the other: each is contiguous, so that the device allocates nothing."""
     with _disable_current_modes():
         flat = x.detach().reshape(-1)

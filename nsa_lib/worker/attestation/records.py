@@ -91,3 +91,12 @@ class StepRecord:
     def labels(self) -> Tensor:
         """The token that follows each position, [B, T]."""
         return self.tokens[:, 1:]
+
+    @property
+    def tells_keys_apart(self) -> bool:
+        """Whether some sequence has two different tokens to read.
+
+        Otherwise all values are the same, whatever queries attend to: keys have no gradient but what rounding leaves.
+        """
+        read = self.tokens[:, :-1]
+        return bool((read != read[:, :1]).any())

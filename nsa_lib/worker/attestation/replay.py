@@ -6,7 +6,8 @@ is, and one of them judged. On the CPU a step is deterministic: each loss and gr
 optimizer state at the end, must come out the same to the bit. On CUDA that holds with `fused`; the plain backends use
 kernels of torch whose sums have no fixed order, so where bits differ, loss and norm must agree within TOLERANCE.
 
-Not covered: what is wrong in a few other steps alone. Of n steps, k wrong ones are met with a chance near 10 k / n.
+Not covered: what is wrong in a few other steps alone, but for their updates (`followed`). Of n steps, k wrong ones are
+met with a chance near 10 k / n.
 
 Host memory: parameters and optimizer state once, and the tokens of the span.
 """
@@ -22,12 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nsa_lib.contract.case import REPLAYED_STEPS
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.subject.training import StepResult
-
-SPAN_STEPS = 10
-"""Steps that are taken again, at most."""
-
 
 TOLERANCE = {"bfloat16": 0.02, "float16": 0.005, "float32": 0.001, "float64": 1e-9}
 """Relative difference of a loss that sums of another order may lead to within a span. Measured on an H200 in bfloat16,
@@ -45,7 +43,7 @@ STEADY_STEPS = 5
 def span_of(steps: int, seed: int) -> range:
     """Return the steps that are taken again, from 1, among those that are neither the first nor the last."""
     inner = range(2, steps)
-    length = min(SPAN_STEPS, len(inner))
+    length = min(REPLAYED_STEPS, len(inner))
     start = random.Random(f"replay {seed}").randint(0, len(inner) - length)
     return inner[start : start + length]
 

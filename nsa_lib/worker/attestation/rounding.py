@@ -9,6 +9,10 @@ MARGIN is the factor between two draws. Row errors are norms over 32 entries or 
 independent in effect; the ratio of two such norms exceeds 4 once in 3,000 at 8, once in a million at 16 (the square
 has an F distribution), and the model rounds more often than implementations do. Whatever is wrong in a tenth of a row
 lies far beyond: at bfloat16 a row is allowed some 2 %, at float32 some 1e-5.
+
+What is too large by one factor everywhere may be within that in each row. Rounding errs in each row in another way, so
+that over all rows together such a factor shows: it may be no more than one rounding, of a factor that all rows share,
+and what the rows' own errors leave of one.
 """
 
 from __future__ import annotations
@@ -49,17 +53,24 @@ class Comparison:
     """Relative error allowed in that row."""
     at: tuple[int, ...]
     """Where that row is: its sequence and its position, or its index in a parameter."""
+    factor: float = 1.0
+    """By which all rows together are too large: that by which the exact ones come nearest to what was found."""
+    factor_allowed: float = math.inf
+    """How far that may be from 1."""
 
     @property
     def ok(self) -> bool:
-        """Whether every row is within what is allowed."""
-        return self.ratio is not None and self.ratio <= 1
+        """Whether every row is within what is allowed, and all together."""
+        return self.ratio is not None and self.ratio <= 1 and abs(self.factor - 1) <= self.factor_allowed
 
     @property
     def said(self) -> str:
         """What was found, in a sentence."""
         if self.error is None:
             return f"not finite at {self.at}"
+        if self.ratio <= 1 and not self.ok:
+            off = f"{self.factor - 1:.2g} too large, where rounding explains {self.factor_allowed:.2g}"
+            return f"all rows together are by a factor of {off}"
         return f"relative error {self.error:.2g} at {self.at}, where rounding explains {self.allowed:.2g}"
 
 
@@ -92,7 +103,6 @@ def compare(
     error = _norm(found - exact)
     ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(ratio.argmax())
-    at = _place(worst, ratio.shape, positions)
     worst_error, worst_allowed, worst_size = (float(x.flatten()[worst]) for x in (error, allowed, size))
     relative = worst_size or 1.0
     return Comparison(
@@ -101,7 +111,8 @@ def compare(
         ratio=_finite(float(ratio.flatten()[worst])),
         error=_finite(worst_error / relative),
         allowed=worst_allowed / relative,
-        at=at,
+        at=_place(worst, ratio.shape, positions),
+        **_factor(found, exact, modelled, allowed, _own(dtype, terms)),
     )
 
 
@@ -124,12 +135,29 @@ def _place(index: int, shape: torch.Size, positions: Sequence[int] | None) -> tu
 
 def _allowed(exact: Tensor, modelled: Tensor, dtype: torch.dtype, terms: int, pooled: bool) -> Tensor:
     """Return how far each row may lie from the exact one, [...]."""
-    wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
-    own = math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
+    own = _own(dtype, terms)
     least, size, draw = _smallest(dtype, exact.shape[-1]), _norm(exact), _norm(modelled - exact)
     if pooled:
         draw = torch.maximum(draw, (draw / size).nanmedian().nan_to_num(posinf=0.0) * size)
     return MARGIN * torch.hypot(draw, own * size + least)
+
+
+def _own(dtype: torch.dtype, terms: int) -> float:
+    """Return the relative error of one rounding, and of the order of the sums that lead to it."""
+    wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    return math.hypot(torch.finfo(dtype).eps / 2, math.sqrt(terms) * wide)
+
+
+def _factor(found: Tensor, exact: Tensor, modelled: Tensor, allowed: Tensor, own: float) -> dict[str, float]:
+    """Return by which factor all rows together are too large, and how far it may be from 1, as Comparison has them."""
+    squares = float(exact.square().sum())
+    if squares == 0:
+        return {}
+    factor, draw = (1 + float(((x - exact) * exact).sum()) / squares for x in (found, modelled))
+    of_rows = math.sqrt(float((allowed * exact.norm(dim=-1)).square().sum())) / squares
+    if not (math.isfinite(factor) and math.isfinite(draw)):
+        return {}  # which row it is, is said of the rows
+    return {"factor": factor, "factor_allowed": own + MARGIN * abs(draw - 1) + of_rows}
 
 
 def _norm(x: Tensor) -> Tensor:

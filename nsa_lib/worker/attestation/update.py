@@ -32,6 +32,13 @@ class AdamW:
     weight_decay: float = 1e-2
 
 
+def said(ratio: float | None) -> str:
+    """Return in words how far an update is from the rule; `ratio` as in UpdateFound."""
+    known = ratio is not None and math.isfinite(ratio)
+    times = f"{ratio:.3g} times what rounding explains" if known else "not finite, or not made at all"
+    return f"its distance from AdamW's rule is {times}"
+
+
 @dataclass(frozen=True)
 class UpdateFound:
     """What was found of an update."""
@@ -109,21 +116,44 @@ def _made(found: Entries, rule: AdamW) -> _Made:
 
 def _update(found: Entries, rule: AdamW, known_step: int | None) -> tuple[int, float]:
     """Return how many entries had to move, and the largest distance from the rule over what rounding explains."""
-    if found.gradient is None or not {"exp_avg", "exp_avg_sq", "step"} <= set(found.after):
+    if not _is_whole(found):
         return 0, math.inf
     made, dtype = _made(found, rule), found.gradient.dtype
     explained, steady = _explained(made, rule, dtype), _steady(made, rule, dtype)
-    counted = float(found.after["step"]) == made.step == (known_step or made.step)
-    ratios = [0.0 if counted else math.inf]
+    ratios = [_farthest(found, made, explained, known_step)]
+    for name, right in made.right.items():
+        ratios.append(_together(found.after[name], right, explained[name], steady[name]))
+    p, p_new = made.before["parameter"], made.right["parameter"]
+    allowed = explained["parameter"] + _half_ulp(p_new, found.after["parameter"].dtype)
+    return int(((p_new - p).abs() > 2 * allowed).sum()), max(ratios)
+
+
+def farthest(found: Entries, rule: AdamW, known_step: int | None) -> float:
+    """Return the largest distance of an entry from the rule, over what rounding explains; inf if none was made.
+
+    It must be the `known_step`-th update, from 1, if that is known.
+    """
+    if not _is_whole(found):
+        return math.inf
+    made = _made(found, rule)
+    return _farthest(found, made, _explained(made, rule, found.gradient.dtype), known_step)
+
+
+def _is_whole(found: Entries) -> bool:
+    """Return whether there was a gradient, and there is state."""
+    return found.gradient is not None and {"exp_avg", "exp_avg_sq", "step"} <= set(found.after)
+
+
+def _farthest(found: Entries, made: _Made, explained: Mapping[str, Tensor], known_step: int | None) -> float:
+    if not float(found.after["step"]) == made.step == (known_step or made.step):
+        return math.inf
+    ratios = []
     for name, right in made.right.items():
         after = found.after[name]
         distance = (after.double() - right).abs()
         ratio = torch.where(distance == 0, 0.0, distance / (explained[name] + _half_ulp(right, after.dtype)))
         ratios.append(float(ratio.nan_to_num(nan=math.inf, posinf=math.inf).max()))
-        ratios.append(_together(after, right, explained[name], steady[name]))
-    p, p_new = made.before["parameter"], made.right["parameter"]
-    allowed = explained["parameter"] + _half_ulp(p_new, found.after["parameter"].dtype)
-    return int(((p_new - p).abs() > 2 * allowed).sum()), max(ratios)
+    return max(ratios)
 
 
 def _explained(made: _Made, rule: AdamW, dtype: torch.dtype) -> dict[str, Tensor]:

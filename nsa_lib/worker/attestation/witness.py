@@ -24,12 +24,14 @@ from nsa_lib.worker.attestation.blocks import judge_blocks
 from nsa_lib.worker.attestation.blocks_recording import BlocksRecord, recording_blocks
 from nsa_lib.worker.attestation.coverage import BLOCKS, TRAIN_STEP
 from nsa_lib.worker.attestation.execution import Execution, executing, held_share
+from nsa_lib.worker.attestation.followed import Followed
 from nsa_lib.worker.attestation.graphs import compiled_graphs
 from nsa_lib.worker.attestation.judge import judge
 from nsa_lib.worker.attestation.recording import Held, holding, recording
 from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.replay import Span, span_of
 from nsa_lib.worker.attestation.sample import Sample, sample
+from nsa_lib.worker.attestation.start import wrong_start
 from nsa_lib.worker.attestation.tokens import asked_tokens, wrong_tokens
 from nsa_lib.worker.attestation.update import AdamW
 
@@ -42,11 +44,14 @@ class Witness:
     """
 
     def __init__(self, case: CaseConfig, allocator: Callable[[], Mapping[str, object]]):
-        """Begin with a case; `allocator` tells the memory setting in force, as a meter does."""
+        """Begin with a case whose model is made; `allocator` tells the memory setting in force, as a meter does."""
         self._case, self._allocator = case, allocator
         self._records: dict[int, StepRecord] = {}
         self._blocks: dict[int, BlocksRecord] = {}
         self._span = Span(span_of(case.steps, case.seed) if case.attest else range(0))
+        follows = case.attest and case.work == "train" and not case.is_launched
+        self._followed = Followed(case.seed, AdamW(lr=case.lr) if follows else None)
+        self._seeded_with = torch.initial_seed()
         self._executions: dict[int, Execution] = {}
         self._returned: dict[int, tuple[float, float]] = {}
         self._held: Held | None = None
@@ -60,6 +65,7 @@ class Witness:
     ) -> Iterator[None]:
         """Record what runs inside if the step is one of `steps`: the step, from before it to after it is measured."""
         self._span.before(step, model, tokens, optimizer)
+        self._followed.before(step, model, optimizer)
         if step not in self.steps:
             yield
             return
@@ -116,6 +122,7 @@ class Witness:
         if step in self._executions:  # only now: it calls operators, and those of the step have been counted
             self._executions[step].held_share = held_share(model)
         self._span.after(step, loss, grad_norm, model, optimizer)
+        self._followed.after(step, model, optimizer)
 
     def judge(self, device: str | torch.device, *, alive: Callable[[], None] = lambda: None) -> list[dict[str, object]]:
         """Return what is found of each recorded step, as what `json` can write, and forget the records.
@@ -140,6 +147,8 @@ class Witness:
         )
         wrong = {**found.wrong(), BLOCKS: blocks.wrong}
         wrong[TRAIN_STEP] = wrong_tokens(record.tokens, tokens) | wrong[TRAIN_STEP]
+        if step == 1:
+            wrong[TRAIN_STEP] |= wrong_start(record, seed=c.seed, seeded_with=self._seeded_with)
         return {
             "step": step,
             **found.to_json(),
@@ -177,7 +186,8 @@ class Witness:
             return result
 
         same, wrong = self._span.again(model, optimizer, watched)
-        found = {"steps": list(steps), "same_bits": same, "wrong": wrong, "judged": None}
+        found = {"steps": list(steps), "same_bits": same, "wrong": wrong | self._followed.wrong, "judged": None}
+        found["followed"] = self._followed.steps
         if judged is not None:
             self._keep_one_layer(judged, draw)
             found["judged"] = self._judged(judged, asked_tokens(self._case, [judged])[judged], device, alive)

@@ -451,8 +451,10 @@ def test_a_model_that_reads_the_future_fails(changes):
     assert judged(shown_fresh(healthy(), **changes), "future").outcome == FAIL
 
 
-@pytest.mark.parametrize("changes", [{"losses": []}, {"changes": {}}])
-def test_a_model_that_was_shown_nothing_is_not_judged(changes):
+@pytest.mark.parametrize(
+    "changes", [{"losses": []}, {"losses": [6.5, 6.5]}, {"changes": {}}, {"changes": {"65": 0.0}}, {"tokens": 512}]
+)
+def test_a_model_that_was_shown_too_little_is_not_judged(changes):
     assert judged(shown_fresh(healthy(), **changes), "future").outcome == NOT_RUN
 
 
@@ -490,6 +492,29 @@ def test_what_is_said_to_be_reserved_and_is_no_whole_segment_fails():
     assert "63.40 MiB reserved then are no whole segments" in gate.detail
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peak_alloc_mib": lambda step, mib: 0.8 if step == 30 else mib}, "alloc_mib > peak_alloc_mib in 1 step"),
+        (
+            {"reserved_mib": lambda step, mib: 10 * mib},
+            "reserved_mib > peak_reserved_mib in 100 steps",
+        ),
+    ],
+)
+def test_figures_of_a_step_that_break_their_order_fail(change, said):
+    gate = judged(with_steps(healthy(), **change), "memory_order")
+    assert gate.outcome == FAIL
+    assert said in gate.detail
+
+
+def test_operators_that_are_not_all_counted_are_not_judged():
+    meter = {**healthy("laptop").case("training")["meter"], "calls": 100, "counted": 30}
+    gate = judged(with_case(healthy("laptop"), "training", meter=meter), "operator_growth")
+    assert gate.outcome == NOT_RUN
+    assert "of 100 calls whose number was known 30 were counted" in gate.detail
+
+
 # Advice
 
 
@@ -503,7 +528,7 @@ def test_advice_is_given_where_it_helps_and_changes_no_gate():
     assert smoke_advice(quiet) == []
     cases = {
         "max_split_size_mb": without_case(healthy(), "dense"),
-        "slack is 36 %": with_steps(quiet, active_mib=lambda step, mib: 0.75 * mib),
+        "slack is 36 %": with_steps(quiet, **dict.fromkeys(("alloc_mib", "active_mib"), lambda step, mib: 0.75 * mib)),
         "restart before": leaking(quiet, "peak_reserved_mib", 0.05),
         "dense attention, in this run": with_steps(plain, "dense", tokens_per_s=lambda step, rate: 2 * rate),
     }
@@ -578,7 +603,7 @@ def test_bits_that_differ_within_what_sums_of_another_order_change_are_said():
 
 
 def test_where_every_step_was_recorded_none_is_taken_again():
-    run = asked_for(replayed(healthy(), steps=[], judged=None), "training", steps=2)
+    run = asked_for(replayed(healthy(), steps=[], judged=None, followed=2), "training", steps=2)
     gate = judged(run, "unrecorded")
     assert (gate.outcome, gate.detail) == (PASS, "every step was recorded")
 
@@ -620,4 +645,15 @@ def test_a_recorded_step_that_is_missing_is_named(place, said):
 
 def test_a_smoke_that_took_no_step_again_did_not_run_that_gate():
     gate = judged(replayed(healthy(), steps=[], judged=None), "unrecorded")
-    assert (gate.outcome, gate.detail) == (NOT_RUN, "no step was taken again")
+    assert (gate.outcome, gate.detail) == (NOT_RUN, "0 steps taken again, 10 are due")
+    assert judged(replayed(healthy(), steps=[5]), "unrecorded").outcome == NOT_RUN
+    assert judged(replayed(healthy(), followed=99), "unrecorded").detail == "99 updates followed, 100 are due"
+
+
+@pytest.mark.parametrize("area", ["attention", "choice"])
+@pytest.mark.parametrize("rows", [8, None])
+def test_few_rows_are_too_few(area, rows):
+    run = covering(healthy(), lambda told: [{**row, "rows": rows} if row["area"] == area else row for row in told])
+    gate = judged(run, area)
+    assert (gate.outcome, word(run)) == (NOT_RUN, "INCOMPLETE")
+    assert f"compared in {rows or 0} rows of a layer, in 128 is asked" in gate.detail

@@ -31,10 +31,11 @@ def trainee(model_config, *, dtype=torch.float32, seed=0, grad_checkpointing=Tru
     return model, training.make_optimizer(model, LR)
 
 
-def recorded_step(model_config, *, batch=1, length=LENGTH, seed=0, step=None, steps=1, **options):
+def recorded_step(model_config, *, batch=1, length=LENGTH, seed=0, step=None, steps=1, vocab=None, **options):
     """Return the record of the last of some steps, and its loss; `step` replaces `training.train_step`."""
     model, optimizer = trainee(model_config, seed=seed, **options)
-    tokens = torch.randint(model_config.vocab, (batch, length + 1), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(vocab or model_config.vocab, (batch, length + 1), generator=generator)
     sample = attestation.sample(model_config, batch=batch, length=length, seed=seed)
     take = step or training.train_step
     for _ in range(steps - 1):

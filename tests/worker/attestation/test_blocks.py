@@ -184,6 +184,23 @@ def test_a_block_that_is_wrong_only_when_it_is_compiled_is_named():
     assert found(spoil=spoilt_block(wrong_if_compiled)).wrong == {}
 
 
+def wrong_if_computed_again(block, x):
+    x = x + block.attention(block.norm_attention(x))
+    return x + block.mlp(block.norm_mlp(x)) * (1.01 if torch.is_grad_enabled() else 1.0)
+
+
+def test_a_compiled_block_that_is_wrong_only_when_it_is_computed_again_is_named():
+    """What is computed again serves the gradients alone, and those are all judged."""
+
+    def spoil(model):
+        spoilt_block(wrong_if_computed_again)(model)
+        compiled(model)
+
+    wrong = set(found(spoil=spoil).wrong)
+    assert {"block 2 d_attention", "block 2 d_mlp.0.weight"} <= wrong
+    assert "block 2 output" not in wrong
+
+
 def test_what_happens_between_compiled_blocks_is_found():
     def spoil(model):
         compiled(model)

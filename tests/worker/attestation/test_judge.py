@@ -62,6 +62,15 @@ def test_an_honest_step_of_fused_passes(plain_fused):
     }
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_where_every_token_is_the_same_gradients_tell_nothing(dtype):
+    """Keys then have no gradient but what rounding leaves, in bfloat16 none at all."""
+    found = judged(config(), dtype=dtype, vocab=1, batch=2)
+    assert wrong(found) == set()
+    assert {(part.area, part.layer) for part in found.not_compared} == {("backward", 1), ("backward", 2)}
+    assert "every token" in found.not_compared[0].why_not
+
+
 def test_what_is_found_is_json():
     found = judged(config(layers=1))
     text = json.dumps(found.to_json(), allow_nan=False)

@@ -177,6 +177,20 @@ def test_a_single_wrong_row_is_found_among_thousands():
     assert (result.rows, result.telling) == (4000, 4000)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_factor_that_no_row_shows_is_found_over_all_rows(dtype):
+    exact = torch.randn(2, 180, 64, dtype=torch.float64)
+    rounded = exact.to(dtype).double()
+    right = compare(rounded, exact, (exact * 1.0001).to(dtype), dtype=dtype, terms=10)
+    assert right.ok
+    assert abs(right.factor - 1) < 0.2 * right.factor_allowed
+    off = 2.5 * torch.finfo(dtype).eps / 2
+    wrong = compare(rounded * (1 + off), exact, exact.to(dtype), dtype=dtype, terms=10)
+    assert wrong.ratio < 1
+    assert not wrong.ok
+    assert wrong.said.startswith("all rows together are by a factor of")
+
+
 def test_zeros_and_other_rows_are_never_within_what_is_allowed():
     exact = torch.randn(1, 50, 32, dtype=torch.float64)
     assert not compared(torch.zeros_like(exact), exact).ok

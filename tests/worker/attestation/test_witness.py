@@ -11,7 +11,7 @@ from nsa_lib.subject import training
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker import data
 from nsa_lib.worker.attestation import Witness
-from nsa_lib.worker.attestation.replay import Span
+from nsa_lib.worker.attestation.replay import Span, span_of
 from tests.subject.test_config import CASE
 from tests.worker.attestation.attested import CHUNK, LENGTH, LR, config
 
@@ -54,6 +54,54 @@ def test_first_last_and_one_other_step_are_judged(work):
     assert not any(replay["judged"]["wrong"].values())
     assert len(replay["judged"]["layers"]) == 1
     json.dumps([found, replay], allow_nan=False)
+
+
+@pytest.mark.parametrize("fault", ["not made", "another rate", "state begun anew"])
+def test_an_update_that_is_wrong_in_one_unrecorded_step_is_found(monkeypatch, fault):
+    steps, honest = 18, torch.optim.AdamW.step
+    spared = Witness(replace(CASE, steps=steps, seed=0), dict)
+    at = next(step for step in range(2, steps) if step not in {*spared.steps, *span_of(steps, 0)})
+
+    def step(optimizer):
+        if next(iter(optimizer.state.values()), {}).get("step", 0) != at - 1:
+            return honest(optimizer)
+        states = list(optimizer.state.values())
+        if fault == "not made":
+            return [state["step"].add_(1) for state in states]
+        if fault == "state begun anew":
+            [state["exp_avg"].zero_() for state in states]
+            return honest(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] *= 1.5
+        honest(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] /= 1.5
+
+    monkeypatch.setattr(training, "make_optimizer", lambda model, lr: torch.optim.AdamW(model.parameters(), lr=lr))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    found, replay, _ = witnessed(steps=steps)
+    assert not any(area for one in found for area in one["wrong"].values())
+    assert [name.partition(",")[0] for name in replay["wrong"]] == [f"step {at}"]
+    assert replay["followed"] == steps
+
+
+def test_weights_that_are_not_those_a_training_begins_with_are_found():
+    def spoil(model):
+        with torch.no_grad():
+            model.head.weight.mul_(1.1)
+            model.blocks[0].mlp[2].weight.zero_()
+            model.blocks[1].norm_mlp.weight[3] = 1.01
+
+    (first, *later), _, _ = witnessed(spoil=spoil)
+    wrong = {"first head.weight", "first blocks.0.mlp.2.weight", "first blocks.1.norm_mlp.weight"}
+    assert wrong <= set(first["wrong"]["train_step"])
+    assert not any("first" in name for one in later for name in one["wrong"]["train_step"])
+
+
+def test_another_seed_than_was_asked_for_is_found(monkeypatch):
+    seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda _: seed(7))
+    assert witnessed()[0][0]["wrong"]["train_step"] == {"seed": "the model was made with 7, asked for is 0"}
 
 
 def test_another_seed_records_another_step():
