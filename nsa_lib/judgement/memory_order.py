@@ -15,7 +15,8 @@ SMALLEST_SEGMENT_MIB = 2
 """What an allocator reserves is a multiple of it, whatever its setting: a figure that is not was never reserved."""
 
 STEP_ORDERS = (
-    ("alloc_mib", "active_mib", "reserved_mib", "peak_reserved_mib"),
+    ("alloc_mib", "reserved_mib", "peak_reserved_mib"),
+    ("alloc_mib", "active_mib", "reserved_mib"),
     ("alloc_mib", "peak_alloc_mib", "peak_reserved_mib"),
 )
 """Figures of a step, none of which is less than the one before it: nothing is held beyond its own peak."""
@@ -51,7 +52,11 @@ def memory_order_gate(run: Recorded) -> GateResult:
 
 
 def _broken_steps(rows: pd.DataFrame) -> str:
-    """Return how many steps have figures that break their order, in words, or ""."""
-    pairs = [pair for order in STEP_ORDERS for pair in pairwise(order)]
+    """Return how many steps have figures that break their order, in words, or "".
+
+    Of what is active the allocator cudaMallocAsync tells 0.
+    """
+    untold = "active_mib" if not rows["active_mib"].any() else None
+    pairs = [pair for order in STEP_ORDERS for pair in pairwise(order) if untold not in pair]
     broken = {f"{low} > {high}": int((rows[low].astype(float) > rows[high].astype(float)).sum()) for low, high in pairs}
     return "; ".join(f"{what} in {counted(steps, 'step')}" for what, steps in broken.items() if steps)

@@ -508,6 +508,12 @@ def test_figures_of_a_step_that_break_their_order_fail(change, said):
     assert said in gate.detail
 
 
+def test_an_allocator_that_tells_nothing_of_what_is_active_breaks_no_order():
+    assert judged(with_steps(healthy(), active_mib=lambda step, mib: 0.0), "memory_order").outcome == PASS
+    some = with_steps(healthy(), active_mib=lambda step, mib: 0.0 if step == 30 else mib)
+    assert "alloc_mib > active_mib in 1 step" in judged(some, "memory_order").detail
+
+
 def test_operators_that_are_not_all_counted_are_not_judged():
     meter = {**healthy("laptop").case("training")["meter"], "calls": 100, "counted": 30}
     gate = judged(with_case(healthy("laptop"), "training", meter=meter), "operator_growth")
