@@ -51,7 +51,7 @@ def future(trial: Trial) -> Finding:
     short look at each layer that is made, for they need not be alike. Beyond EDIT_ALL tokens as many as there is time
     for are edited, and it is said how many.
     """
-    limit, full = CHANGE_LIMIT[trial.case.dtype], trial.case.seq_len
+    limit, full = _limit(trial), trial.case.seq_len
     short = min(SHORT, full)
     module, used, moved = trial.fresh(), {}, True
     for length in sorted({short, min(full, EDIT_ALL), full}):
@@ -96,6 +96,14 @@ def _looked_ahead(
     return found | _beyond_window(trial, module, given, before), moved
 
 
+def _limit(trial: Trial) -> float:
+    """Return what a row may change by; in float64 more where a part is computed in float32 all the same."""
+    limit = CHANGE_LIMIT[trial.case.dtype]
+    if trial.dtype != torch.float64:
+        return limit
+    return max(limit, min(CHANGE_LIMIT["float32"], LEAK_ROUNDINGS * rounding(trial, trial.dtype)))
+
+
 def _more_edits(trial: Trial, module: nn.Module, length: int) -> dict[str, float]:
     """Return what reaches rows of a long sequence that it may not reach, of edits that `_edits` has not.
 
@@ -128,7 +136,7 @@ def others(trial: Trial) -> Finding:
 
     Cut to other lengths: rows before keep their values.
     """
-    module, limit, full = trial.fresh(), CHANGE_LIMIT[trial.case.dtype], trial.case.seq_len
+    module, limit, full = trial.fresh(), _limit(trial), trial.case.seq_len
     batch = trial.case.batch if trial.case.batch > 1 else BATCH
     found: dict[str, float] = {}
     for length in sorted({min(SHORT, full), full}):

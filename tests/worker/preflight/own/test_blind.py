@@ -40,3 +40,9 @@ def test_code_that_rounds_to_float32_inside_is_known_by_its_roundings():
     )
     assert fine < 1e-14
     assert 1e-9 < coarse < 1e-6
+
+
+@pytest.mark.parametrize("check", ["future", "others"])
+def test_what_rounds_to_float32_inside_is_right_in_float64_too(check):
+    found = look(check, case_of("blind_honest", "LongConvolution", dtype="float64", seq_len=97))
+    assert found.holds, found
