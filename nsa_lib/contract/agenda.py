@@ -33,6 +33,14 @@ class Contestant:
     seq_len: int
     """Tokens in a sequence."""
 
+    def routes(self, brings: str | None) -> list[str]:
+        """Return the backends that it must enter, by the names that they call themselves.
+
+        Dense attention, a layer without the selected branch and a user's model call themselves by none.
+        """
+        is_nameless = self.backend in (DENSE, NO_BACKEND) or (self.backend == OWN and brings == "model")
+        return [] if is_nameless else [self.backend]
+
 
 def contestants(
     seq_len: int, seq_lens: Sequence[int] = (), *, backends: Sequence[str], brings: str | None = None

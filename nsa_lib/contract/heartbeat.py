@@ -18,7 +18,7 @@ STEP_COLUMNS = (
     "reserved_mib", "active_mib", "peak_alloc_mib", "peak_reserved_mib", "peak_alloc_forward_mib",
     "peak_alloc_backward_mib", "peak_alloc_optimizer_mib", "peak_reserved_forward_mib", "peak_reserved_backward_mib",
     "peak_reserved_optimizer_mib", "forward_ms", "backward_ms", "alloc_retries", "ooms", "device_allocs", "ops",
-    "subject", "branches", "backend", "seq_len", "own_ms", "data", "part_norms", "collective", "size_mib",
+    "subject", "branches", "backend", "seq_len", "routes", "own_ms", "data", "part_norms", "collective", "size_mib",
     "bus_gb_per_s",
 )  # fmt: skip
 

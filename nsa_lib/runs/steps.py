@@ -15,7 +15,7 @@ from nsa_lib.contract.heartbeat import STEP_COLUMNS, HeartbeatReader
 
 TEXTS = ("case_id", "phase", "subject", "branches", "backend", "collective")
 
-LISTS = ("data", "part_norms")
+LISTS = ("data", "part_norms", "routes")
 
 COUNTS = ("rank", "step", "alloc_retries", "ooms", "device_allocs", "ops", "seq_len")
 """Whole numbers where every step has one."""

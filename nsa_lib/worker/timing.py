@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -26,6 +27,7 @@ from nsa_lib.subject.own.casting import in_dtype
 from nsa_lib.subject.own.model import OwnModel
 from nsa_lib.worker import data
 from nsa_lib.worker.devices import DEVICES
+from nsa_lib.worker.profiling import executed_routes
 
 
 class PhaseClock:
@@ -50,7 +52,8 @@ def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> Sequence[Mapping[str, 
     """Time every contestant of a case. Each turn has a heartbeat: the contestant, its forward and backward in ms.
 
     All contestants of one length take turns; `steps` of the case are all their turns together. The heartbeats hold all
-    that was found: there are no facts.
+    that was found: there are no facts. In its first turn, which does not count, a contestant is watched, and the
+    heartbeat says which backends it entered.
     """
     field = contestants(case.seq_len, case.seq_lens, backends=case.backends, brings=case.model.brings)
     rounds, modules = case.steps // len(field), _Modules(case)
@@ -60,13 +63,14 @@ def run_timing(case: CaseConfig, heartbeat: Heartbeat) -> Sequence[Mapping[str, 
         for number in range(rounds):
             for contestant in heat:
                 step += 1
-                module = modules.of(contestant)
-                phases_ms = _measure(module, inputs[contestant.subject], case.device)
+                take = partial(_measure, modules.of(contestant), inputs[contestant.subject], case.device)
+                phases_ms, watched = _watched(take) if number == 0 else (take(), {})
                 heartbeat.beat(
                     "warmup" if number < WARMUP_ROUNDS else "step",
                     step,
                     **asdict(contestant),
                     **phases_ms,
+                    **watched,
                     step_ms=sum(phases_ms.values()),
                 )
         del inputs
@@ -113,6 +117,13 @@ def _inputs(case: CaseConfig, length: int) -> dict[str, tuple[torch.Tensor, ...]
     x, cotangent = (torch.randn(shape, generator=generator).to(dtype).to(case.device) for _ in range(2))
     tokens = next(data.batches(replace(case, seq_len=length))).to(case.device)
     return {"layer": (x.requires_grad_(), cotangent), "model": (tokens,)}
+
+
+def _watched(take: Callable[[], dict[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Take a turn, and return its times and the backends that it entered, which takes time itself."""
+    times: dict[str, float] = {}
+    routes = executed_routes(lambda: times.update(take()))
+    return times, {"routes": sorted(routes)}
 
 
 def _measure(module: nn.Module, inputs: tuple[torch.Tensor, ...], device: str) -> dict[str, float]:

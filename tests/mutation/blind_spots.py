@@ -33,6 +33,8 @@ BLIND_SPOTS = (
     Mutant("eight rows are judged", f"{ATTESTATION}/sample.py", "positions", "return tuple(sorted(chosen))", "return tuple(sorted(chosen))[:8]", ("attention", "choice")),
     Mutant("one step is taken again", f"{ATTESTATION}/replay.py", "span_of", "length = min(REPLAYED_STEPS, len(inner))", "length = min(1, len(inner))", ("unrecorded",)),
     Mutant("updates are followed at first alone", f"{ATTESTATION}/followed.py", "Followed.after", "if self.rule is None:", "if self.rule is None or step > 3:", ("unrecorded",)),
+    Mutant("every model is timed as masked", f"{WORKER}/timing.py", "_model", "case.model.contestant(contestant.backend)", "case.model.contestant('dense' if contestant.backend == 'dense' else 'masked')", ("timing",), notebook="backend_contrast"),
+    Mutant("packed is timed as gather", f"{WORKER}/timing.py", "_layer", "NSAttention(layer, contestant.backend)", "NSAttention(layer, contestant.backend.replace('packed', 'gather'))", ("timing",), notebook="backend_contrast"),
     Mutant("one step on fresh tokens", f"{WORKER}/fresh_tokens.py", "fresh_tokens", "range(FRESH_STEPS)", "range(1)", ("future",)),
     Mutant("fresh tokens of half the length", f"{WORKER}/fresh_tokens.py", "fresh_tokens", "tokens = torch.randint(vocab, shape, generator=generator).to(case.device)", "tokens = torch.randint(vocab, shape, generator=generator).to(case.device)[:, : case.seq_len // 2 + 1]", ("future", "steps")),
 )  # fmt: skip

@@ -263,8 +263,8 @@ ATTACKED_AGAIN = (
     Mutant("the model stays in float32", f"{WORKER}/building.py", "built", "in_dtype(model, getattr(torch, case.dtype))", "model", ("executed",), {"dtype": "bfloat16"}),
     Mutant("results of two cases swapped", "nsa_lib/runs/recorded.py", "_cases", "result = _read_json(path)",
            'other = {"model_masked": "model_gather", "model_gather": "model_masked"}.get(case_id, case_id)\n        result = _read_json(folder / "cases" / other / "result.json")', ("evidence", "route"), notebook="backend_contrast"),
-    Mutant("gather is said to take half its time", f"{WORKER}/timing.py", "run_timing", "phases_ms = _measure(module, inputs[contestant.subject], case.device)",
-           'phases_ms = _measure(module, inputs[contestant.subject], case.device)\n                phases_ms = {name: (0.5 if contestant.backend == "gather" else 1.0) * ms for name, ms in phases_ms.items()}', ("timing",), notebook="backend_contrast"),
+    Mutant("gather is said to take half its time", f"{WORKER}/timing.py", "run_timing", "phases_ms, watched = _watched(take) if number == 0 else (take(), {})",
+           'phases_ms, watched = _watched(take) if number == 0 else (take(), {})\n                phases_ms = {name: (0.5 if contestant.backend == "gather" else 1.0) * ms for name, ms in phases_ms.items()}', ("timing",), notebook="backend_contrast"),
 )  # fmt: skip
 """The second attack: what was prepared at the first one and not run, and others."""
 

@@ -158,3 +158,12 @@ def test_a_phase_is_timed_from_the_end_of_the_one_before(monkeypatch):
     clock.mark("backward")
     assert clock.phases_ms == {"forward_ms": 500, "backward_ms": 2000}
     assert marked == ["forward", "backward"]
+
+
+def test_the_first_turn_of_each_contestant_tells_what_it_entered(timed):
+    _, beats, _ = timed
+    told = [(who(beat), beat["routes"]) for beat in beats if beat.get("routes") is not None]
+    assert [one for one, _ in told] == [one for _, heat in groupby(FIELD, key=lambda c: c.seq_len) for one in heat]
+    assert all(routes == one.routes(None) for one, routes in told)
+    assert Contestant("model", "all", "packed", 64).routes(None) == ["packed"]
+    assert Contestant("model", "all", "own", 64).routes("model") == []

@@ -8,20 +8,16 @@ from itertools import combinations
 
 import pandas as pd
 
-from nsa_lib.contract.agenda import DENSE, RIGHT, WARMUP_ROUNDS, contestants
+from nsa_lib.contract.agenda import DENSE, RIGHT
 from nsa_lib.contract.figures import largest, short, step_time
 from nsa_lib.judgement.allocator import allocator_gate
-from nsa_lib.judgement.attestation import AREAS, attested_gate, brings, replay_gate, why_no_reference
+from nsa_lib.judgement.attestation import AREAS, attested_gate, replay_gate, why_no_reference
 from nsa_lib.judgement.checks import check_gate
-from nsa_lib.judgement.clock import why_mistimed
 from nsa_lib.judgement.gate import (
     FAIL,
     NOT_RUN,
     PASS,
     GateResult,
-    ended_well,
-    how_it_ended,
-    outcome_of,
     route_gate,
     steps_gate,
     unless_cut_short,
@@ -30,7 +26,6 @@ from nsa_lib.judgement.operators import growth_gate
 from nsa_lib.runs.recorded import Recorded
 from nsa_lib.subject.config import FUSED, OWN
 from nsa_lib.workbook.backend_contrast.measures import (
-    TIMED,
     WHOLE,
     contrast_rows,
     early_counts,
@@ -38,9 +33,9 @@ from nsa_lib.workbook.backend_contrast.measures import (
     on_trial,
     stands_alone,
     swept,
-    timed_turns,
     timing_rows,
 )
+from nsa_lib.workbook.backend_contrast.timing import timing_gate
 
 PEAK_SPREAD_PERCENT = 10.0
 """By how much the peaks of the backends may differ: one model needs one amount of memory, however it attends."""
@@ -150,33 +145,6 @@ def distinct_gate(run: Recorded) -> GateResult:
     if set(marks) != set(run.backends):
         return replace(gate, detail="peak or operators of a backend were not recorded")
     return replace(gate, outcome=PASS, measured=0, detail="peaks or operator counts differ in every pair")
-
-
-def timing_gate(run: Recorded) -> GateResult:
-    """Judge that every contestant was timed in every round, and by another clock too."""
-    gate, case = GateResult("timing", True, NOT_RUN, unit="contestants"), run.case("timing")
-    if case is None or case["asked"] is None:
-        return replace(gate, detail="no case was recorded")
-    asked = case["asked"]
-    expected = contestants(asked["seq_len"], asked["seq_lens"], backends=asked["backends"], brings=brings(asked))
-    rounds = asked["steps"] // len(expected) - WARMUP_ROUNDS
-    gate = replace(gate, limit=len(expected))
-    timed = timing_rows(run)
-    done = timed.set_index(TIMED)["rounds"].to_dict()
-    whole = sum(done.get((c.subject, c.branches, c.backend, c.seq_len)) == rounds for c in expected)
-    gate = replace(gate, measured=whole, detail=f"contestants with all of {rounds} rounds; {how_it_ended(case)}")
-    if not ended_well(case):
-        return replace(gate, outcome=outcome_of(case))
-    if why := _why_mistimed(run):
-        return replace(gate, outcome=FAIL, detail=why)
-    return replace(gate, outcome=PASS if whole == len(expected) else FAIL)
-
-
-def _why_mistimed(run: Recorded) -> str:
-    """Return which backend's times are not those between the heartbeats, over all that it was timed in; or ""."""
-    turns = timed_turns(run).groupby("backend")
-    why = {run.called(name): why_mistimed(own["total_ms"], own["between_ms"]) for name, own in turns}
-    return "; ".join(f"{name}: {said}" for name, said in why.items() if said)
 
 
 def recommended(run: Recorded) -> str | None:

@@ -44,9 +44,15 @@ def stands_alone(run: Recorded) -> bool:
 
 
 @measured_once
+def all_turns(run: Recorded) -> pd.DataFrame:
+    """Return the turns of a timing, those of the warm-up too."""
+    return run.of("timing")
+
+
+@measured_once
 def timed_turns(run: Recorded) -> pd.DataFrame:
     """Return the counted turns of a timing, with total_ms and between_ms: from the heartbeat before to its own."""
-    turns = run.of("timing")
+    turns = all_turns(run)
     turns = turns.assign(total_ms=turns["forward_ms"] + turns["backward_ms"], between_ms=1000 * turns["ts"].diff())
     return turns[turns["phase"] == "step"].dropna(subset=["forward_ms", "backward_ms"])
 

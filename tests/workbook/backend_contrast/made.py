@@ -59,7 +59,7 @@ def ms_of(contestant):
     return 4 * base * at_2048**2 if contestant.backend == DENSE else base * at_2048
 
 
-def turns(run_field, rounds):
+def turns(run_field, rounds, brings=None):
     """Return the beats of a timing: the middle counted round takes the time said, the others 2 ms more or less."""
     rows, ts = [], 1.7e9
     for number in range(WARMUP_ROUNDS + rounds):
@@ -71,7 +71,8 @@ def turns(run_field, rounds):
             phase = "warmup" if counted < 0 else "step"
             ts += ms / 1000
             told = {"case_id": "timing", "step": len(rows) + 1, "phase": phase, "ts": ts}
-            rows.append({**told, **asdict(contestant), **phases})
+            watched = {"routes": contestant.routes(brings)} if number == 0 else {}
+            rows.append({**told, **asdict(contestant), **phases, **watched})
     return rows
 
 
@@ -98,7 +99,7 @@ def healthy(profile="checklist", *, backends=PLAIN_BACKENDS, brings=None, **give
         facts = {}
         if case.work == "timing":
             field = contestants(case.seq_len, case.seq_lens, backends=backends, brings=brings)
-            rows += turns(field, values["rounds"].value)
+            rows += turns(field, values["rounds"].value, brings)
         elif case.work == "checks":
             facts = {"checks": [check(name) for name in RIGHT[case.case_id]]}
         else:

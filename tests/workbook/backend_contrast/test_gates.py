@@ -234,6 +234,40 @@ def test_a_contestant_without_all_its_rounds_fails_the_timing():
         assert (found.outcome, found.measured) == (FAIL, whole.limit - 1)
 
 
+def entering(run, condition, routes):
+    """Have the turns of a condition that were watched enter other backends."""
+    steps = run.steps.copy()
+    watched = steps.query("case_id == 'timing'").query(condition).dropna(subset="routes").index
+    for place in watched:
+        steps.at[place, "routes"] = routes
+    return replace(run, steps=steps)
+
+
+@pytest.mark.parametrize("subject", ["layer", "model"])
+@pytest.mark.parametrize("routes", [["masked"], ["masked", "packed"], []])
+def test_a_contestant_that_ran_another_backend_fails_the_timing(subject, routes):
+    run = entering(healthy(), f"subject == '{subject}' and branches == 'all' and backend == 'packed'", routes)
+    found = gate(run, "timing")
+    assert found.outcome == FAIL
+    assert f"what was timed as {subject} of packed at S=2,048 ran {', '.join(routes) or 'no backend'}" in found.detail
+
+
+def test_a_contestant_of_no_backend_must_enter_none():
+    assert gate(entering(healthy(), "branches == 'cmp'", ["masked"]), "timing").outcome == FAIL
+    assert gate(entering(healthy(), "branches == 'dense'", ["masked"]), "timing").outcome == FAIL
+
+
+def test_a_users_attention_may_be_made_of_our_backends_and_must_be_itself():
+    mine = healthy("laptop", brings="attention")
+    assert gate(entering(mine, "backend == 'own'", ["own", "packed"]), "timing").outcome == PASS
+    assert gate(entering(mine, "backend == 'own'", ["packed"]), "timing").outcome == FAIL
+
+
+def test_a_timing_whose_turns_tell_no_backend_did_not_run():
+    found = gate(entering(healthy(), "backend == 'gather'", None), "timing")
+    assert (found.outcome, "told no backend that it entered" in found.detail) == (NOT_RUN, True)
+
+
 @pytest.mark.parametrize(("status", "outcome"), [("oom", FAIL), ("stalled", FAIL), ("interrupted", NOT_RUN)])
 def test_a_timing_that_was_cut_short_never_passes(status, outcome):
     assert gate(ended(healthy(), "timing", status, steps=60), "timing").outcome == outcome
