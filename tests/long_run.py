@@ -27,6 +27,7 @@ def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
     asked, result = (json.loads((place / name).read_text()) for name in ("case.json", "result.json"))
     for recorded in (result["executed"], result["attestation"]):
         recorded[-1]["step"] = steps
+    result["replay"]["followed"] = steps
     case = json.dumps({**asked, "steps": steps})
     (place / "case.json").write_text(case)
     (place / "result.json").write_text(json.dumps({**result, "steps_done": steps}))
@@ -53,6 +54,7 @@ def long_run(folder, steps, *, spike_at=None, spike_mib=40.0):
             "tokens_per_s": 512e3 / step_ms,
             "peak_alloc_mib": peak,
             "peak_alloc_backward_mib": peak,
+            "reserved_mib": peak + 1.5,
             "peak_reserved_mib": peak + 1.5,
         }
         beats.beat("warmup" if step <= 10 else "step", step, **{**fixed, **moving})

@@ -72,7 +72,8 @@ def contrast():
     for place, one in enumerate(timed * values["rounds"].value, start=1):
         times = dict.fromkeys(("forward_ms", "backward_ms"), ms.get(one.backend, 1.0))
         ts += sum(times.values()) / 1000
-        rows.append({"case_id": "timing", "step": place, "phase": "step", "ts": ts, **vars(one), **times})
+        told = {"case_id": "timing", "step": place, "phase": "step", "ts": ts, "routes": one.routes(None)}
+        rows.append({**told, **vars(one), **times})
     for number, backend in enumerate((*PLAIN_BACKENDS, DENSE)):
         counts, error = {"aten::mm": {"count": 30 + 3 * number}}, {"output": 1e-6, "gradient": 1e-6}
         cases.append(

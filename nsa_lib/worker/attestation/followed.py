@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from nsa_lib.subject.model import TinyLM
 from nsa_lib.worker.attestation.recording import RUN_ENTRIES, runs_of, values_at
 from nsa_lib.worker.attestation.records import Entries
-from nsa_lib.worker.attestation.update import AdamW, farthest, said
+from nsa_lib.worker.attestation.update import AdamW, farthest, in_words
 
 MOST_NAMED = 100
 """Steps that are named, at most."""
@@ -58,4 +58,4 @@ class Followed:
             ratio = farthest(found, self.rule, step)
         self.steps += 1
         if not ratio <= 1 and len(self.wrong) < MOST_NAMED:
-            self.wrong[f"step {step}, update {self._name}"] = said(ratio)
+            self.wrong[f"step {step}, update {self._name}"] = in_words(ratio)

@@ -14,7 +14,7 @@ from nsa_lib.worker.attestation.layer import LayerFound, judge_layer, not_judged
 from nsa_lib.worker.attestation.records import StepRecord
 from nsa_lib.worker.attestation.shapes import wrong_shapes
 from nsa_lib.worker.attestation.train_step import GradientsFound, LossFound, judge_gradients, judge_loss
-from nsa_lib.worker.attestation.update import AdamW, UpdateFound, judge_update
+from nsa_lib.worker.attestation.update import AdamW, UpdateFound, in_words, judge_update
 
 AREAS = (ATTENTION, CHOICE, BACKWARD, TRAIN_STEP)
 """What is found is wrong in one of these."""
@@ -84,7 +84,7 @@ class StepFound:
             said = f"{self.gradients.norm:.6g}, but that of the gradients is {self.gradients.exact_norm:.6g}"
             yield TRAIN_STEP, "gradient norm", said
         for name, ratio in (self.update.wrong if self.update else {}).items():
-            yield TRAIN_STEP, f"update {name}", said(ratio)
+            yield TRAIN_STEP, f"update {name}", in_words(ratio)
 
 
 def judge(

@@ -32,7 +32,7 @@ class AdamW:
     weight_decay: float = 1e-2
 
 
-def said(ratio: float | None) -> str:
+def in_words(ratio: float | None) -> str:
     """Return in words how far an update is from the rule; `ratio` as in UpdateFound."""
     known = ratio is not None and math.isfinite(ratio)
     times = f"{ratio:.3g} times what rounding explains" if known else "not finite, or not made at all"
