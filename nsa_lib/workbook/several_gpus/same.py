@@ -198,7 +198,9 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
             wrong = _furthest(taken, expected.get(step))
             said = f"{named(wrong)}: not the parameters of the other ranks after step {step}"
             return replace(gate, outcome=FAIL, detail=said)
-    if said := _left_the_bits(run, ranks[0]):
+    same = _as_in_turn(run, ranks[0])
+    held = same if _has_bits(run) else {}
+    if said := _left_the_bits(held):
         return replace(gate, outcome=FAIL, detail=said)
     apart = nearer(run, partial(parameter_distances, run, ranks[0]))
     if apart.empty:
@@ -209,10 +211,9 @@ def parameters_gate(run: Recorded, strategy: str) -> GateResult:
     compared = len(min(ranks, key=len))
     times = f"{counted(len(ranks), 'rank')}, compared {counted(compared, 'time')}"
     detail = f"the same bits on {times}; nearest to its limit after step {step}, in the rows of rank {part}"
-    same = _as_in_turn(run, ranks[0])
     if same:
         detail += f"; {sum(same.values())} times the bits of one GPU with the shares in turn"
-    missed = len(ranks) == 2 and same and not any(same.values()) and _has_bits(run)
+    missed = len(ranks) == 2 and held and not any(held.values())
     gate = replace(gate, outcome=WARN if missed and gate.outcome == PASS else gate.outcome, detail=detail)
     return unless_cut_short(gate, run.case(strategy))
 
@@ -238,9 +239,8 @@ def _has_bits(run: Recorded) -> bool:
     return not why_not_deterministic(CaseConfig.from_json(json.dumps(asked)))
 
 
-def _left_the_bits(run: Recorded, taken: Sequence[Mapping]) -> str:
+def _left_the_bits(same: Mapping[int, bool]) -> str:
     """Return where ranks left the bits that they had, or "": the same sums give the same bits in every step."""
-    same = _as_in_turn(run, taken) if _has_bits(run) else {}
     for step, later in pairwise(same):
         if same[step] and not same[later]:
             return f"after step {step} the bits of one GPU with the shares in turn, after step {later} others"
